@@ -514,6 +514,7 @@ impl Node {
             cluster,
             epoch: Epoch(1),
             leader,
+            led_since: Epoch(1),
             in_sync: own.clone(),
             members: own,
             floor: Index(0),

@@ -108,6 +108,7 @@ impl Node {
         let next = View {
             leader: self.config.id.clone(),
             epoch: view.epoch.next(),
+            led_since: view.epoch.next(),
             in_sync: in_sync.map(|(node, incarnation)| (node.clone(), *incarnation)).collect(),
             floor: view.floor.max(self.log.commit()),
             ..view.clone()
@@ -150,6 +151,7 @@ impl Node {
             let next = View {
                 leader: self.config.id.clone(),
                 epoch: view.epoch.next(),
+                led_since: view.epoch.next(),
                 floor: view.floor.max(self.log.commit()),
                 ..view.clone()
             };
