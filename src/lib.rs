@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure and wait"))]
 
 pub mod clock;
+pub mod kv;
 pub mod proto;
 pub mod protocol;
 pub mod view;
