@@ -3,4 +3,5 @@
 
 pub mod clock;
 pub mod proto;
+pub mod register;
 pub mod view;
