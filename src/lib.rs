@@ -3,6 +3,8 @@
 
 pub mod clock;
 pub mod kv;
+pub mod node;
 pub mod proto;
 pub mod protocol;
+pub mod register;
 pub mod view;

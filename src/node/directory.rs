@@ -136,7 +136,14 @@ impl DataDirectory {
         };
         let file = path.join("promise");
         let io = |source| DirectoryError::Io { path: file.clone(), source };
-        let promises = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file).map_err(io)?;
+        let promises = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&file)
+            .map_err(io)?;
         let (promise, sequence) = if promises.metadata().map_err(io)?.len() == 0 {
             // Written once in full, so that later writes change no metadata and one sync suffices.
             promises.write_all_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(io)?;
@@ -148,7 +155,14 @@ impl DataDirectory {
         };
         let latest = Mutex::new(Latest { promise, sequence, cluster: identity.cluster });
         let incarnation = identity.incarnation;
-        Ok(DataDirectory { path: path.to_owned(), address: address.clone(), incarnation, _lock: lock, promises, latest })
+        Ok(DataDirectory {
+            path: path.to_owned(),
+            address: address.clone(),
+            incarnation,
+            _lock: lock,
+            promises,
+            latest,
+        })
     }
 
     fn latest(&self) -> MutexGuard<'_, Latest> {
@@ -183,7 +197,12 @@ impl DataDirectory {
     ///
     /// # Errors
     /// The caller must end the process (R21).
-    pub fn save_promise(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), DirectoryError> {
+    pub fn save_promise(
+        &self,
+        promised: Epoch,
+        view: Option<&View>,
+        commit: Index,
+    ) -> Result<(), DirectoryError> {
         let file = self.path.join("promise");
         let mut latest = self.latest();
         if let (None, Some(view)) = (latest.cluster, view) {
@@ -193,8 +212,10 @@ impl DataDirectory {
         }
         let promise = Promise { promised, view: view.cloned(), commit: commit.max(latest.promise.commit) };
         let sequence = latest.sequence + 1;
-        let slot = encode_slot(&promise, sequence)
-            .ok_or_else(|| DirectoryError::Damaged { path: file.clone(), why: "the view has too many members".to_owned() })?;
+        let slot = encode_slot(&promise, sequence).ok_or_else(|| DirectoryError::Damaged {
+            path: file.clone(),
+            why: "the view has too many members".to_owned(),
+        })?;
         let io = |source| DirectoryError::Io { path: file.clone(), source };
         self.promises.write_all_at(&slot, slot_offset(sequence)).map_err(io)?;
         self.promises.sync_data().map_err(io)?;
@@ -210,7 +231,10 @@ impl DataDirectory {
     pub fn set_aside(&self) -> Result<PathBuf, DirectoryError> {
         let aside = (1..).map(|number| self.path.join(format!("aside-{number}"))).find(|path| !path.exists());
         let aside = aside.expect("some number is free");
-        let io = |path: &Path| { let path = path.to_owned(); move |source| DirectoryError::Io { path, source } };
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DirectoryError::Io { path, source }
+        };
         std::fs::create_dir(&aside).map_err(io(&aside))?;
         // The identity first: without it the rest is nobody's, with it and no log it would be a wiped node.
         for name in ["identity", "promise", "log", "state.redb"] {
@@ -233,13 +257,24 @@ fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
 fn lock(path: &Path) -> Result<File, DirectoryError> {
     let file = path.join("lock");
     let io = |source| DirectoryError::Io { path: file.clone(), source };
-    let mut lock = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&file).map_err(io)?;
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&file)
+        .map_err(io)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);
-            let holder = if holder.trim().is_empty() { "another process".to_owned() } else { holder.trim().to_owned() };
+            let holder = if holder.trim().is_empty() {
+                "another process".to_owned()
+            } else {
+                holder.trim().to_owned()
+            };
             return Err(DirectoryError::InUse { path: path.to_owned(), holder });
         }
         Err(TryLockError::Error(source)) => return Err(io(source)),
@@ -263,18 +298,30 @@ fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, Dire
     };
     let damaged = |why: &str| DirectoryError::Damaged { path: file.clone(), why: why.to_owned() };
     let mut lines = text.lines();
-    let version = lines.next().and_then(|line| line.strip_prefix(FIRST_LINE)).ok_or_else(|| damaged("it is no identity"))?;
+    let version = lines
+        .next()
+        .and_then(|line| line.strip_prefix(FIRST_LINE))
+        .ok_or_else(|| damaged("it is no identity"))?;
     if version != FORMAT.to_string() {
         return Err(DirectoryError::Format { path: file, found: version.to_owned() });
     }
     let mut field = |name: &str| {
-        lines.next().and_then(|line| line.strip_prefix(name)).map(str::trim).ok_or_else(|| damaged(&format!("no line \"{name}\"")))
+        lines
+            .next()
+            .and_then(|line| line.strip_prefix(name))
+            .map(str::trim)
+            .ok_or_else(|| damaged(&format!("no line \"{name}\"")))
     };
     let found = field("address ")?;
     if found != address.as_str() {
-        return Err(DirectoryError::OtherAddress { path: path.to_owned(), found: found.to_owned(), wanted: address.clone() });
+        return Err(DirectoryError::OtherAddress {
+            path: path.to_owned(),
+            found: found.to_owned(),
+            wanted: address.clone(),
+        });
     }
-    let number = |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(&format!("\"{text}\" is no number")));
+    let number =
+        |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(&format!("\"{text}\" is no number")));
     let incarnation = Incarnation(number(field("incarnation ")?)?);
     let cluster = match field("cluster ")? {
         "none" => None,
@@ -296,11 +343,14 @@ fn missing_identity(path: &Path) -> Result<Option<Identity>, DirectoryError> {
 
 fn write_identity(path: &Path, address: &NodeId, identity: &Identity) -> Result<(), DirectoryError> {
     let cluster = identity.cluster.map_or_else(|| "none".to_owned(), |cluster| cluster.to_string());
-    let text =
-        format!("{FIRST_LINE}{FORMAT}\naddress {address}\nincarnation {:?}\ncluster {cluster}\n", identity.incarnation);
+    let text = format!(
+        "{FIRST_LINE}{FORMAT}\naddress {address}\nincarnation {:?}\ncluster {cluster}\n",
+        identity.incarnation
+    );
     let new = path.join("identity.new");
     let io = |source| DirectoryError::Io { path: new.clone(), source };
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io)?;
     file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
     std::fs::rename(&new, path.join("identity")).map_err(io)?;
     sync_directory(path)
@@ -427,7 +477,10 @@ mod tests {
         assert_eq!(open(parent.path()).unwrap().promise().promised, Epoch(2));
         file.write_all_at(&[0xff; 7], slot_offset(1) + SLOT_HEAD as u64).unwrap();
         let error = open(parent.path()).unwrap_err();
-        assert!(matches!(error, DirectoryError::Damaged { .. }), "two bad copies are no empty promise: {error}");
+        assert!(
+            matches!(error, DirectoryError::Damaged { .. }),
+            "two bad copies are no empty promise: {error}"
+        );
     }
 
     #[test]
@@ -435,7 +488,10 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         let _held = open(parent.path()).unwrap();
         let error = open(parent.path()).unwrap_err();
-        assert!(error.is_conflict() && error.to_string().contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(
+            error.is_conflict() && error.to_string().contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
     }
 
     #[test]
@@ -452,7 +508,10 @@ mod tests {
         assert!(matches!(&error, DirectoryError::Format { found, .. } if found == "2"), "{error}");
         std::fs::remove_file(&identity).unwrap();
         let error = open(parent.path()).unwrap_err();
-        assert!(matches!(error, DirectoryError::Damaged { .. }), "data without an identity is not a new node: {error}");
+        assert!(
+            matches!(error, DirectoryError::Damaged { .. }),
+            "data without an identity is not a new node: {error}"
+        );
     }
 
     #[test]

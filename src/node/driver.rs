@@ -12,6 +12,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::Ended;
 use super::event::{ArrivedSnapshot, Events, Internal, Request};
 use super::handle::{CommandError, Shared, Unavailable};
 use super::link::{ENTRIES_BYTES, Item, Link, item};
@@ -23,9 +24,10 @@ use super::requests::Requests;
 use super::snapshot::{self, APPLIED, encode_position};
 use super::wire::{Entries, FORMAT, body_of};
 use super::writer::WriteOperation;
-use super::Ended;
 use crate::kv::{self, Backend as _};
-use crate::proto::replcluster::{Command, Forward, Hello, Mutation, ReadIndex, ReadIndexAnswer, command, frame::Body};
+use crate::proto::replcluster::{
+    Command, Forward, Hello, Mutation, ReadIndex, ReadIndexAnswer, command, frame::Body,
+};
 use crate::protocol::{Effect, Halt, Input, Message, Node, Role, Warning, WriteId};
 use crate::view::{Epoch, Index, NodeId, View};
 
@@ -179,10 +181,14 @@ impl Driver {
                 () = std::future::ready(()), if busy => {}
             }
             // Whatever else has gathered belongs to the same batch: one sync, one message to each follower.
-            while reports.len() < TURN_EVENTS && let Ok(report) = self.internal.try_recv() {
+            while reports.len() < TURN_EVENTS
+                && let Ok(report) = self.internal.try_recv()
+            {
                 reports.push(report);
             }
-            while requests.len() < room && let Ok(request) = self.clients.try_recv() {
+            while requests.len() < room
+                && let Ok(request) = self.clients.try_recv()
+            {
                 requests.push(request);
             }
             for report in reports.drain(..) {
@@ -221,7 +227,7 @@ impl Driver {
                 self.step(Input::Died { node, session });
             }
             Internal::Message { envelope, entries } => self.feed(Input::Received(envelope), entries.as_ref()),
-            Internal::Frame { from, epoch, body, .. } => self.frame(&from, epoch, body),
+            Internal::Frame { from, epoch, body } => self.frame(&from, epoch, body),
             Internal::PeerArrived(node) => {
                 self.link(&node);
                 self.links[&node].dial_now();
@@ -232,7 +238,8 @@ impl Driver {
                 self.resend_to(&node);
             }
             Internal::SnapshotArrived(snapshot) => {
-                let mark = crate::protocol::Mark { index: snapshot.position.index, epoch: snapshot.position.epoch };
+                let mark =
+                    crate::protocol::Mark { index: snapshot.position.index, epoch: snapshot.position.epoch };
                 self.arrived = Some(*snapshot);
                 self.step(Input::SnapshotReceived(mark));
                 self.arrived = None;
@@ -256,7 +263,9 @@ impl Driver {
             }
             Request::Confirm { deadline, answer } => self.reads.arrive(deadline, answer),
             Request::Remove { node, deadline, answer } => self.wish(Wish::Remove(node), deadline, answer),
-            Request::MoveLeader { node, deadline, answer } => self.wish(Wish::MoveLeader(node), deadline, answer),
+            Request::MoveLeader { node, deadline, answer } => {
+                self.wish(Wish::MoveLeader(node), deadline, answer)
+            }
         }
     }
 
@@ -274,10 +283,18 @@ impl Driver {
                 self.reads.reached(self.applied.index);
             }
             Body::Command(command) => self.command(command),
-            Body::Append(_) | Body::Appended(_) | Body::Report(_) | Body::Ping(_) | Body::Stale(_) | Body::Transfer(_) => {
+            Body::Append(_)
+            | Body::Appended(_)
+            | Body::Report(_)
+            | Body::Ping(_)
+            | Body::Stale(_)
+            | Body::Transfer(_) => {
                 unreachable!("these reach the protocol as messages")
             }
-            Body::SnapshotBegin(_) | Body::SnapshotChunk(_) | Body::SnapshotEnd(_) | Body::CommandAnswer(_) => {
+            Body::SnapshotBegin(_)
+            | Body::SnapshotChunk(_)
+            | Body::SnapshotEnd(_)
+            | Body::CommandAnswer(_) => {
                 tracing::warn!("{from} sent a frame that has no place here");
             }
         }
@@ -319,7 +336,9 @@ impl Driver {
 
     fn carry_out(&mut self, effect: Effect, entries: Option<&Entries>) {
         match effect {
-            Effect::Append { write, epoch, first, last, opening } => self.append(write, epoch, first, last, opening),
+            Effect::Append { write, epoch, first, last, opening } => {
+                self.append(write, epoch, first, last, opening)
+            }
             Effect::Accept { write, first, last } => {
                 let entries = entries.expect("entries are accepted from the message just fed");
                 let (frames, end) = entries.slice(first, last);
@@ -327,7 +346,8 @@ impl Driver {
             }
             Effect::Truncate { write, after } => {
                 tracing::info!("cutting the log after {after}: what follows was never committed");
-                let end = self.recent.position(after).or((self.applied.index == after).then_some(self.applied));
+                let end =
+                    self.recent.position(after).or((self.applied.index == after).then_some(self.applied));
                 self.tail = end.expect("the log keeps its committed end");
                 self.recent.truncate(after);
                 self.write(WriteOperation::Truncate { write, after });
@@ -351,7 +371,9 @@ impl Driver {
             }
             Effect::Adopted(view) => self.adopted(view),
             Effect::Serving => tracing::info!("leading since epoch {}", self.node.epoch()),
-            Effect::Fenced(fenced) => tracing::info!("{}", if fenced { "handing leadership over" } else { "hand-over ended" }),
+            Effect::Fenced(fenced) => {
+                tracing::info!("{}", if fenced { "handing leadership over" } else { "hand-over ended" })
+            }
             Effect::Warn(warning) => warn(&warning),
             Effect::Halt(halt) => self.halt(&halt),
         }
@@ -473,7 +495,8 @@ impl Driver {
             let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
             store.backend().snapshot()
         };
-        let (hello, epoch, position, events) = (self.hello(&to), self.node.epoch(), self.applied, self.events.clone());
+        let (hello, epoch, position, events) =
+            (self.hello(&to), self.node.epoch(), self.applied, self.events.clone());
         tracing::info!("sending {to} a snapshot of everything up to {}", position.index);
         tokio::spawn(async move {
             match snapshot::send(hello, epoch, position, reader).await {
@@ -522,7 +545,8 @@ impl Driver {
             let origin = self.requests.origin();
             let own = self.requests.submit(BATCH_COUNT, BATCH_BYTES);
             self.batch = std::mem::take(&mut self.forwarded);
-            self.batch.extend(own.mutations.into_iter().map(|(sequence, mutation)| (origin, sequence, mutation)));
+            self.batch
+                .extend(own.mutations.into_iter().map(|(sequence, mutation)| (origin, sequence, mutation)));
             let count = self.batch.len() as u64;
             self.step(Input::Proposed { count });
             if self.acknowledge_early {
@@ -665,8 +689,12 @@ impl Driver {
             (Wish::Remove(_), Some(view)) if view.members.len() == 1 => Some(CommandError::Refused(
                 "it is the last node of the cluster; `replcluster down --purge` ends a cluster".to_owned(),
             )),
-            (Wish::Remove(node), Some(view)) if view.in_sync.len() == 1 && view.in_sync.contains_key(node) => {
-                Some(CommandError::Refused(format!("{node} holds the only in-sync copy; wait until another is in sync")))
+            (Wish::Remove(node), Some(view))
+                if view.in_sync.len() == 1 && view.in_sync.contains_key(node) =>
+            {
+                Some(CommandError::Refused(format!(
+                    "{node} holds the only in-sync copy; wait until another is in sync"
+                )))
             }
             (Wish::MoveLeader(node), Some(view)) if !view.in_sync.contains_key(node) => {
                 Some(CommandError::Refused(format!("{node} is not in sync")))
@@ -737,9 +765,10 @@ impl Driver {
 
     /// To the lowest other in-sync node.
     fn move_leadership_away(&mut self) {
-        let target = self.node.view().and_then(|view| {
-            view.in_sync.keys().find(|node| **node != self.shared.address).cloned()
-        });
+        let target = self
+            .node
+            .view()
+            .and_then(|view| view.in_sync.keys().find(|node| **node != self.shared.address).cloned());
         if let Some(target) = target {
             self.step(Input::MoveLeader(target));
         }
@@ -772,7 +801,8 @@ impl Driver {
         let job = {
             let mut store = self.shared.store.write().unwrap_or_else(PoisonError::into_inner);
             let bytes = store.backend().overlay_bytes();
-            let due = bytes >= FLUSH_BYTES || (bytes > 0 && now.duration_since(self.flushed_at) >= FLUSH_EVERY);
+            let due =
+                bytes >= FLUSH_BYTES || (bytes > 0 && now.duration_since(self.flushed_at) >= FLUSH_EVERY);
             if due { store.backend_mut().begin_flush() } else { None }
         };
         if let Some(job) = job {

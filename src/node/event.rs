@@ -11,7 +11,7 @@ use super::wire::Entries;
 use crate::kv;
 use crate::proto::replcluster::frame::Body;
 use crate::protocol::{Envelope, RegisterUnreachable, Swapped, WriteId};
-use crate::view::{Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Epoch, Index, NodeId, View};
 
 /// What becomes of a mutation.
 pub type Outcome = Result<Result<kv::Applied, kv::Refusal>, Unavailable>;
@@ -94,8 +94,6 @@ pub enum Internal {
     Frame {
         /// Who.
         from: NodeId,
-        /// Its data directory.
-        incarnation: Incarnation,
         /// Under which epoch.
         epoch: Epoch,
         /// What.

@@ -80,7 +80,13 @@ async fn read(inbound: &Inbound, mut stream: TcpStream) -> Result<(), Closed> {
                 inbound.events.send(Internal::SnapshotArrived(Box::new(arrived))).await;
                 return Ok(()); // a snapshot has a connection to itself
             }
-            let envelope = |message| Envelope { from: from.clone(), incarnation, session: hello.session, epoch, message };
+            let envelope = |message| Envelope {
+                from: from.clone(),
+                incarnation,
+                session: hello.session,
+                epoch,
+                message,
+            };
             let event = match body {
                 Body::Append(append) => {
                     let (message, entries) = open_append(append)?;
@@ -94,7 +100,7 @@ async fn read(inbound: &Inbound, mut stream: TcpStream) -> Result<(), Closed> {
                 Body::Ping(_) => message(envelope(Message::Ping)),
                 Body::Stale(_) => message(envelope(Message::Stale)),
                 Body::Transfer(_) => message(envelope(Message::Transfer)),
-                other => Internal::Frame { from: from.clone(), incarnation, epoch, body: other },
+                other => Internal::Frame { from: from.clone(), epoch, body: other },
             };
             if !inbound.events.send(event).await {
                 return Ok(());
@@ -134,11 +140,17 @@ async fn greeting(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Optio
 fn check(inbound: &Inbound, hello: &Hello) -> Result<NodeId, Closed> {
     let refuse = |why: String| Err(Closed::Stranger(why));
     if hello.format != FORMAT {
-        return refuse(format!("{} speaks version {} of the peer protocol, this node {FORMAT}", hello.from, hello.format));
+        return refuse(format!(
+            "{} speaks version {} of the peer protocol, this node {FORMAT}",
+            hello.from, hello.format
+        ));
     }
     let ours = (inbound.cluster)();
     if ours != 0 && ours != hello.cluster_id {
-        return refuse(format!("{} belongs to cluster {:016x}, this node to {ours:016x}", hello.from, hello.cluster_id));
+        return refuse(format!(
+            "{} belongs to cluster {:016x}, this node to {ours:016x}",
+            hello.from, hello.cluster_id
+        ));
     }
     if hello.to != inbound.address.as_str() {
         return refuse(format!("{} looks for {} and found {}", hello.from, hello.to, inbound.address));

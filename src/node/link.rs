@@ -160,7 +160,8 @@ impl Dialer {
                         Some(chunk) => chunk,
                         None => {
                             let recent = self.recent.clone();
-                            let read = tokio::task::spawn_blocking(move || recent.read(first, ENTRIES_BYTES)).await;
+                            let read =
+                                tokio::task::spawn_blocking(move || recent.read(first, ENTRIES_BYTES)).await;
                             // Dropped or cut meanwhile: the follower will report where it stands.
                             let Ok(Ok(Some(chunk))) = read else { return Ok(()) };
                             chunk

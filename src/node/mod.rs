@@ -35,11 +35,14 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
-pub use handle::{CommandError, Description, Handle, HeaderFacts, RoleName, Settings, StateStore, Unavailable};
+pub use handle::{
+    CommandError, Description, Handle, HeaderFacts, RoleName, Settings, StateStore, Unavailable,
+};
 pub use wire::MAGIC as PEER_MAGIC;
 
 use crate::kv;
 use crate::protocol::{self, Halt, Mark, Node, Outline, Restored, Run};
+use crate::register::watch::OnDeath;
 use crate::register::{DeathWatch, Register};
 use crate::view::{ClusterId, Epoch, Index, NodeId};
 use directory::DataDirectory;
@@ -53,6 +56,9 @@ use state::{StateBackend, StateError};
 /// Reports that may wait for the driver; beyond it peers' connections are not read.
 const EVENTS_MAX: usize = 4096;
 
+/// Makes the watch on other nodes' lives; given what to call for each death.
+pub type MakeWatch = Box<dyn FnOnce(OnDeath) -> std::io::Result<DeathWatch> + Send>;
+
 /// Everything a node needs to start.
 pub struct Start {
     /// Where clients and peers call it.
@@ -62,7 +68,7 @@ pub struct Start {
     /// The register of its cluster.
     pub register: Arc<dyn Register>,
     /// Makes the watch on other nodes' lives; told whom to tell.
-    pub watch: Box<dyn FnOnce(Box<dyn Fn(NodeId, Option<u64>) + Send + Sync>) -> DeathWatch + Send>,
+    pub watch: MakeWatch,
     /// What the API asks about.
     pub settings: Settings,
     /// See `protocol::Config`.
@@ -92,6 +98,9 @@ pub enum StartError {
     /// The register cannot be read.
     #[error("cannot read the register: {0}")]
     Register(String),
+    /// Other nodes' lives cannot be watched.
+    #[error("cannot watch the other nodes' processes: {0}")]
+    Watch(std::io::Error),
     /// The register is not the one that this node has seen (R11).
     #[error(
         "the register stands at epoch {register}, but this node has seen epoch {seen}: the register was restored from a backup, deleted, or is another one\nput the right register back; this node will not serve against an older one"
@@ -103,7 +112,9 @@ pub enum StartError {
         seen: Epoch,
     },
     /// The register belongs to another cluster.
-    #[error("the data belongs to cluster {data} and the register to cluster {register}; neither was changed\ngive the node its own data directory or its own register")]
+    #[error(
+        "the data belongs to cluster {data} and the register to cluster {register}; neither was changed\ngive the node its own data directory or its own register"
+    )]
     OtherCluster {
         /// The data's.
         data: ClusterId,
@@ -154,7 +165,12 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     // Between putting a snapshot in place and starting the log after it, a crash leaves a log that ends elsewhere.
     let fits = applied.index >= log.base().index && log.position(applied.index) == Some(applied);
     let (base, runs, last, commit) = if fits {
-        (recovered.base, recovered.runs, recovered.last, recovered.commit.max(promise.commit).max(applied.index))
+        (
+            recovered.base,
+            recovered.runs,
+            recovered.last,
+            recovered.commit.max(promise.commit).max(applied.index),
+        )
     } else {
         log.reset(applied)?;
         (applied, Vec::new(), applied, applied.index)
@@ -168,7 +184,10 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     );
     tracing::info!(
         "log holds {}..={}, committed to {}, state applied to {}",
-        base.index.next(), last.index, outline.commit(), applied.index
+        base.index.next(),
+        last.index,
+        outline.commit(),
+        applied.index
     );
     let config = protocol::Config {
         id: address.clone(),
@@ -210,12 +229,15 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     load_tail(&recent, outline_commit(&node), last);
     let directory = Arc::new(directory);
     let writer = spawn_writer(log, directory.clone(), events.clone());
-    let registrar = spawn_registrar(register, start.watch, events.clone());
+    let registrar = spawn_registrar(register, start.watch, events.clone())?;
     let (peers, connections) = mpsc::channel(64);
     let (tell, ended) = oneshot::channel();
     let inbound = Inbound {
         address,
-        cluster: { let shared = shared.clone(); Box::new(move || shared.cluster.load(Ordering::Relaxed)) },
+        cluster: {
+            let shared = shared.clone();
+            Box::new(move || shared.cluster.load(Ordering::Relaxed))
+        },
         events: events.clone(),
         installer: snapshot::Place { directory: Arc::new(directory.path().to_owned()) },
     };
@@ -295,16 +317,17 @@ fn spawn_writer(
 
 fn spawn_registrar(
     register: Arc<dyn Register>,
-    watch: Box<dyn FnOnce(Box<dyn Fn(NodeId, Option<u64>) + Send + Sync>) -> DeathWatch + Send>,
+    watch: MakeWatch,
     events: Events,
-) -> std::sync::mpsc::Sender<registrar::Ask> {
+) -> Result<std::sync::mpsc::Sender<registrar::Ask>, StartError> {
     let (sender, asks) = std::sync::mpsc::channel();
     let deaths = events.clone();
-    spawn_thread("register", move || {
-        let watch = watch(Box::new(move |node, session| deaths.send_blocking(Internal::Died { node, session })));
-        registrar::run(&register, &watch, &asks, &events);
+    let tell: OnDeath = Box::new(move |node, pid| {
+        deaths.send_blocking(Internal::Died { node, session: pid.map(u64::from) });
     });
-    sender
+    let watch = watch(tell).map_err(StartError::Watch)?;
+    spawn_thread("register", move || registrar::run(&register, &watch, &asks, &events));
+    Ok(sender)
 }
 
 /// The replication thread: driver, links and peers' connections, apart from all client load.
@@ -314,7 +337,8 @@ fn replicate(
     mut connections: mpsc::Receiver<std::net::TcpStream>,
     tell: oneshot::Sender<Ended>,
 ) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
     let ended = runtime.block_on(async move {
         tokio::spawn(async move {
             while let Some(stream) = connections.recv().await {

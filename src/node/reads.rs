@@ -92,8 +92,10 @@ impl Reads {
     /// Answers those whose time is up.
     pub fn expire(&mut self, now: Instant, leader_is_heard: bool) {
         let why = if leader_is_heard { Unavailable::TimedOut } else { Unavailable::NoLeader };
-        let mut sweep = |readers: &mut Vec<Waiting>| {
-            for waiting in readers.extract_if(.., |waiting| waiting.deadline <= now || waiting.answer.is_closed()) {
+        let sweep = |readers: &mut Vec<Waiting>| {
+            for waiting in
+                readers.extract_if(.., |waiting| waiting.deadline <= now || waiting.answer.is_closed())
+            {
                 let _ = waiting.answer.send(Err(why.clone()));
             }
         };

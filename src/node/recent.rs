@@ -58,7 +58,9 @@ impl Recent {
         }
         tail.bytes += frames.len();
         tail.batches.push_back(Batch { first, last, frames });
-        while tail.bytes > KEEP_BYTES_MAX && tail.batches.front().is_some_and(|batch| batch.last.index < commit) {
+        while tail.bytes > KEEP_BYTES_MAX
+            && tail.batches.front().is_some_and(|batch| batch.last.index < commit)
+        {
             let gone = tail.batches.pop_front().expect("looked at just now");
             tail.bytes -= gone.frames.len();
         }

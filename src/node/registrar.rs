@@ -1,8 +1,8 @@
 //! The thread that talks to the register, so that a slow disk never stops the driver, and that keeps the watch on
 //! other nodes' lives.
 
-use std::sync::mpsc;
 use std::sync::Arc;
+use std::sync::mpsc;
 
 use super::event::{Events, Internal};
 use crate::protocol::{RegisterUnreachable, Swapped};
@@ -36,14 +36,15 @@ pub fn run(register: &Arc<dyn Register>, watch: &DeathWatch, asks: &mpsc::Receiv
                 let outcome = match register.swap(Epoch(next.epoch.0 - 1), &next) {
                     Ok(()) => Swapped::Won,
                     Err(SwapError::Conflict(view)) => Swapped::Lost(view),
-                    Err(SwapError::Unknown(error)) => {
+                    // Where nothing was written the same swap may be sent again, just as where that is not known.
+                    Err(SwapError::Failed(error) | SwapError::Unknown(error)) => {
                         tracing::error!("cannot tell whether view {} was written: {error}", next.epoch);
                         Swapped::Unknown
                     }
                 };
                 events.send_blocking(Internal::Swapped(outcome));
             }
-            Ask::Watch(node) => watch.watch(&node),
+            Ask::Watch(node) => watch.watch(node),
             Ask::Forget(node) => watch.forget(&node),
         }
     }

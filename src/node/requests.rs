@@ -78,7 +78,9 @@ impl Requests {
         let mut mutations = Vec::new();
         let mut bytes = 0;
         for (sequence, pending) in self.pending.range_mut(self.cursor..) {
-            if !mutations.is_empty() && (mutations.len() >= count_max || bytes + pending.mutation.len() > bytes_max) {
+            if !mutations.is_empty()
+                && (mutations.len() >= count_max || bytes + pending.mutation.len() > bytes_max)
+            {
                 break;
             }
             bytes += pending.mutation.len();
@@ -120,8 +122,12 @@ impl Requests {
     }
 
     fn fail(&mut self, which: impl Fn(&Pending) -> bool, why: Unavailable) {
-        let failed: Vec<u64> =
-            self.pending.iter().filter(|(_, pending)| which(pending)).map(|(sequence, _)| *sequence).collect();
+        let failed: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| which(pending))
+            .map(|(sequence, _)| *sequence)
+            .collect();
         for sequence in failed {
             self.applied(sequence, Err(why.clone()));
         }

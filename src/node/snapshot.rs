@@ -68,7 +68,12 @@ fn decode_position(bytes: &[u8]) -> Option<Position> {
 ///
 /// # Errors
 /// In words; the peer will report again.
-pub async fn send(hello: Hello, epoch: Epoch, position: Position, reader: SnapshotReader) -> Result<u64, String> {
+pub async fn send(
+    hello: Hello,
+    epoch: Epoch,
+    position: Position,
+    reader: SnapshotReader,
+) -> Result<u64, String> {
     let text = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect(hello.to.as_str()).await.map_err(text)?;
     stream.write_all(&greeting(&hello)).await.map_err(text)?;
@@ -85,7 +90,8 @@ pub async fn send(hello: Hello, epoch: Epoch, position: Position, reader: Snapsh
     });
     let mut count = 0;
     while let Some(chunk) = ready.recv().await {
-        let rows: Vec<SnapshotRow> = chunk?.into_iter().map(|(key, value)| SnapshotRow { key, value }).collect();
+        let rows: Vec<SnapshotRow> =
+            chunk?.into_iter().map(|(key, value)| SnapshotRow { key, value }).collect();
         count += rows.len() as u64;
         put(&mut buffer, &Frame { epoch: epoch.0, body: Some(Body::SnapshotChunk(SnapshotChunk { rows })) });
         stream.write_all(&buffer).await.map_err(text)?;
@@ -110,8 +116,7 @@ pub async fn receive(
     stream: &mut TcpStream,
     buffer: &mut BytesMut,
 ) -> Result<ArrivedSnapshot, String> {
-    let position =
-        Position { index: Index(begin.index), epoch: Epoch(begin.epoch), chain: begin.chain };
+    let position = Position { index: Index(begin.index), epoch: Epoch(begin.epoch), chain: begin.chain };
     let (chunks, rows) = std::sync::mpsc::sync_channel::<Step>(QUEUE_MAX);
     let directory = place.directory.clone();
     let building = tokio::task::spawn_blocking(move || build(&directory, position, &rows));
@@ -167,7 +172,9 @@ fn build(
         match rows.recv() {
             Ok(Step::Rows(rows)) => {
                 count += rows.len() as u64;
-                installer.push(rows.into_iter().map(|row| (row.key, row.value))).map_err(|error| error.to_string())?;
+                installer
+                    .push(rows.into_iter().map(|row| (row.key, row.value)))
+                    .map_err(|error| error.to_string())?;
             }
             Ok(Step::End(announced)) if announced == count => break,
             Ok(Step::End(announced)) => return Err(format!("{count} rows of {announced}")),

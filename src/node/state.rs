@@ -116,7 +116,8 @@ impl StateBackend {
     fn open_file(path: &Path) -> Result<StateBackend, StateError> {
         let fail = |source: redb::Error| StateError { path: path.to_owned(), source };
         let mut builder = Database::builder();
-        let database = builder.set_cache_size(CACHE_BYTES).create(path).map_err(|error| fail(error.into()))?;
+        let database =
+            builder.set_cache_size(CACHE_BYTES).create(path).map_err(|error| fail(error.into()))?;
         let transaction = database.begin_write().map_err(|error| fail(error.into()))?;
         transaction.open_table(TABLE).map_err(|error| fail(error.into()))?;
         transaction.commit().map_err(|error| fail(error.into()))?;
@@ -173,7 +174,8 @@ impl StateBackend {
         }
         let changes = Arc::new(std::mem::take(&mut self.overlay));
         self.flushing = Some(changes.clone());
-        let (path, database, generation) = (self.path.clone(), self.database.clone(), self.generation.clone());
+        let (path, database, generation) =
+            (self.path.clone(), self.database.clone(), self.generation.clone());
         Some(FlushJob { path, database, changes, generation })
     }
 
@@ -474,7 +476,8 @@ mod tests {
         flush(&mut backend);
         let chunks: Vec<_> = snapshot.map(Result::unwrap).collect();
         assert!(chunks.len() > 1, "large states come in pieces");
-        let mains: Vec<_> = chunks.concat().iter().filter_map(|(key, _)| revision_of(key)).map(|at| at.main).collect();
+        let mains: Vec<_> =
+            chunks.concat().iter().filter_map(|(key, _)| revision_of(key)).map(|at| at.main).collect();
         assert_eq!(mains, [1, 2, 4, 5, 6, 7, 8]);
     }
 

@@ -4,7 +4,6 @@
 //! is preceded by its length as a little-endian `u32`. Everything else on the port is HTTP and does not start so.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use prost::Message as _;
 
 use super::log::{Position, decode};
 use crate::proto::replcluster::{self as pb, Frame, Hello, frame::Body};
@@ -78,7 +77,9 @@ pub fn take<M: prost::Message + Default>(buffer: &mut BytesMut) -> Result<Option
 #[must_use]
 pub fn body_of(message: &Message) -> Body {
     match message {
-        Message::Append { previous, last, commit, .. } => append_body(*previous, *last, previous.epoch, *commit, Bytes::new()),
+        Message::Append { previous, last, commit, .. } => {
+            append_body(*previous, *last, previous.epoch, *commit, Bytes::new())
+        }
         Message::Appended { durable } => Body::Appended(pb::Appended { durable: durable.0 }),
         Message::Report { commit, last } => {
             Body::Report(pb::Report { commit: commit.0, last_index: last.0, wiped: false })

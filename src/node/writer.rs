@@ -54,7 +54,12 @@ pub enum WriteOperation {
 }
 
 /// Runs until the sending side is gone.
-pub fn run(mut log: Log, directory: &DataDirectory, operations: &mpsc::Receiver<WriteOperation>, events: &Events) {
+pub fn run(
+    mut log: Log,
+    directory: &DataDirectory,
+    operations: &mpsc::Receiver<WriteOperation>,
+    events: &Events,
+) {
     while let Ok(operation) = operations.recv() {
         let mut durable = None;
         let mut appended = false;
@@ -117,7 +122,9 @@ fn carry_out(
             Ok(Done { write: Some(write), unsynced: false })
         }
         WriteOperation::Persist { write, promised, view, commit } => {
-            directory.save_promise(promised, view.as_ref(), commit).map_err(|error| Failure::Fatal(error.to_string()))?;
+            directory
+                .save_promise(promised, view.as_ref(), commit)
+                .map_err(|error| Failure::Fatal(error.to_string()))?;
             Ok(Done { write: Some(write), unsynced: false })
         }
         WriteOperation::Install { write, base, place } => {
@@ -136,7 +143,10 @@ fn carry_out(
 
 /// R21: what was not written may be anything now; only a restart reads what is really there.
 fn fail(directory: &DataDirectory, why: &str) -> ! {
-    tracing::error!("cannot write to {}: {why}; ending, so that nothing unwritten is ever acknowledged", directory.path().display());
+    tracing::error!(
+        "cannot write to {}: {why}; ending, so that nothing unwritten is ever acknowledged",
+        directory.path().display()
+    );
     eprintln!("replserver: cannot write to {}: {why}", directory.path().display());
     std::process::exit(1);
 }

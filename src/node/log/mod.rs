@@ -259,7 +259,10 @@ impl<D: Disk> Log<D> {
                 Err(bad) => return diverged(before.index.next(), bad.to_string()),
             };
             if record.index != before.index.next() || record.epoch < before.epoch {
-                return diverged(record.index, format!("it follows {} of epoch {}", before.index, before.epoch));
+                return diverged(
+                    record.index,
+                    format!("it follows {} of epoch {}", before.index, before.epoch),
+                );
             }
             let expected = record::chain_after(&record, before.chain);
             if chain != expected {
@@ -321,7 +324,8 @@ impl<D: Disk> Log<D> {
     pub fn drop_before(&mut self, index: Index) -> Result<(), LogError> {
         let removed: Vec<PathBuf> = {
             let mut map = write_map(&self.map);
-            let keep_from = map.segments.windows(2).take_while(|pair| pair[1].head.base.index < index).count();
+            let keep_from =
+                map.segments.windows(2).take_while(|pair| pair[1].head.base.index < index).count();
             map.segments.drain(..keep_from).map(|segment| segment.path).collect()
         };
         // Oldest first: what is left after a crash is still without a gap.
@@ -345,7 +349,8 @@ impl<D: Disk> Log<D> {
             Some(file) if file.length().map_err(io_error(&path))? >= bytes => file,
             Some(_) | None => segment::prepare(&self.disk, &path, bytes).map_err(io_error(&path))?,
         };
-        let segment = segment::begin(&self.disk, &self.directory, (&path, file), head).map_err(io_error(&path))?;
+        let segment =
+            segment::begin(&self.disk, &self.directory, (&path, file), head).map_err(io_error(&path))?;
         self.next_sequence = head.sequence + 1;
         let superseded = {
             let mut map = write_map(&self.map);
@@ -444,7 +449,11 @@ impl LogReader {
             if first <= base {
                 return Err(LogError::Gone { wanted: first, base });
             }
-            match map.segments.iter().find(|segment| segment.head.base.index < first && first <= segment.last.index) {
+            match map
+                .segments
+                .iter()
+                .find(|segment| segment.head.base.index < first && first <= segment.last.index)
+            {
                 Some(segment) => segment.clone(),
                 None => return Ok(None),
             }

@@ -114,7 +114,10 @@ fn connect(before: &[Segment], segment: &Segment) -> Result<(), LogError> {
         path: segment.path.clone(),
         offset: 0,
         index: last.index.next(),
-        why: format!("the file continues entry {} of epoch {}, the one before it ends at {} of epoch {}", base.index, base.epoch, last.index, last.epoch),
+        why: format!(
+            "the file continues entry {} of epoch {}, the one before it ends at {} of epoch {}",
+            base.index, base.epoch, last.index, last.epoch
+        ),
     })
 }
 
@@ -144,7 +147,10 @@ fn scan(segment: &mut Segment, marks: &mut Vec<(Position, Index)>) -> Result<Sca
         match record::decode(&mut next) {
             Ok(Some((record, chain))) => {
                 let expected = before.index.next();
-                if record.index != expected || record::chain_after(&record, before.chain) != chain || record.epoch < before.epoch {
+                if record.index != expected
+                    || record::chain_after(&record, before.chain) != chain
+                    || record.epoch < before.epoch
+                {
                     break format!("a record that does not follow entry {}", before.index);
                 }
                 let position = Position { index: record.index, epoch: record.epoch, chain };
@@ -178,11 +184,16 @@ fn followed_by_valid(bytes: &Bytes, after: Index) -> bool {
 }
 
 /// Torn, or corrupt?
-fn judge(segment: &Segment, bad: Bad, newest: bool, commit: Index, found: &mut Found) -> Result<(), LogError> {
+fn judge(
+    segment: &Segment,
+    bad: Bad,
+    newest: bool,
+    commit: Index,
+    found: &mut Found,
+) -> Result<(), LogError> {
     let index = segment.last.index.next();
-    let corrupt = |why: String| {
-        Err(LogError::Corrupt { path: segment.path.clone(), offset: segment.end, index, why })
-    };
+    let corrupt =
+        |why: String| Err(LogError::Corrupt { path: segment.path.clone(), offset: segment.end, index, why });
     if !newest {
         // What lies after the next segment's base was cut deliberately; `connect` sees whether enough is left.
         return Ok(());

@@ -7,7 +7,8 @@ fn frames(log: &Log, epoch: u64, count: u64, payload: &[u8]) -> (Bytes, Position
     for _ in 0..count {
         let index = last.index.next();
         let payload = Bytes::copy_from_slice(payload);
-        let record = Record { epoch: Epoch(epoch), index, commit: Index(0), origin: 1, sequence: index.0, payload };
+        let record =
+            Record { epoch: Epoch(epoch), index, commit: Index(0), origin: 1, sequence: index.0, payload };
         let chain = encode(&mut buffer, &record, last.chain);
         last = Position { index, epoch: Epoch(epoch), chain };
     }
@@ -24,7 +25,8 @@ fn open(directory: &Path, commit: u64) -> Result<(Log, Recovered), LogError> {
 }
 
 fn newest(directory: &Path) -> PathBuf {
-    let mut names: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut names: Vec<PathBuf> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
     names.sort();
     names.pop().unwrap()
