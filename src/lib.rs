@@ -2,5 +2,6 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure and wait"))]
 
 pub mod clock;
+pub mod config;
 pub mod proto;
 pub mod view;

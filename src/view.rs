@@ -32,7 +32,9 @@ impl NodeId {
         let (host, port) = text.rsplit_once(':').ok_or_else(|| AddressError::Form(text.to_owned()))?;
         let bracketed = host.starts_with('[') && host.ends_with(']') && host.len() > 2;
         let plain = !host.is_empty()
-            && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-' || byte == b'_');
+            && host
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-' || byte == b'_');
         if !bracketed && !plain {
             return Err(AddressError::Form(text.to_owned()));
         }
