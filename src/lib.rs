@@ -3,5 +3,7 @@
 
 pub mod clock;
 pub mod config;
+pub mod control;
 pub mod proto;
+pub mod telemetry;
 pub mod view;
