@@ -5,5 +5,6 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod proto;
+pub mod supervisor;
 pub mod telemetry;
 pub mod view;
