@@ -4,6 +4,7 @@ use std::future::Future;
 use std::os::unix::fs::PermissionsExt;
 
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
 use crate::control::cause::Cause;
@@ -21,6 +22,8 @@ struct Scene {
     options: Options,
     layout: Layout,
     nodes: Vec<NodeId>,
+    /// Held so that no other test is given the same ports; nobody answers there unless a test says so.
+    ports: Vec<std::net::TcpListener>,
 }
 
 impl Scene {
@@ -39,7 +42,7 @@ impl Scene {
         let config = config::load(&path).unwrap();
         let layout = Layout::new(&config);
         let options = Options { config: path, server: Some(server), handles_signals: false };
-        Scene { _directory: directory, options, layout, nodes: config.nodes }
+        Scene { _directory: directory, options, layout, nodes: config.nodes, ports }
     }
 
     fn play<F: Future<Output = ()>>(script: &str, scene: impl FnOnce(Scene) -> F) {
@@ -377,8 +380,12 @@ fn a_node_that_says_it_serves_is_serving_and_its_view_goes_into_the_history() {
     Scene::play("exec sleep 1000", async |scene| {
         let node = scene.nodes[0].clone();
         let service = NodeServer::new(Answering { layout: scene.layout.clone(), node: node.clone() });
-        let address = node.as_str().parse().unwrap();
-        let answering = tokio::spawn(tonic::transport::Server::builder().add_service(service).serve(address));
+        let here = |port: &&std::net::TcpListener| port.local_addr().unwrap().to_string() == node.as_str();
+        let port = scene.ports.iter().find(here).unwrap().try_clone().unwrap();
+        port.set_nonblocking(true).unwrap();
+        let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(port).unwrap());
+        let server = tonic::transport::Server::builder().add_service(service);
+        let answering = tokio::spawn(server.serve_with_incoming(incoming));
         let (running, mut talk) = scene.begin().await;
         let mut follower = Conversation::connect(&scene.layout.socket()).await.unwrap();
         follower.send(&Request::Follow).await.unwrap();
