@@ -17,9 +17,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::node::directory::DataDirectory;
 use crate::node::{self, Ended, Handle, Running, Settings, Start};
 use crate::protocol::Halt;
-use crate::register::{DeathWatch, FileRegister, Holder, NodeLock, Register};
+use crate::register::{DeathWatch, FileRegister, Holder, LockError, NodeLock, Register};
 use crate::view::NodeId;
-use crate::{api, ports, telemetry};
+use crate::supervisor::ports;
+use crate::{api, telemetry};
 
 /// How long a connection may stay silent before it says what it is.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
@@ -132,9 +133,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Done as u8 });
         }
     };
-    let exit = match telemetry::server(arguments.log_file.as_deref()) {
+    let exit = match telemetry::start(None, arguments.log_file.as_deref()) {
         Ok(()) => run(arguments),
-        Err(error) => Err(Failure::new(Exit::Failed, format!("cannot write the log file: {error}"))),
+        Err(error) => Err(Failure::new(Exit::Failed, error.to_string())),
     };
     match exit {
         Ok(exit) => ExitCode::from(exit as u8),
@@ -173,9 +174,10 @@ fn run(arguments: Arguments) -> Result<Exit, Failure> {
 fn take_address(arguments: &Arguments) -> Result<(NodeLock, Arc<dyn Register>), Failure> {
     let register = FileRegister::open(&arguments.register)
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot use the register: {error}")))?;
-    let holder = Holder::current(&arguments.address, &arguments.data_dir);
+    let holder = Holder::this_process(&arguments.address, &arguments.data_dir)
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let lock = NodeLock::take(&arguments.register, &arguments.address, &holder).map_err(|error| {
-        let exit = if error.is_held() { Exit::Conflict } else { Exit::Failed };
+        let exit = if matches!(error, LockError::Held { .. }) { Exit::Conflict } else { Exit::Failed };
         Failure::new(exit, error.to_string())
     })?;
     Ok((lock, Arc::new(register)))
@@ -289,8 +291,8 @@ async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
         .collect();
     TcpListener::bind(resolved.as_slice()).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
-            let holder = resolved.first().and_then(|address| ports::holder(address.port()));
-            let who = holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string());
+            let holder = resolved.first().and_then(|address| ports::holder(*address));
+            let who = holder.map_or_else(|| "another process".to_owned(), |holder| ports::describe(&holder));
             Failure::new(Exit::Conflict, format!("{address} is taken by {who}\nstop it or give this node another address"))
         }
         std::io::ErrorKind::AddrNotAvailable => {
