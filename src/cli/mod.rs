@@ -1,0 +1,3 @@
+//! The verbs of `replcluster`.
+
+pub mod client;
