@@ -39,6 +39,8 @@ mod keys;
 mod range;
 mod record;
 mod refusal;
+#[cfg(test)]
+mod scripts;
 mod txn;
 
 pub use apply::Applied;
