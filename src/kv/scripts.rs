@@ -318,7 +318,7 @@ fn show_applied(applied: &Applied) -> String {
 
 fn show_put(answer: &PutResponse) -> String {
     let mut text = format!("put revision={}", revision(answer.header.as_ref()));
-    for kv in &answer.prev_kv {
+    if let Some(kv) = &answer.prev_kv {
         write!(text, "\n  was {}", show(kv)).unwrap();
     }
     text
