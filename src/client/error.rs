@@ -1,0 +1,199 @@
+//! What can go wrong with a request, and what each failure says about whether the request was carried out.
+//! The refusals of a server are kept exactly as it sent them; nothing is translated here.
+
+use std::error::Error as _;
+use std::time::Duration;
+
+use tonic::{Code, ConnectError, Status};
+
+/// Why a request has no answer that can be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The list of endpoints is empty.
+    #[error("no endpoint is known\nname at least one, for example --endpoints 127.0.0.1:2379")]
+    NoEndpoints,
+    /// An endpoint's text cannot be used.
+    #[error("endpoint \"{endpoint}\" cannot be used: {reason}\nwrite host:port or http://host:port")]
+    BadEndpoint {
+        /// As it was given.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No connection could be made: nothing was sent.
+    #[error("no endpoint can be reached: {}\nis the cluster running? see `replcluster status`", list(.tried))]
+    Unreachable {
+        /// Every endpoint that was tried with the reason it failed.
+        tried: Vec<(String, String)>,
+    },
+    /// The server answered with a gRPC error.
+    #[error("{endpoint} answered {:?}: {}", .status.code(), .status.message())]
+    Refused {
+        /// Who answered.
+        endpoint: String,
+        /// Code and message as the server sent them.
+        status: Status,
+    },
+    /// The connection ended before the answer came: the request may have been carried out.
+    #[error(
+        "the connection to {endpoint} ended before its answer came ({cause})\nthe request may have been carried out: read before trying again"
+    )]
+    Broken {
+        /// Whom the connection led to.
+        endpoint: String,
+        /// What the transport reported, from the outside in.
+        cause: String,
+    },
+    /// No answer within the time allowed: the request may have been carried out, or may yet be.
+    #[error(
+        "{endpoint} did not answer within {after:?}\nthe request may have been carried out, or may yet be: read before trying again"
+    )]
+    TimedOut {
+        /// Who was asked last.
+        endpoint: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+/// What a failure says about the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Certainty {
+    /// It was not carried out and never will be.
+    NotDone,
+    /// It may have been carried out, or may yet be.
+    Unknown,
+}
+
+impl ClientError {
+    /// Tells a refusal by the server from a failure of the way there.
+    /// A status that the transport made up carries its cause; one that came over the wire has none.
+    #[must_use]
+    pub fn from_status(endpoint: &str, status: Status) -> ClientError {
+        let mut causes = Vec::new();
+        let mut connecting = false;
+        let mut source = status.source();
+        while let Some(error) = source {
+            connecting |= error.is::<ConnectError>();
+            let text = error.to_string();
+            if causes.last() != Some(&text) {
+                causes.push(text);
+            }
+            source = error.source();
+        }
+        let endpoint = endpoint.to_owned();
+        match (causes.last(), connecting) {
+            (None, _) => ClientError::Refused { endpoint, status },
+            (Some(innermost), true) => {
+                ClientError::Unreachable { tried: vec![(endpoint, innermost.clone())] }
+            }
+            (Some(_), false) => ClientError::Broken { endpoint, cause: causes.join(": ") },
+        }
+    }
+
+    /// What is known about a write that failed like this.
+    #[must_use]
+    pub fn certainty(&self) -> Certainty {
+        match self {
+            ClientError::NoEndpoints | ClientError::BadEndpoint { .. } | ClientError::Unreachable { .. } => {
+                Certainty::NotDone
+            }
+            ClientError::Broken { .. } | ClientError::TimedOut { .. } => Certainty::Unknown,
+            ClientError::Refused { status, .. } => refused_certainty(status.code()),
+        }
+    }
+
+    /// True where another endpoint, or the same one a little later, may answer a read.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            ClientError::NoEndpoints | ClientError::BadEndpoint { .. } => false,
+            ClientError::Unreachable { .. } | ClientError::Broken { .. } | ClientError::TimedOut { .. } => {
+                true
+            }
+            ClientError::Refused { status, .. } => matches!(
+                status.code(),
+                Code::Unavailable
+                    | Code::DeadlineExceeded
+                    | Code::Aborted
+                    | Code::Cancelled
+                    | Code::ResourceExhausted
+            ),
+        }
+    }
+
+    /// The server's own answer, where there was one.
+    #[must_use]
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            ClientError::Refused { status, .. } => Some(status),
+            ClientError::NoEndpoints
+            | ClientError::BadEndpoint { .. }
+            | ClientError::Unreachable { .. }
+            | ClientError::Broken { .. }
+            | ClientError::TimedOut { .. } => None,
+        }
+    }
+}
+
+/// These codes mean that the request was looked at and turned down; the others also stand for "gave up waiting".
+fn refused_certainty(code: Code) -> Certainty {
+    match code {
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::OutOfRange
+        | Code::Unimplemented => Certainty::NotDone,
+        Code::Ok
+        | Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Aborted
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => Certainty::Unknown,
+    }
+}
+
+fn list(tried: &[(String, String)]) -> String {
+    let parts: Vec<String> = tried.iter().map(|(endpoint, cause)| format!("{endpoint} ({cause})")).collect();
+    parts.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_over_the_wire_is_a_refusal_with_its_exact_words() {
+        let error = ClientError::from_status("a:1", Status::unavailable("etcdserver: no leader"));
+        assert_eq!(error.status().map(Status::message), Some("etcdserver: no leader"));
+        assert_eq!(error.certainty(), Certainty::Unknown);
+        assert!(error.is_passing());
+    }
+
+    #[test]
+    fn only_a_failed_connect_is_surely_not_sent() {
+        let refused = ConnectError("tcp connect error".into());
+        let error = ClientError::from_status("a:1", Status::from_error(Box::new(refused)));
+        assert!(matches!(&error, ClientError::Unreachable { tried } if tried.len() == 1), "{error:?}");
+        assert_eq!(error.certainty(), Certainty::NotDone);
+
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let error = ClientError::from_status("a:1", Status::from_error(Box::new(reset)));
+        assert!(matches!(error, ClientError::Broken { .. }), "{error:?}");
+        assert_eq!(error.certainty(), Certainty::Unknown);
+    }
+
+    #[test]
+    fn a_request_that_was_turned_down_was_not_carried_out_and_is_not_tried_elsewhere() {
+        let error =
+            ClientError::from_status("a:1", Status::invalid_argument("etcdserver: key is not provided"));
+        assert_eq!(error.certainty(), Certainty::NotDone);
+        assert!(!error.is_passing());
+    }
+}

@@ -1,0 +1,298 @@
+//! A short steady write load that runs before, through and after a fault, and the proof of what survived it.
+//!
+//! A few writers, at least one through each endpoint, write one key after another without a pause; no key is
+//! written twice and no write is tried twice. Afterwards every surviving node is read at one revision and the
+//! outcome is judged (`judge`). The keys lie below [`PREFIX`] and are removed at the end; a load that is dropped
+//! instead of finished leaves them behind.
+
+pub mod history;
+mod judge;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tonic::Code;
+
+pub use judge::{Evidence, Verdict, judge};
+
+use self::history::{Attempt, Found, History, Outcome, ReadBack, Replica, WriteId};
+use super::{Certainty, Client, ClientError, Link, Options, prefix_end};
+use crate::clock;
+use crate::proto::etcdserverpb as pb;
+
+/// All keys of all probes begin with it; those of one run with this, 16 random hexadecimal digits and a slash.
+pub const PREFIX: &[u8] = b"replcluster/probe/";
+
+/// So many writers at least, however few endpoints there are: with fewer, none might be in flight at the fault.
+const WRITERS: usize = 4;
+/// So many writers at most; endpoints beyond them get none.
+const MOST_WRITERS: usize = 64;
+/// A writer stops here, to bound the memory of the history (40 bytes each) and of the store.
+const MOST_WRITES: u32 = 100_000;
+/// How long a writer waits for an answer: longer than any server here makes a client wait before it gives up.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the writes in flight may take once the load is told to stop.
+const DRAIN: Duration = Duration::from_secs(3);
+/// A writer whose write failed tries the next one after this long, so that a dead node is not hammered.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(2);
+/// How long one surviving node may take to answer one page of the read-back.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// Keys in one page of the read-back.
+const PAGE: i64 = 4096;
+
+/// A running load.
+#[derive(Debug)]
+pub struct Probe {
+    shared: Arc<Shared>,
+    /// Owned, so that a dropped probe stops writing.
+    writers: JoinSet<Vec<Attempt>>,
+    endpoints: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    prefix: Vec<u8>,
+    began: Instant,
+    stop: AtomicBool,
+    acknowledged: AtomicU64,
+    after_fault: AtomicU64,
+    /// Microseconds since `began`; 0 while there was no fault.
+    fault_us: AtomicU64,
+}
+
+impl Shared {
+    fn micros(&self) -> u64 {
+        // Zero stands for "never", so the load begins at 1.
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn fault_us(&self) -> Option<u64> {
+        Some(self.fault_us.load(Ordering::SeqCst)).filter(|at_us| *at_us > 0)
+    }
+}
+
+impl Probe {
+    /// Starts the load through all endpoints. Those that cannot be reached are tried again and again.
+    ///
+    /// # Errors
+    /// [`ClientError::NoEndpoints`], [`ClientError::BadEndpoint`].
+    pub async fn start(endpoints: Vec<String>) -> Result<Probe, ClientError> {
+        let links = endpoints
+            .iter()
+            .take(MOST_WRITERS)
+            .map(|endpoint| Link::new(endpoint, Duration::from_secs(1)))
+            .collect::<Result<Vec<Link>, ClientError>>()?;
+        if links.is_empty() {
+            return Err(ClientError::NoEndpoints);
+        }
+        let prefix = [PREFIX, format!("{:016x}/", rand::random::<u64>()).as_bytes()].concat();
+        let shared = Arc::new(Shared {
+            prefix,
+            began: clock::now(),
+            stop: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+            after_fault: AtomicU64::new(0),
+            fault_us: AtomicU64::new(0),
+        });
+        let mut writers = JoinSet::new();
+        for (writer, link) in (0..).zip(links.iter().cycle().take(links.len().max(WRITERS))) {
+            writers.spawn(write(Arc::clone(&shared), link.clone(), writer));
+        }
+        Ok(Probe { shared, writers, endpoints })
+    }
+
+    /// Writes acknowledged so far.
+    #[must_use]
+    pub fn acknowledged(&self) -> u64 {
+        self.shared.acknowledged.load(Ordering::SeqCst)
+    }
+
+    /// To be called right before the fault is injected; the first call counts.
+    pub fn mark_fault(&self) {
+        let now = self.shared.micros();
+        let _ = self.shared.fault_us.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Writes acknowledged since [`Probe::mark_fault`].
+    #[must_use]
+    pub fn acknowledged_after_fault(&self) -> u64 {
+        self.shared.after_fault.load(Ordering::SeqCst)
+    }
+
+    /// Stops the load, reads everything back through each of the surviving endpoints, removes the keys, and judges.
+    pub async fn finish(mut self, surviving: Vec<String>) -> Evidence {
+        let stopped_us = self.shared.micros();
+        self.shared.stop.store(true, Ordering::SeqCst);
+        let mut attempts = Vec::new();
+        // Bounded: a writer looks at the flag between two writes, and one write ends after `DRAIN` once it is set.
+        while let Some(writer) = self.writers.join_next().await {
+            match writer {
+                Ok(of_one) => attempts.extend(of_one),
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+        let history = History {
+            prefix: self.shared.prefix.clone(),
+            attempts,
+            fault_us: self.shared.fault_us(),
+            stopped_us,
+        };
+        let readback = read_back(&history.prefix, &surviving).await;
+        let mut evidence = judge(&history, &readback);
+        let reachable = if surviving.is_empty() { &self.endpoints } else { &surviving };
+        if let Err(error) = remove(&history.prefix, reachable).await
+            && evidence.reason.is_none()
+        {
+            let prefix = String::from_utf8_lossy(&history.prefix).into_owned();
+            evidence.reason = Some(format!("the keys below {prefix} could not be removed: {error}"));
+        }
+        evidence
+    }
+}
+
+/// One writer: one write after another through one endpoint until it is told to stop.
+async fn write(shared: Arc<Shared>, link: Link, writer: u16) -> Vec<Attempt> {
+    let mut attempts = Vec::new();
+    let mut kv = link.kv();
+    for number in 0..MOST_WRITES {
+        if shared.stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let id = WriteId { writer, number };
+        let request = pb::PutRequest {
+            key: history::key(&shared.prefix, id).into(),
+            value: history::value(&shared.prefix, id).into(),
+            ..Default::default()
+        };
+        let sent_us = shared.micros();
+        let answer = tokio::select! {
+            biased;
+            answer = kv.put(request) => Some(answer),
+            () = give_up(&shared) => None,
+        };
+        let at_us = shared.micros();
+        let outcome = match answer {
+            Some(Ok(answer)) => {
+                let revision = answer.into_inner().header.unwrap_or_default().revision;
+                shared.acknowledged.fetch_add(1, Ordering::SeqCst);
+                if shared.fault_us().is_some_and(|fault_us| at_us > fault_us) {
+                    shared.after_fault.fetch_add(1, Ordering::SeqCst);
+                }
+                Outcome::Acknowledged { revision, at_us }
+            }
+            Some(Err(status)) => match ClientError::from_status(link.endpoint(), status).certainty() {
+                Certainty::NotDone => Outcome::NotDone { at_us },
+                Certainty::Unknown => Outcome::Indeterminate { at_us },
+            },
+            None => Outcome::Indeterminate { at_us },
+        };
+        attempts.push(Attempt { id, sent_us, outcome });
+        match outcome {
+            Outcome::Acknowledged { .. } => {}
+            Outcome::Indeterminate { .. } | Outcome::NotDone { .. } => {
+                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
+            }
+        }
+    }
+    attempts
+}
+
+/// Ends when a write has waited long enough: its own time, or less once the load was told to stop.
+async fn give_up(shared: &Shared) {
+    let began = tokio::time::Instant::now();
+    let mut stopping = None;
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        let now = tick.tick().await;
+        if stopping.is_none() && shared.stop.load(Ordering::SeqCst) {
+            stopping = Some(now);
+        }
+        if now - began >= WRITE_TIMEOUT || stopping.is_some_and(|since| now - since >= DRAIN) {
+            return;
+        }
+    }
+}
+
+/// Reads the run's keys through every endpoint: the first says at which revision, the others must know it.
+async fn read_back(prefix: &[u8], surviving: &[String]) -> ReadBack {
+    let mut readback = ReadBack::default();
+    let mut revision = 0;
+    for endpoint in surviving {
+        match read_replica(prefix, endpoint, revision).await {
+            Ok(replica) => {
+                revision = replica.revision;
+                readback.replicas.push(replica);
+            }
+            Err(error) if is_future_revision(&error) => readback.stale.push(endpoint.clone()),
+            Err(error) => readback.unread.push((endpoint.clone(), error.to_string())),
+        }
+    }
+    readback
+}
+
+/// Reads all keys below the prefix through one endpoint, at `revision` or, where that is 0, at the newest.
+async fn read_replica(prefix: &[u8], endpoint: &str, mut revision: i64) -> Result<Replica, ClientError> {
+    let options = Options { timeout: READ_TIMEOUT, ..Options::default() };
+    let client = Client::new(std::slice::from_ref(&endpoint.to_owned()), options)?;
+    let mut found = Vec::new();
+    let mut from = Bytes::copy_from_slice(prefix);
+    loop {
+        let request = pb::RangeRequest {
+            key: from,
+            range_end: prefix_end(prefix),
+            revision,
+            limit: PAGE,
+            ..Default::default()
+        };
+        let page = client.range(request).await?;
+        if revision == 0 {
+            revision = page.header.unwrap_or_default().revision;
+        }
+        let last = page.kvs.last().map(|kv| kv.key.clone());
+        found.extend(page.kvs.into_iter().map(|kv| Found {
+            key: kv.key.into(),
+            value: kv.value.into(),
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+        }));
+        match last {
+            Some(last) if page.more => from = [&last[..], &[0]].concat().into(),
+            _ => return Ok(Replica { endpoint: endpoint.to_owned(), revision, found }),
+        }
+    }
+}
+
+fn is_future_revision(error: &ClientError) -> bool {
+    error.status().is_some_and(|status| {
+        status.code() == Code::OutOfRange
+            && status.message().contains("required revision is a future revision")
+    })
+}
+
+/// Removes the run's keys. A write of unknown fate may still land after the first round, hence the second look.
+async fn remove(prefix: &[u8], endpoints: &[String]) -> Result<(), ClientError> {
+    let client = Client::new(endpoints, Options { timeout: READ_TIMEOUT, ..Options::default() })?;
+    let request = pb::DeleteRangeRequest {
+        key: Bytes::copy_from_slice(prefix),
+        range_end: prefix_end(prefix),
+        prev_kv: false,
+    };
+    // Deleting what is not there changes nothing, so a delete of unknown fate may be repeated.
+    let mut failure = None;
+    for _ in 0..5 {
+        match client.delete(request.clone()).await {
+            Ok(answer) if answer.deleted == 0 => return Ok(()),
+            Ok(_) => failure = None,
+            Err(error) if error.is_passing() => failure = Some(error),
+            Err(error) => return Err(error),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+#[cfg(test)]
+mod tests;

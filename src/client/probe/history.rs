@@ -1,0 +1,135 @@
+//! What the writers of a probe did and what was read back: plain values, so that judging them needs no cluster.
+
+use std::fmt;
+
+/// One write: which writer, and its how-manieth. Its key and its value follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteId {
+    /// Numbers the writers from 0.
+    pub writer: u16,
+    /// Numbers the writes of one writer from 0, in the order they were sent.
+    pub number: u32,
+}
+
+/// One write that was tried once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// Which write.
+    pub id: WriteId,
+    /// When it was handed to the connection, in microseconds since the load began.
+    pub sent_us: u64,
+    /// What its client was told.
+    pub outcome: Outcome,
+}
+
+/// What became of a write as far as its client was told, and when it was told, in microseconds since the load began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// A node said yes.
+    Acknowledged {
+        /// The revision it was said to have.
+        revision: i64,
+        /// When the answer was read.
+        at_us: u64,
+    },
+    /// Nobody said what became of it.
+    Indeterminate {
+        /// When its client gave up.
+        at_us: u64,
+    },
+    /// It surely was not carried out.
+    NotDone {
+        /// When its client was told.
+        at_us: u64,
+    },
+}
+
+/// Everything the writers did.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    /// All keys of this run begin with it.
+    pub prefix: Vec<u8>,
+    /// Every write that was tried, each once.
+    pub attempts: Vec<Attempt>,
+    /// When the fault was injected, in microseconds since the load began.
+    pub fault_us: Option<u64>,
+    /// When the load was told to stop, in microseconds since it began.
+    pub stopped_us: u64,
+}
+
+impl History {
+    /// The key of a write; no two writes share one, so that none can hide the loss of another.
+    #[must_use]
+    pub fn key(&self, id: WriteId) -> Vec<u8> {
+        key(&self.prefix, id)
+    }
+
+    /// The value of a write: unlike that of every other write, of this run or another.
+    #[must_use]
+    pub fn value(&self, id: WriteId) -> Vec<u8> {
+        value(&self.prefix, id)
+    }
+
+    /// The acknowledged writes with their revision and the time of the answer.
+    pub fn acknowledgements(&self) -> impl Iterator<Item = (&Attempt, i64, u64)> {
+        self.attempts.iter().filter_map(|attempt| match attempt.outcome {
+            Outcome::Acknowledged { revision, at_us } => Some((attempt, revision, at_us)),
+            Outcome::Indeterminate { .. } | Outcome::NotDone { .. } => None,
+        })
+    }
+}
+
+/// The key of a write of the run whose keys begin with `prefix`.
+#[must_use]
+pub fn key(prefix: &[u8], id: WriteId) -> Vec<u8> {
+    [prefix, format!("{:03}-{:08}", id.writer, id.number).as_bytes()].concat()
+}
+
+/// The value of a write of the run whose keys begin with `prefix`.
+#[must_use]
+pub fn value(prefix: &[u8], id: WriteId) -> Vec<u8> {
+    [b"value of ", &key(prefix, id)[..]].concat()
+}
+
+/// One key of the run as a node holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its key.
+    pub key: Vec<u8>,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// The revision that made it.
+    pub create_revision: i64,
+    /// The revision that last changed it.
+    pub mod_revision: i64,
+    /// How often it was written.
+    pub version: i64,
+}
+
+/// All keys of the run as one node holds them.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Who answered.
+    pub endpoint: String,
+    /// The store's revision that was read; the same for all replicas of one read-back.
+    pub revision: i64,
+    /// The keys.
+    pub found: Vec<Found>,
+}
+
+/// What the surviving nodes hold after the load, all read at one revision by linearizable reads.
+#[derive(Clone, Debug, Default)]
+pub struct ReadBack {
+    /// One for each node that could be read.
+    pub replicas: Vec<Replica>,
+    /// Nodes that did not know a revision which another had already served: a stale linearizable read.
+    pub stale: Vec<String>,
+    /// Nodes that could not be read, with the reason.
+    pub unread: Vec<(String, String)>,
+}
+
+impl fmt::Display for WriteId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "write {} of writer {}", self.number, self.writer)
+    }
+}

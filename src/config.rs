@@ -1,0 +1,302 @@
+//! `cluster.toml`: what a cluster consists of, where the file is found, and what is wrong with it.
+//! Reading and judging only; nothing is started here, and writing back is in [`edit`].
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use miette::{Diagnostic, NamedSource, SourceSpan};
+
+use crate::view::NodeId;
+
+mod addresses;
+pub mod edit;
+mod parse;
+
+pub use addresses::byte_order_warnings;
+
+/// The file's name where no other is given.
+pub const FILE_NAME: &str = "cluster.toml";
+
+/// The environment variable that names the file.
+pub const FILE_VARIABLE: &str = "REPLCLUSTER_CONFIG";
+
+/// What `init` writes: also a cluster anyone can start.
+pub const SAMPLE: &str = include_str!("../cluster.toml");
+
+/// Everything `cluster.toml` says, defaults filled in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it was read from, absolute.
+    pub path: PathBuf,
+    /// What the cluster is called. Default: the name of the file's directory, or `demo` where that is no name.
+    pub name: String,
+    /// The nodes in byte order, so the first one is the preferred leader. Never empty.
+    pub nodes: Vec<NodeId>,
+    /// Directory of data, logs and control socket; absolute, not necessarily existing.
+    pub data_dir: PathBuf,
+    /// How the nodes watch each other.
+    pub replication: Replication,
+    /// Where the nodes agree on a view.
+    pub register: Register,
+    /// How the supervisor treats exits.
+    pub supervisor: Supervisor,
+}
+
+/// `[replication]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replication {
+    /// How often a leader with nothing to say speaks. Default 50 ms.
+    pub heartbeat_interval: Duration,
+    /// Silence after which a live-looking node is suspected; more than twice the heartbeat. Default 300 ms.
+    pub failure_timeout: Duration,
+    /// Writes are refused while fewer nodes are in sync; 1 to the number of nodes. Default 1.
+    pub min_in_sync: usize,
+    /// How long a returned lower address must stay in sync before it leads again; `None` is "never". Default 5 s.
+    pub handback_after: Option<Duration>,
+}
+
+impl Default for Replication {
+    fn default() -> Replication {
+        Replication {
+            heartbeat_interval: Duration::from_millis(50),
+            failure_timeout: Duration::from_millis(300),
+            min_in_sync: 1,
+            handback_after: Some(Duration::from_secs(5)),
+        }
+    }
+}
+
+/// `[register]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Register {
+    /// A directory below `data_dir`: one host.
+    #[default]
+    File,
+    /// An etcd cluster: several hosts. Parsed, but not served by this version.
+    Etcd {
+        /// Its client URLs.
+        endpoints: Vec<String>,
+    },
+}
+
+/// `[supervisor]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Supervisor {
+    /// Which exits are answered with a restart.
+    pub restart: Restart,
+}
+
+/// Which exits of a node that nobody asked for are answered with a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Restart {
+    /// Those that were not a clean end.
+    #[default]
+    OnFailure,
+    /// All of them.
+    Always,
+    /// None.
+    Never,
+}
+
+impl Restart {
+    /// As written in the file.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Restart::OnFailure => "on-failure",
+            Restart::Always => "always",
+            Restart::Never => "never",
+        }
+    }
+}
+
+/// What is wrong with the configuration: always one thing, shown in its place.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No file where one was looked for.
+    #[error("no {FILE_NAME} in {} or a directory above it\nwrite one with `replcluster init`, or name one with --config", .0.display())]
+    NotFound(PathBuf),
+    /// The file cannot be read.
+    #[error("cannot read {}: {cause}\nname another file with --config, or write one with `replcluster init`", .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+    /// The text is wrong at one place.
+    #[error("{}:{}:{}: {}", .0.path.display(), .0.line, .0.column, .0.message)]
+    Wrong(Box<Wrong>),
+}
+
+/// One wrong place in the file.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+#[error("{}:{}:{}: {}", .path.display(), .line, .column, .message)]
+pub struct Wrong {
+    /// The file.
+    pub path: PathBuf,
+    /// Line of the offending text, from 1.
+    pub line: usize,
+    /// Column of the offending text in characters, from 1.
+    pub column: usize,
+    /// What is wrong.
+    pub message: String,
+    /// What was expected, written under the underlined text.
+    pub expected: String,
+    /// The whole text, to show the place.
+    #[source_code]
+    pub source_text: NamedSource<String>,
+    /// The offending text.
+    #[label("{expected}")]
+    pub span: SourceSpan,
+    /// A spelling or a next step, where one is known.
+    #[help]
+    pub help: Option<String>,
+}
+
+/// How a host name becomes numbers: the system's resolver, or a table in tests.
+pub type Resolver<'a> = &'a dyn Fn(&str) -> std::io::Result<Vec<SocketAddr>>;
+
+/// Asks the system; numeric addresses need no look-up.
+///
+/// # Errors
+/// What the system's resolver says.
+pub fn resolve(address: &str) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(address.to_socket_addrs()?.collect())
+}
+
+/// The file to use: the one given, else the one of the environment, else `cluster.toml` here or in the nearest
+/// directory above.
+///
+/// # Errors
+/// [`ConfigError::NotFound`] where none of these names a file.
+pub fn find(given: Option<&Path>, environment: Option<&Path>, here: &Path) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = given.or(environment) {
+        return Ok(here.join(path));
+    }
+    here.ancestors()
+        .map(|directory| directory.join(FILE_NAME))
+        .find(|path| path.is_file())
+        .ok_or_else(|| ConfigError::NotFound(here.to_owned()))
+}
+
+/// Reads and judges the file at `path`.
+///
+/// # Errors
+/// [`ConfigError`] with the first thing that is wrong.
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let text = std::fs::read_to_string(&path)
+        .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
+    parse::parse(&path, &text, &resolve)
+}
+
+/// Judges a text as if it stood at `path`, with the names resolved by `resolver`.
+///
+/// # Errors
+/// [`ConfigError::Wrong`] with the first thing that is wrong.
+pub fn parse(path: &Path, text: &str, resolver: Resolver<'_>) -> Result<Config, ConfigError> {
+    parse::parse(path, text, resolver)
+}
+
+impl Config {
+    /// Every node except this one, in order.
+    #[must_use]
+    pub fn others(&self, node: &NodeId) -> Vec<NodeId> {
+        self.nodes.iter().filter(|other| *other != node).cloned().collect()
+    }
+
+    /// What the file resolves to, in the words of the file.
+    #[must_use]
+    pub fn settings(&self) -> BTreeMap<&'static str, String> {
+        let nodes: Vec<&str> = self.nodes.iter().map(NodeId::as_str).collect();
+        let register = match &self.register {
+            Register::File => "file".to_owned(),
+            Register::Etcd { endpoints } => format!("etcd {}", endpoints.join(" ")),
+        };
+        BTreeMap::from([
+            ("name", self.name.clone()),
+            ("nodes", nodes.join(" ")),
+            ("data_dir", self.data_dir.display().to_string()),
+            ("replication.heartbeat_interval", show(self.replication.heartbeat_interval)),
+            ("replication.failure_timeout", show(self.replication.failure_timeout)),
+            ("replication.min_in_sync", self.replication.min_in_sync.to_string()),
+            ("replication.handback_after", self.replication.handback_after.map_or("never".to_owned(), show)),
+            ("register.kind", register),
+            ("supervisor.restart", self.supervisor.restart.as_str().to_owned()),
+        ])
+    }
+}
+
+/// A duration as the file and the programs' flags write it: whole milliseconds, or seconds where they are whole.
+#[must_use]
+pub fn show(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    if milliseconds >= 1000 && milliseconds.is_multiple_of(1000) {
+        format!("{}s", milliseconds / 1000)
+    } else {
+        format!("{milliseconds}ms")
+    }
+}
+
+/// Reads a duration such as `50ms`, `5s` or `1m 30s`.
+///
+/// # Errors
+/// In words, where it is none, is negative, or is finer than a millisecond.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let wanted = "expected a duration such as 50ms, 5s or 1m";
+    let signed: jiff::SignedDuration =
+        text.trim().parse().map_err(|_| format!("\"{text}\" is not a duration: {wanted}"))?;
+    let duration = Duration::try_from(signed).map_err(|_| format!("\"{text}\" is negative: {wanted}"))?;
+    if !duration.subsec_nanos().is_multiple_of(1_000_000) {
+        return Err(format!("\"{text}\" is finer than a millisecond: {wanted}"));
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sample_is_a_cluster_of_three_with_every_default() {
+        let config = parse(Path::new("/x/cluster.toml"), SAMPLE, &resolve).unwrap();
+        assert_eq!(config.name, "demo");
+        assert_eq!(config.nodes.len(), 3);
+        assert_eq!(config.data_dir, Path::new("/x/.replcluster"));
+        assert_eq!(config.replication, Replication::default());
+        assert_eq!(config.register, Register::File);
+        assert_eq!(config.supervisor, Supervisor::default());
+    }
+
+    #[test]
+    fn the_nearest_file_above_is_found_and_a_given_one_wins() {
+        let top = tempfile::tempdir().unwrap();
+        let deep = top.path().join("a/b");
+        std::fs::create_dir_all(&deep).unwrap();
+        assert!(matches!(find(None, None, Path::new("/nonexistent/x")), Err(ConfigError::NotFound(_))));
+        std::fs::write(top.path().join(FILE_NAME), SAMPLE).unwrap();
+        assert_eq!(find(None, None, &deep).unwrap(), top.path().join(FILE_NAME));
+        std::fs::write(top.path().join("a").join(FILE_NAME), SAMPLE).unwrap();
+        assert_eq!(find(None, None, &deep).unwrap(), top.path().join("a").join(FILE_NAME));
+        assert_eq!(find(None, Some(Path::new("/e.toml")), &deep).unwrap(), Path::new("/e.toml"));
+        assert_eq!(
+            find(Some(Path::new("g.toml")), Some(Path::new("/e.toml")), &deep).unwrap(),
+            deep.join("g.toml")
+        );
+    }
+
+    #[test]
+    fn durations_are_read_and_shown_the_same_way() {
+        for (text, milliseconds) in [("50ms", 50), ("5s", 5000), ("1m 30s", 90_000), ("1500ms", 1500)] {
+            let duration = parse_duration(text).unwrap();
+            assert_eq!(duration, Duration::from_millis(milliseconds), "{text}");
+            assert_eq!(parse_duration(&show(duration)).unwrap(), duration, "{text}");
+        }
+        for text in ["", "fast", "5", "-5s", "10us"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}

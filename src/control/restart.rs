@@ -1,0 +1,87 @@
+//! Which exits that nobody asked for are answered with a restart, and after how long.
+//! Delays double from [`FIRST_DELAY`] to [`LONGEST_DELAY`]; a node that served for [`STABLE_AFTER`] starts afresh;
+//! after [`GIVE_UP_AFTER`] failures in a row the node is left down, because one more start would not help.
+
+use std::time::Duration;
+
+use crate::config::Restart;
+
+use super::cause::Ended;
+
+/// Wait before the first restart.
+pub const FIRST_DELAY: Duration = Duration::from_millis(100);
+/// No wait is longer.
+pub const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// Serving this long makes earlier failures forgotten.
+pub const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// Failures in a row after which the node stays down: about half a minute of trying.
+pub const GIVE_UP_AFTER: u32 = 9;
+/// What `replserver` exits with where its command line or directory cannot be used: no restart changes that.
+const EXIT_USAGE: i32 = 2;
+
+/// What follows an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Start again after this long.
+    RestartAfter(Duration),
+    /// Leave it down: the policy asks for no restart.
+    Stay,
+    /// Leave it down: restarts have not helped, or cannot.
+    GiveUp,
+}
+
+/// Decides. `failures` counts the exits in a row including this one, and is at least 1.
+#[must_use]
+pub fn next(policy: Restart, ended: Ended, failures: u32) -> Next {
+    match policy {
+        Restart::Never => Next::Stay,
+        Restart::OnFailure if ended.is_clean() => Next::Stay,
+        Restart::OnFailure | Restart::Always => {
+            if failures >= GIVE_UP_AFTER || ended.code == Some(EXIT_USAGE) {
+                Next::GiveUp
+            } else {
+                Next::RestartAfter(delay(failures))
+            }
+        }
+    }
+}
+
+/// The wait before a restart after this many failures in a row.
+#[must_use]
+pub fn delay(failures: u32) -> Duration {
+    let doublings = failures.saturating_sub(1).min(16);
+    (FIRST_DELAY * 2_u32.pow(doublings)).min(LONGEST_DELAY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CRASH: Ended = Ended { code: None, signal: Some(11) };
+    const CLEAN: Ended = Ended { code: Some(0), signal: None };
+    const USAGE: Ended = Ended { code: Some(2), signal: None };
+
+    #[test]
+    fn delays_double_up_to_the_cap() {
+        let delays: Vec<u64> = (1..=9).map(|n| u64::try_from(delay(n).as_millis()).unwrap()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+        assert_eq!(delay(u32::MAX), LONGEST_DELAY);
+    }
+
+    #[test]
+    fn the_policy_decides_who_is_restarted() {
+        let again = Next::RestartAfter(FIRST_DELAY);
+        assert_eq!(next(Restart::OnFailure, CRASH, 1), again);
+        assert_eq!(next(Restart::OnFailure, Ended::default(), 1), again);
+        assert_eq!(next(Restart::OnFailure, CLEAN, 1), Next::Stay);
+        assert_eq!(next(Restart::Always, CLEAN, 1), again);
+        assert_eq!(next(Restart::Never, CRASH, 1), Next::Stay);
+    }
+
+    #[test]
+    fn what_cannot_be_helped_is_given_up() {
+        assert_eq!(next(Restart::OnFailure, USAGE, 1), Next::GiveUp);
+        assert_eq!(next(Restart::Always, CRASH, GIVE_UP_AFTER), Next::GiveUp);
+        assert!(matches!(next(Restart::Always, CRASH, GIVE_UP_AFTER - 1), Next::RestartAfter(_)));
+    }
+}

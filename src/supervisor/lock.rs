@@ -1,0 +1,130 @@
+//! Only one supervisor a cluster: a lock on a file that says who holds it. The kernel frees it with its holder, so
+//! no dead supervisor ever stands in the way.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::os::{self, ProcessId};
+
+/// Why the lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error("a supervisor already runs for {} ({})\nit serves every command; `replcluster status` shows what it runs", .directory.display(), holder(.pid))]
+    Held {
+        /// The cluster's directory.
+        directory: PathBuf,
+        /// The holder's process, where the file says.
+        pid: Option<u32>,
+    },
+    /// The file cannot be made or locked.
+    #[error("cannot lock {}: {cause}\ncheck that you may write to its directory", .path.display())]
+    System {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+}
+
+fn holder(pid: &Option<u32>) -> String {
+    pid.map_or("process unknown".to_owned(), |pid| format!("pid {pid}"))
+}
+
+/// Held while this value lives.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock and writes our name into it.
+    ///
+    /// # Errors
+    /// [`LockError`]; nothing changed then.
+    pub fn take(path: &Path) -> Result<Lock, LockError> {
+        let failed = |cause| LockError::System { path: path.to_owned(), cause };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+                return Err(LockError::Held { directory, pid: read(&mut file).map(|id| id.pid) });
+            }
+            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+        }
+        let own =
+            os::identify(std::process::id()).and_then(|id| Ok(serde_json::to_vec(&id)?)).map_err(failed)?;
+        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&own)).map_err(failed)?;
+        Ok(Lock { path: path.to_owned(), file })
+    }
+
+    /// False once the file was deleted or replaced: the cluster's directory is gone, or another's now.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        match (self.file.metadata(), std::fs::metadata(&self.path)) {
+            (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
+            (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
+        }
+    }
+}
+
+/// Who holds the lock, where somebody alive does.
+#[must_use]
+pub fn holding(path: &Path) -> Option<ProcessId> {
+    read(&mut File::open(path).ok()?).filter(os::is_alive)
+}
+
+fn read(file: &mut File) -> Option<ProcessId> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_holder_is_refused_and_told_who_holds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let first = Lock::take(&path).unwrap();
+        match Lock::take(&path) {
+            Err(LockError::Held { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(holding(&path).unwrap().pid, std::process::id());
+        drop(first);
+        Lock::take(&path).unwrap();
+    }
+
+    #[test]
+    fn a_deleted_or_replaced_file_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let lock = Lock::take(&path).unwrap();
+        assert!(lock.is_in_place());
+        std::fs::remove_file(&path).unwrap();
+        assert!(!lock.is_in_place());
+        std::fs::write(&path, "").unwrap();
+        assert!(!lock.is_in_place());
+    }
+
+    #[test]
+    fn what_a_dead_holder_wrote_names_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        std::fs::write(&path, r#"{"pid":1,"start_time":0,"boot_id":"earlier"}"#).unwrap();
+        assert_eq!(holding(&path), None);
+    }
+}

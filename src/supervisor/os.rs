@@ -1,0 +1,264 @@
+//! Processes as the kernel knows them: who one is beyond its number, signals that cannot hit a stranger, what it uses.
+//! Nothing here knows what a node is.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use nix::unistd::{SysconfVar, sysconf};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+/// A process and no other, ever: a number alone is given to somebody else one day.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    /// Its number.
+    pub pid: u32,
+    /// When it was started, in clock ticks since the boot.
+    pub start_time: u64,
+    /// Which boot.
+    pub boot_id: String,
+}
+
+/// What `/proc/PID/stat` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// The kernel's letter for its state: `T` frozen, `Z` ended but not yet collected.
+    pub state: char,
+    /// Time on a processor so far, in clock ticks.
+    pub cpu_ticks: u64,
+    /// When it was started, in clock ticks since the boot.
+    pub start_time: u64,
+    /// Memory in use, in bytes.
+    pub resident_bytes: u64,
+}
+
+impl Stat {
+    /// True where the process is frozen.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.state == 'T' || self.state == 't'
+    }
+
+    /// True where the process ended, though its number is not free yet.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.state == 'Z' || self.state == 'X'
+    }
+}
+
+/// Reads what the kernel says of a process.
+///
+/// # Errors
+/// What the system said; `NotFound` where there is no such process.
+pub fn stat(pid: u32) -> io::Result<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat"))?).ok_or_else(|| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat has another form"))
+    })
+}
+
+/// The name in the second field may hold spaces and brackets: fields count from the last bracket.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let fields: Vec<&str> = text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().collect();
+    let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        cpu_ticks: number(11)? + number(12)?,
+        start_time: number(19)?,
+        resident_bytes: number(21)? * page_size(),
+    })
+}
+
+/// Which boot this is.
+///
+/// # Errors
+/// What the system said.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// Clock ticks a second, the unit of `/proc/PID/stat`.
+#[must_use]
+pub fn ticks_per_second() -> u64 {
+    system_number(SysconfVar::CLK_TCK, 100)
+}
+
+fn page_size() -> u64 {
+    system_number(SysconfVar::PAGE_SIZE, 4096)
+}
+
+fn system_number(variable: SysconfVar, usual: u64) -> u64 {
+    sysconf(variable).ok().flatten().and_then(|number| u64::try_from(number).ok()).unwrap_or(usual)
+}
+
+/// How long the machine has been up, in clock ticks.
+///
+/// # Errors
+/// What the system said.
+pub fn uptime_ticks() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/uptime")?;
+    let seconds: f64 =
+        text.split_ascii_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(0.0);
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "an uptime is positive and fits"
+    )]
+    Ok((seconds * ticks_per_second() as f64) as u64)
+}
+
+/// Who the process with this number is now.
+///
+/// # Errors
+/// What the system said; `NotFound` where there is none, or it has ended.
+pub fn identify(pid: u32) -> io::Result<ProcessId> {
+    let stat = stat(pid)?;
+    if stat.has_ended() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, format!("process {pid} has ended")));
+    }
+    Ok(ProcessId { pid, start_time: stat.start_time, boot_id: boot_id()? })
+}
+
+/// True while exactly this process lives.
+#[must_use]
+pub fn is_alive(id: &ProcessId) -> bool {
+    identify(id.pid).is_ok_and(|now| now == *id)
+}
+
+/// How many processes the system has killed for memory so far: of our control group where it counts, else of the
+/// machine. 0 where it does not say.
+#[must_use]
+pub fn memory_kills() -> u64 {
+    let own_group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
+        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+        fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.events")).ok()
+    });
+    own_group
+        .or_else(|| fs::read_to_string("/proc/vmstat").ok())
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
+        .unwrap_or(0)
+}
+
+/// A hold on a process: signals sent through it reach this process or nobody.
+#[derive(Debug)]
+pub struct Handle {
+    descriptor: OwnedFd,
+    /// Which process.
+    pub id: ProcessId,
+}
+
+impl Handle {
+    /// Takes hold of exactly this process; `None` where it no longer lives.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn open(id: &ProcessId) -> io::Result<Option<Handle>> {
+        let Some(pid) = i32::try_from(id.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(descriptor) => descriptor,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // The number is pinned now: if it still belongs to the process meant, it always will.
+        Ok(is_alive(id).then(|| Handle { descriptor, id: id.clone() }))
+    }
+
+    /// Takes hold of a child that was not collected yet, so that its number is surely its own, dead or alive.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn of_child(id: &ProcessId) -> io::Result<Handle> {
+        let pid = i32::try_from(id.pid).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        Ok(Handle { descriptor: pidfd_open(pid, PidfdFlags::empty())?, id: id.clone() })
+    }
+
+    /// Sends a signal; `false` where the process has ended.
+    ///
+    /// # Errors
+    /// What the system said; `InvalidInput` where there is no such signal.
+    pub fn signal(&self, signal: i32) -> io::Result<bool> {
+        let signal = Signal::from_named_raw(signal).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, format!("there is no signal {signal}"))
+        })?;
+        match pidfd_send_signal(&self.descriptor, signal) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::SRCH) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Blocks this thread until the process has ended.
+    pub fn wait(&self) {
+        let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::IN)];
+        while let Err(rustix::io::Errno::INTR) = poll(&mut descriptors, None) {}
+    }
+
+    /// Another hold on the same process.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn try_clone(&self) -> io::Result<Handle> {
+        Ok(Handle { descriptor: self.descriptor.try_clone()?, id: self.id.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    fn sleeper() -> Child {
+        Command::new("sleep").arg("1000").spawn().unwrap()
+    }
+
+    #[test]
+    fn the_fields_are_found_behind_any_name() {
+        let line = "7 (a) b) S 1 7 7 0 -1 4194560 105 0 0 0 30 12 0 0 20 0 1 0 4711 3260416 200 18446744073709551615 1";
+        let stat = parse_stat(line).unwrap();
+        assert_eq!((stat.state, stat.cpu_ticks, stat.start_time), ('S', 42, 4711));
+        assert_eq!(stat.resident_bytes, 200 * page_size());
+        assert_eq!(parse_stat("7 (a"), None);
+        assert_eq!(parse_stat("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn a_signal_reaches_the_process_it_is_meant_for() {
+        let mut child = sleeper();
+        let id = identify(child.id()).unwrap();
+        let handle = Handle::open(&id).unwrap().unwrap();
+        assert!(handle.signal(9).unwrap());
+        handle.wait();
+        assert!(!is_alive(&id), "one that ended but is not collected is not alive");
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        assert!(!handle.signal(9).unwrap());
+        assert!(Handle::open(&id).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_process_with_the_number_of_another_is_left_alone() {
+        let mut child = sleeper();
+        let id = identify(child.id()).unwrap();
+        let earlier = ProcessId { start_time: id.start_time - 1, ..id.clone() };
+        let other_boot = ProcessId { boot_id: "another".to_owned(), ..id.clone() };
+        assert!(Handle::open(&earlier).unwrap().is_none());
+        assert!(Handle::open(&other_boot).unwrap().is_none());
+        assert!(is_alive(&id));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_frozen_process_is_seen_as_frozen() {
+        let mut child = sleeper();
+        let handle = Handle::open(&identify(child.id()).unwrap()).unwrap().unwrap();
+        handle.signal(19).unwrap();
+        while !stat(child.id()).unwrap().is_frozen() {
+            std::thread::yield_now();
+        }
+        handle.signal(9).unwrap();
+        child.wait().unwrap();
+    }
+}

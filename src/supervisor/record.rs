@@ -1,0 +1,161 @@
+//! What a supervisor remembers of its nodes' processes: kept in a file so that the next one can take them over, and
+//! shown as it is to whoever asks for the status.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::control::cause::Cause;
+
+use super::os::ProcessId;
+
+/// The form of the file; another one is not read.
+const SCHEMA: u32 = 1;
+
+/// Everything remembered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The form of this record.
+    pub schema: u32,
+    /// Who wrote this.
+    pub supervisor: Option<ProcessId>,
+    /// Each node by its address.
+    pub nodes: BTreeMap<String, NodeRecord>,
+}
+
+impl Default for Record {
+    fn default() -> Record {
+        Record { schema: SCHEMA, supervisor: None, nodes: BTreeMap::new() }
+    }
+}
+
+/// What is remembered of one node.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// It is to run: not stopped or killed by the operator.
+    pub wanted: bool,
+    /// How its process stood.
+    pub phase: Phase,
+    /// Its process, while one runs.
+    pub process: Option<ProcessId>,
+    /// What the process was given to prove that it is the one started.
+    pub nonce: String,
+    /// How many processes were started for it, ever.
+    pub spawns: u64,
+    /// How its last process ended.
+    pub last_exit: Option<LastExit>,
+    /// Share of one processor lately, in percent; only from a living supervisor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_percent: Option<f64>,
+    /// Milliseconds until it is started again, where it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_in_ms: Option<u64>,
+}
+
+/// How a node's process stands, without the moments that only its supervisor understands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Nothing runs and nothing is due.
+    #[default]
+    Down,
+    /// Runs and has not served yet.
+    Starting,
+    /// Has served.
+    Serving,
+    /// Frozen.
+    Paused,
+    /// Told to end.
+    Stopping,
+    /// Ended by itself and is started again soon.
+    Waiting,
+    /// Given up.
+    Failed,
+}
+
+/// How a process ended, as the status shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastExit {
+    /// Exit code, where it exited and could be asked.
+    pub code: Option<i32>,
+    /// Signal, where one ended it.
+    pub signal: Option<i32>,
+    /// Who or what ended it.
+    pub cause: Cause,
+    /// When, UTC.
+    pub at: String,
+}
+
+/// Reads what was remembered. No file, a torn one and one of another form are all "nothing": the processes
+/// themselves, asked by address, still tell who they are.
+///
+/// # Errors
+/// What the system said where the file is there and cannot be read.
+pub fn load(path: &Path) -> io::Result<Record> {
+    let text = match fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
+        Err(error) => return Err(error),
+    };
+    match serde_json::from_slice::<Record>(&text) {
+        Ok(record) if record.schema == SCHEMA => Ok(record),
+        Ok(record) => {
+            tracing::warn!(file = %path.display(), schema = record.schema, "unknown form, left aside");
+            Ok(Record::default())
+        }
+        Err(error) => {
+            tracing::warn!(file = %path.display(), %error, "cannot be understood, left aside");
+            Ok(Record::default())
+        }
+    }
+}
+
+/// Replaces what was remembered. Not synced: after a power cut no process is left to remember.
+///
+/// # Errors
+/// What the system said; the old file is then untouched.
+pub fn save(path: &Path, record: &Record) -> io::Result<()> {
+    let temporary = path.with_extension("json.new");
+    fs::write(&temporary, serde_json::to_vec(record)?)?;
+    fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        assert_eq!(load(&path).unwrap(), Record::default());
+        let node = NodeRecord {
+            wanted: true,
+            phase: Phase::Serving,
+            process: Some(ProcessId { pid: 7, start_time: 8, boot_id: "b".to_owned() }),
+            last_exit: Some(LastExit {
+                code: Some(1),
+                signal: None,
+                cause: Cause::Crash,
+                at: "t".to_owned(),
+            }),
+            ..NodeRecord::default()
+        };
+        let record = Record { nodes: BTreeMap::from([("h:1".to_owned(), node)]), ..Record::default() };
+        save(&path, &record).unwrap();
+        assert_eq!(load(&path).unwrap(), record);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        for text in ["", "{", "{\"schema\":2,\"supervisor\":null,\"nodes\":{}}"] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(load(&path).unwrap(), Record::default(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! Starts processes, from one thread that never ends, and tells when they end.
+//! They stand in sessions of their own: neither a closed terminal nor a dead supervisor ends them.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+
+use crate::config::{Config, show};
+use crate::control::cause::Ended;
+use crate::view::NodeId;
+
+use super::layout::Layout;
+use super::os::{self, Handle};
+
+/// The environment variable that names the server program where none lies beside this one.
+pub const SERVER_VARIABLE: &str = "REPLSERVER";
+
+const SERVER_NAME: &str = "replserver";
+
+/// Why no process was started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    /// The program is nowhere.
+    #[error(
+        "no {SERVER_NAME} found beside this program, in ${SERVER_VARIABLE}, or on the PATH\ninstall both programs with `cargo install --path . --locked`"
+    )]
+    NoProgram,
+    /// A file or the process could not be made.
+    #[error("cannot start {}: {cause}\ncheck that {} exists and may be run and written to", .what.display(), .what.display())]
+    System {
+        /// The program, or the file meant for its output.
+        what: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The thread that starts processes is gone, which ends the supervisor.
+    #[error(
+        "the thread that starts processes has ended\nrun `replcluster up` again: what runs is taken over"
+    )]
+    NoThread,
+}
+
+/// A process to start.
+#[derive(Clone, Debug)]
+pub struct Job {
+    /// The program.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Where what it says goes; appended to.
+    pub output: PathBuf,
+}
+
+/// A process that was started.
+#[derive(Debug)]
+pub struct Started {
+    /// To signal it.
+    pub handle: Handle,
+    /// To collect it.
+    pub child: Child,
+}
+
+struct Order {
+    job: Job,
+    answer: mpsc::SyncSender<Result<Started, SpawnError>>,
+}
+
+/// The thread that starts processes.
+#[derive(Clone, Debug)]
+pub struct Spawner {
+    orders: mpsc::SyncSender<Order>,
+}
+
+impl Spawner {
+    /// Starts the thread. It ends when the last `Spawner` is gone.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn start() -> io::Result<Spawner> {
+        // One order at a time: who asks waits for the answer, so more than one can never queue for long.
+        let (orders, inbox) = mpsc::sync_channel::<Order>(1);
+        std::thread::Builder::new().name("spawner".to_owned()).spawn(move || {
+            for order in inbox {
+                // Whoever asked and went away also dropped the process's handle; the process itself runs on.
+                let _ = order.answer.send(start(&order.job));
+            }
+        })?;
+        Ok(Spawner { orders })
+    }
+
+    /// Starts a process and waits until it exists: about a millisecond.
+    ///
+    /// # Errors
+    /// [`SpawnError`]; no process was started then.
+    pub fn spawn(&self, job: Job) -> Result<Started, SpawnError> {
+        let (answer, result) = mpsc::sync_channel(1);
+        self.orders.send(Order { job, answer }).map_err(|_| SpawnError::NoThread)?;
+        result.recv().map_err(|_| SpawnError::NoThread)?
+    }
+}
+
+fn start(job: &Job) -> Result<Started, SpawnError> {
+    let output =
+        append(&job.output).map_err(|cause| SpawnError::System { what: job.output.clone(), cause })?;
+    let failed = |cause| SpawnError::System { what: job.program.clone(), cause };
+    let mut command = Command::new(&job.program);
+    command
+        .args(&job.arguments)
+        .env_remove("NOTIFY_SOCKET")
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone().map_err(failed)?)
+        .stderr(output);
+    detach(&mut command);
+    let mut child = command.spawn().map_err(failed)?;
+    // Not collected yet, so the number cannot have been given to anybody else.
+    let held = os::stat(child.id())
+        .and_then(|stat| {
+            let id = os::ProcessId { pid: child.id(), start_time: stat.start_time, boot_id: os::boot_id()? };
+            Handle::of_child(&id)
+        })
+        .map_err(failed);
+    match held {
+        Ok(handle) => Ok(Started { handle, child }),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+/// Gives the process a session of its own, without a terminal.
+/// A process group alone would not do: when its parent dies the kernel ends a group that holds a frozen process.
+#[expect(unsafe_code, reason = "the standard library has no stable call that starts a session")]
+pub fn detach(command: &mut Command) {
+    // SAFETY: between fork and exec the closure makes one system call, which is async-signal-safe, and allocates
+    // nothing: its error is a plain number.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid().map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+            Ok(())
+        });
+    }
+}
+
+/// Opens a file for appending, and its directory with it.
+///
+/// # Errors
+/// What the system said.
+pub fn append(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+/// Calls `tell` once with how a child of ours ended, from a thread of its own.
+///
+/// # Errors
+/// What the system said where no thread can be started.
+pub fn watch_child(mut child: Child, tell: impl FnOnce(Ended) + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(format!("reap {}", child.id())).spawn(move || {
+        let ended = child
+            .wait()
+            .map_or(Ended::default(), |status| Ended { code: status.code(), signal: status.signal() });
+        tell(ended);
+    })?;
+    Ok(())
+}
+
+/// Calls `tell` once when a process that is no child of ours ended: how, only its parent could ask.
+///
+/// # Errors
+/// What the system said where no thread can be started.
+pub fn watch_adopted(handle: Handle, tell: impl FnOnce(Ended) + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(format!("watch {}", handle.id.pid)).spawn(move || {
+        handle.wait();
+        tell(Ended::default());
+    })?;
+    Ok(())
+}
+
+/// The server program: beside this one, else where the environment says, else on the PATH.
+///
+/// # Errors
+/// [`SpawnError::NoProgram`].
+pub fn find_server() -> Result<PathBuf, SpawnError> {
+    let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.join(SERVER_NAME)));
+    let named = std::env::var_os(SERVER_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|directory| directory.join(SERVER_NAME));
+    beside
+        .into_iter()
+        .chain(named)
+        .chain(on_path)
+        .find(|candidate| candidate.is_file())
+        .and_then(|found| std::path::absolute(found).ok())
+        .ok_or(SpawnError::NoProgram)
+}
+
+/// The command line of one node.
+#[must_use]
+pub fn server_arguments(
+    config: &Config,
+    layout: &Layout,
+    node: &NodeId,
+    join: Option<&[NodeId]>,
+    nonce: &str,
+) -> Vec<OsString> {
+    let replication = &config.replication;
+    let mut register = OsString::from("file:");
+    register.push(layout.register());
+    let mut arguments: Vec<OsString> = vec!["--address".into(), node.as_str().into()];
+    let mut option = |name: &str, value: OsString| {
+        arguments.push(name.into());
+        arguments.push(value);
+    };
+    option("--cluster", (&config.name).into());
+    option("--data-dir", layout.data(node).into());
+    option("--register", register);
+    if let Some(others) = join {
+        option("--join", others.iter().map(NodeId::as_str).collect::<Vec<_>>().join(",").into());
+    }
+    option("--heartbeat-interval", show(replication.heartbeat_interval).into());
+    option("--failure-timeout", show(replication.failure_timeout).into());
+    option("--min-in-sync", replication.min_in_sync.to_string().into());
+    option("--handback-after", replication.handback_after.map_or("never".to_owned(), show).into());
+    option("--nonce", nonce.into());
+    option("--log-file", layout.log(node).into());
+    arguments
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(directory: &Path, script: &str) -> Job {
+        Job {
+            program: "/bin/sh".into(),
+            arguments: vec!["-c".into(), script.into()],
+            output: directory.join("deep/out"),
+        }
+    }
+
+    fn ended(started: Started) -> Ended {
+        let (tell, told) = mpsc::sync_channel(1);
+        watch_child(started.child, move |ended| tell.send(ended).unwrap()).unwrap();
+        told.recv().unwrap()
+    }
+
+    #[test]
+    fn a_childs_exact_end_is_told_and_what_it_said_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let spawner = Spawner::start().unwrap();
+        let first = spawner.spawn(shell(directory.path(), "echo one; echo two >&2; exit 7")).unwrap();
+        assert_eq!(ended(first), Ended { code: Some(7), signal: None });
+        let second = spawner.spawn(shell(directory.path(), "echo three; kill -SEGV $$")).unwrap();
+        assert_eq!(ended(second), Ended { code: None, signal: Some(11) });
+        assert_eq!(std::fs::read_to_string(directory.path().join("deep/out")).unwrap(), "one\ntwo\nthree\n");
+    }
+
+    #[test]
+    fn a_child_leads_a_session_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let started = Spawner::start().unwrap().spawn(shell(directory.path(), "exec sleep 1000")).unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(started.handle.id.pid).unwrap());
+        assert_eq!(nix::unistd::getsid(Some(pid)).unwrap(), pid);
+        started.handle.signal(9).unwrap();
+        assert_eq!(ended(started).signal, Some(9));
+    }
+
+    #[test]
+    fn a_program_that_cannot_run_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let job = Job { program: "/nonexistent/replserver".into(), ..shell(directory.path(), "") };
+        let error = Spawner::start().unwrap().spawn(job).unwrap_err();
+        assert!(error.to_string().contains("/nonexistent/replserver"), "{error}");
+    }
+
+    #[test]
+    fn the_end_of_an_adopted_process_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut started =
+            Spawner::start().unwrap().spawn(shell(directory.path(), "exec sleep 1000")).unwrap();
+        let (tell, told) = mpsc::sync_channel(1);
+        let handle = started.handle.try_clone().unwrap();
+        watch_adopted(handle, move |ended| tell.send(ended).unwrap()).unwrap();
+        started.handle.signal(9).unwrap();
+        assert_eq!(told.recv().unwrap(), Ended::default());
+        started.child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_node_is_told_everything_the_configuration_says() {
+        let text = "name = \"c\"\nnodes = [\"127.0.0.1:1\", \"127.0.0.1:2\"]\n[replication]\nhandback_after = \"never\"";
+        let config =
+            crate::config::parse(Path::new("/d/cluster.toml"), text, &crate::config::resolve).unwrap();
+        let layout = Layout::new(&config);
+        let line = |join: Option<&[NodeId]>| {
+            let arguments = server_arguments(&config, &layout, &config.nodes[0], join, "n0");
+            arguments
+                .into_iter()
+                .map(|argument| argument.into_string().unwrap())
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        assert_eq!(
+            line(None),
+            "--address 127.0.0.1:1 --cluster c --data-dir /d/.replcluster/nodes/127.0.0.1_1/data \
+             --register file:/d/.replcluster/register --heartbeat-interval 50ms --failure-timeout 300ms \
+             --min-in-sync 1 --handback-after never --nonce n0 --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
+        );
+        assert!(line(Some(&config.nodes[1..])).contains(" --join 127.0.0.1:2 "));
+    }
+}

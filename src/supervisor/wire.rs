@@ -1,0 +1,122 @@
+//! What the command line and the supervisor say to each other: one JSON line a message, over the control socket.
+//! A request is answered by one line, except `Follow`, which is answered by a line an event until either side ends.
+
+use serde::{Deserialize, Serialize};
+
+use super::events::{Entry, Event};
+use super::record::Record;
+
+/// A line may not be longer: nobody has more to say.
+pub const LONGEST_LINE_BYTES: usize = 1 << 20;
+
+/// What is asked. Nodes are addresses.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "kebab-case")]
+pub enum Request {
+    /// What do you know of the nodes' processes?
+    Snapshot,
+    /// Have these run.
+    Start {
+        /// Which.
+        nodes: Vec<String>,
+    },
+    /// End these gracefully; they stay down.
+    Stop {
+        /// Which.
+        nodes: Vec<String>,
+        /// Milliseconds until one that has not ended is killed.
+        patience_ms: u64,
+    },
+    /// End these gracefully and start them again.
+    Restart {
+        /// Which.
+        nodes: Vec<String>,
+        /// Milliseconds until one that has not ended is killed.
+        patience_ms: u64,
+    },
+    /// Send these a signal that ends them; they stay down.
+    Kill {
+        /// Which.
+        nodes: Vec<String>,
+        /// The signal's number.
+        signal: i32,
+    },
+    /// Freeze these.
+    Pause {
+        /// Which.
+        nodes: Vec<String>,
+        /// Milliseconds until they are thawed again, where they are by themselves.
+        for_ms: Option<u64>,
+    },
+    /// Thaw these.
+    Resume {
+        /// Which.
+        nodes: Vec<String>,
+    },
+    /// Read the configuration again: nodes were added or taken out.
+    Reload,
+    /// Put this into the history.
+    Note {
+        /// What.
+        event: Event,
+    },
+    /// Tell every event from now on.
+    Follow,
+    /// End. No node is ended by this.
+    Quit,
+}
+
+/// What is answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To `Snapshot`.
+    Snapshot {
+        /// Everything remembered, as of now.
+        record: Record,
+    },
+    /// To a request that names nodes: one outcome each, in the order asked.
+    Outcomes {
+        /// What became of each.
+        outcomes: Vec<Outcome>,
+    },
+    /// To everything else that was done.
+    Done,
+    /// It was not done.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// To `Follow`, again and again; the first one may be any event.
+    Event {
+        /// What happened.
+        entry: Entry,
+    },
+}
+
+/// What became of a request for one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The node.
+    pub node: String,
+    /// What became of it.
+    #[serde(flatten)]
+    pub result: OutcomeKind,
+    /// Its process after the request was taken.
+    pub pid: Option<u32>,
+}
+
+/// What became of a request for one node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum OutcomeKind {
+    /// It is being done.
+    Accepted,
+    /// It was so already.
+    Already,
+    /// It cannot be done.
+    Denied {
+        /// Why.
+        reason: String,
+    },
+}
