@@ -2,6 +2,7 @@
 
 use super::node::{Node, Role};
 use super::outline::{Mark, Run};
+use super::rules::Rule;
 use super::{Halt, Message, Millis};
 use crate::view::{Incarnation, Index, NodeId};
 
@@ -91,7 +92,7 @@ impl Node {
             return true; // what lies below the base is committed, and so the same everywhere
         }
         match self.log.epoch_at(previous.index) {
-            Some(epoch) if epoch == previous.epoch => true,
+            Some(epoch) if epoch == previous.epoch || self.breaks(Rule::NoTruncate) => true,
             Some(_) if previous.index <= self.log.commit() => {
                 self.halt(Halt::Diverged { at: previous.index });
                 false
@@ -110,7 +111,7 @@ impl Node {
             let mut index = run.first.max(self.log.base().index.next());
             while index <= end
                 && index <= self.log.last().index
-                && self.log.epoch_at(index) == Some(run.epoch)
+                && (self.log.epoch_at(index) == Some(run.epoch) || self.breaks(Rule::NoTruncate))
             {
                 index = index.next();
             }
@@ -143,7 +144,11 @@ impl Node {
         }
         let leader = view.leader.clone();
         let (now, interval) = (self.now, self.config.heartbeat_interval);
-        let durable = self.log.durable();
+        let durable = if self.breaks(Rule::AcknowledgeBeforeDurable) {
+            self.log.last().index
+        } else {
+            self.log.durable()
+        };
         let Role::Follower(follower) = &mut self.role else { return };
         if follower.fitted_at.is_none() {
             return; // nothing of this leader has been compared yet

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use super::follower::Follower;
 use super::leader::Leader;
 use super::outline::{Mark, Outline};
+use super::rules::Rule;
 use super::takeover::Candidate;
 use super::{
     Config, Effect, Envelope, Halt, Input, Message, Millis, RegisterUnreachable, Swapped, Warning, WriteId,
@@ -97,6 +98,9 @@ pub struct Node {
     register_warned: bool,
     halted: bool,
     effects: Vec<Effect>,
+    /// The rule that a test has switched off.
+    #[cfg(test)]
+    pub(super) broken: Option<Rule>,
 }
 
 impl Node {
@@ -127,6 +131,8 @@ impl Node {
             register_warned: false,
             halted: false,
             effects: Vec::new(),
+            #[cfg(test)]
+            broken: None,
         }
     }
 
@@ -282,7 +288,9 @@ impl Node {
         if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
             return;
         }
-        if envelope.epoch < self.epoch() {
+        if envelope.epoch < self.epoch() && self.breaks(Rule::ObeyStaleEpoch) {
+            self.dispatch(envelope);
+        } else if envelope.epoch < self.epoch() {
             // A refusal is not answered: two stale nodes would refuse each other for ever.
             if !matches!(envelope.message, Message::Stale) {
                 self.send(&envelope.from, Message::Stale);
@@ -434,6 +442,7 @@ impl Node {
             // An earlier sending of the same swap got through.
             Swapped::Lost(view) if view == next => self.swap_won(next),
             Swapped::Lost(view) => self.observe(Some(view)),
+            Swapped::Unknown if self.breaks(Rule::GuessLostSwap) => self.abandon_candidacy(),
             Swapped::Unknown => {
                 let retry_at = self.now + self.config.heartbeat_interval;
                 self.register = RegisterTask::Unsettled { next, retry_at };
@@ -642,7 +651,9 @@ impl Node {
 
     /// Entries are applied once they are committed and on our own disk (R15).
     fn announce_commit(&mut self) {
-        let to = self.log.commit().min(self.log.durable());
+        let committed =
+            if self.breaks(Rule::ApplyUncommitted) { self.log.last().index } else { self.log.commit() };
+        let to = committed.min(self.log.durable());
         if to > self.announced_commit {
             self.announced_commit = to;
             self.effects.push(Effect::Commit(to));

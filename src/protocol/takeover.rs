@@ -7,6 +7,7 @@
 //! ```
 
 use super::node::{Node, RegisterTask, Role};
+use super::rules::Rule;
 use super::{Halt, Millis, WriteId};
 use crate::view::{NodeId, View};
 
@@ -37,7 +38,8 @@ impl Node {
     /// Starts a candidacy where the leader is gone and it is our turn: the lowest live in-sync address (R8, O7).
     pub(super) fn consider_takeover(&mut self) {
         let Some(view) = &self.view else { return };
-        if !matches!(self.role, Role::Follower(_)) || !self.is_in_sync() {
+        let may = self.is_in_sync() || self.breaks(Rule::ElectOutsideSet);
+        if !matches!(self.role, Role::Follower(_)) || !may {
             return;
         }
         let last = self.log.last().index;
@@ -105,11 +107,16 @@ impl Node {
             return self.become_follower(); // it spoke while we looked
         }
         let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
+        let intruder =
+            self.breaks(Rule::ElectOutsideSet).then_some((&self.config.id, &self.config.incarnation));
         let next = View {
             leader: self.config.id.clone(),
             epoch: view.epoch.next(),
             led_since: view.epoch.next(),
-            in_sync: in_sync.map(|(node, incarnation)| (node.clone(), *incarnation)).collect(),
+            in_sync: in_sync
+                .chain(intruder)
+                .map(|(node, incarnation)| (node.clone(), *incarnation))
+                .collect(),
             floor: view.floor.max(self.log.commit()),
             ..view.clone()
         };
@@ -118,6 +125,9 @@ impl Node {
 
     /// R5: first the promise, durably; then the swap.
     pub(super) fn promise_and_swap(&mut self, next: View) {
+        if self.breaks(Rule::SkipPromise) && matches!(self.register, RegisterTask::Idle) {
+            return self.send_swap(next);
+        }
         self.promised = next.epoch;
         let write = self.persist_promise();
         self.role = Role::Candidate(Candidate { stage: Stage::Promising { write, next } });
