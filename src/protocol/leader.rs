@@ -355,7 +355,9 @@ impl Node {
         if in_sync == view.in_sync && members == view.members {
             return;
         }
-        let next = View { epoch: view.epoch.next(), in_sync, members, floor: commit, ..view.clone() };
+        // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
+        let floor = view.floor.max(commit);
+        let next = View { epoch: view.epoch.next(), in_sync, members, floor, ..view.clone() };
         self.leader().growing = growing;
         self.swap(next);
     }
