@@ -264,6 +264,9 @@ impl Node {
         if known.incarnation != incarnation && !trusting {
             *known = fresh;
         }
+        if last < known.matched {
+            known.matched = Index(0); // it does not hold what it said: count from nothing again (R30)
+        }
         known.told_commit = Index(0);
         if commit >= base {
             known.phase = Phase::Stream;

@@ -634,8 +634,11 @@ impl Node {
     }
 
     fn snapshot_received(&mut self, mark: Mark) {
-        // While we are in sync, or once the log has gone past it, a snapshot is of no use.
-        if self.is_in_sync() || mark.index <= self.log.commit() || !matches!(self.role, Role::Follower(_)) {
+        // While we are in sync, or once the log has gone past it, a snapshot is of no use. It may even do harm: the
+        // leader counts on everything that we have acknowledged beyond it, and may be about to take us in.
+        let held = self.log.epoch_at(mark.index) == Some(mark.epoch);
+        let useless = held || mark.index <= self.log.commit() || mark.epoch > self.epoch();
+        if self.is_in_sync() || useless || !matches!(self.role, Role::Follower(_)) {
             return;
         }
         for (_, pending) in &mut self.pending {

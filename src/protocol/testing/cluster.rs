@@ -430,8 +430,8 @@ impl Cluster {
         let now = self.now;
         let Some(process) = &mut self.machines[machine].process else { return Ok(()) };
         let was_serving = process.node.is_serving();
-        let by_leader = matches!(process.node.role(), Role::Leader(_));
         let effects = process.node.step(now, input);
+        let by_leader = matches!(process.node.role(), Role::Leader(_));
         for effect in effects {
             if self.trace.is_some() {
                 let line = format!("  {} {}", self.name(machine), text::effect(&effect));

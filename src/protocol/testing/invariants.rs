@@ -138,7 +138,7 @@ impl Cluster {
             Some(process)
                 if matches!(process.node.role(), Role::Leader(_)) && process.node.epoch() == view.epoch =>
             {
-                self.check_leader_holds(leader, from)
+                self.check_leader_holds(leader, from, self.truth.len())
             }
             Some(_) | None => Ok(()),
         }
@@ -165,13 +165,13 @@ impl Cluster {
         }
     }
 
-    fn check_leader_holds(&self, machine: usize, from: usize) -> Result<(), Violation> {
+    /// Entries `from..to`, counted from zero.
+    fn check_leader_holds(&self, machine: usize, from: usize, to: usize) -> Result<(), Violation> {
         let Some(process) = self.process(machine) else { return Ok(()) };
         let name = self.name(machine);
-        let holds = process.log.len() >= self.truth.len()
-            && process.log[from..self.truth.len()] == self.truth[from..];
+        let holds = process.log.get(from..to) == self.truth.get(from..to);
         check(holds, Claim::LeaderHoldsWhatWasAcknowledged, || {
-            format!("{name} leads with {} entries, {} are acknowledged", process.log.len(), self.truth.len())
+            format!("{name} leads with {} entries, {to} were acknowledged before", process.log.len())
         })
     }
 
@@ -279,7 +279,8 @@ impl Cluster {
         let announced = process.announced;
         if let std::collections::btree_map::Entry::Vacant(slot) = self.seen.leaders.entry(epoch) {
             slot.insert(session);
-            self.check_leader_holds(machine, 0)?;
+            let before = self.truth.partition_point(|entry| entry.0 < epoch);
+            self.check_leader_holds(machine, 0, before)?;
         }
         let led_by = self.seen.leaders[&epoch];
         check(led_by == session, Claim::OneLeaderAnEpoch, || {
