@@ -240,11 +240,9 @@ impl Node {
         let trusting = self.breaks(Rule::TrustWipedNode);
         let counted_on = self.view.as_ref().and_then(|view| view.in_sync.get(from)).copied();
         let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(known) = leader.progress.get(from)
-            && counted_on.is_some()
-            && !trusting
-            && (known.incarnation != incarnation || last < known.matched)
-        {
+        let other = counted_on.is_some_and(|counted| counted != incarnation);
+        let shorter = leader.progress.get(from).is_some_and(|known| last < known.matched);
+        if counted_on.is_some() && (other || shorter) && !trusting {
             // Another directory, or one that lost what it had acknowledged: it is not the copy we count on (R24).
             leader.expelled.insert(from.clone());
             return self.change_set();
@@ -298,12 +296,16 @@ impl Node {
         let own =
             if self.breaks(Rule::CountOwnBeforeDurable) { self.log.last().index } else { self.log.durable() };
         let Role::Leader(leader) = &self.role else { return };
-        let held = self.waited_for().map(|(node, _)| {
+        let trusting = self.breaks(Rule::TrustWipedNode);
+        let held = self.waited_for().map(|(node, incarnation)| {
             if *node == self.config.id {
-                own
-            } else {
-                leader.progress.get(node).map_or(Index(0), |known| known.matched)
+                return own;
             }
+            // What another directory at that address holds does not count (R24).
+            let known = leader.progress.get(node);
+            known
+                .filter(|known| known.incarnation == *incarnation || trusting)
+                .map_or(Index(0), |k| k.matched)
         });
         let lowest = if self.breaks(Rule::CommitWithoutEveryone) { held.max() } else { held.min() };
         let commit = lowest.expect("the in-sync set is never empty");
