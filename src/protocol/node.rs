@@ -634,12 +634,15 @@ impl Node {
     }
 
     fn snapshot_received(&mut self, mark: Mark) {
-        // While we are in sync, or once the log has gone past it, a snapshot is of no use. It may even do harm: the
-        // leader counts on everything that we have acknowledged beyond it, and may be about to take us in.
-        let held = self.log.epoch_at(mark.index) == Some(mark.epoch);
-        let useless = held || mark.index <= self.log.commit() || mark.epoch > self.epoch();
-        if self.is_in_sync() || useless || !matches!(self.role, Role::Follower(_)) {
+        let useless = mark.index <= self.log.commit() || mark.epoch > self.epoch();
+        if useless || self.is_in_sync() || !matches!(self.role, Role::Follower(_)) {
             return;
+        }
+        if self.log.epoch_at(mark.index) == Some(mark.epoch) {
+            // The log has gone past it, and the leader counts on everything that we have acknowledged: it may be
+            // about to take us in. Nothing is cut; only that so much is committed is news.
+            self.log.set_commit(mark.index);
+            return self.report();
         }
         for (_, pending) in &mut self.pending {
             *pending = PendingWrite::Promise;
