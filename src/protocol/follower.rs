@@ -38,10 +38,11 @@ impl Node {
         self.consider_takeover();
     }
 
-    /// A node outside the set asks the leader for entries until they come (R30).
+    /// Asks the leader for entries until they come: the first report of a new view may be lost, and a node outside
+    /// the set is not known to the leader before it reports (R30).
     fn report_when_unheard(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.leader == self.config.id || self.is_in_sync() {
+        if view.leader == self.config.id {
             return;
         }
         let (now, interval) = (self.now, self.config.heartbeat_interval);

@@ -157,7 +157,11 @@ impl Node {
 
     fn stream_to(&mut self, node: &NodeId) {
         let (last, commit, base) = (self.log.last().index, self.log.commit(), self.log.base().index);
+        let counted = self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
         let Some(known) = self.leader().progress.get_mut(node) else { return };
+        if counted {
+            known.next = known.next.max(base.next());
+        }
         if known.next <= base {
             known.phase = Phase::Snapshot;
             return self.effect(Effect::SendSnapshot(node.clone()));
@@ -266,9 +270,11 @@ impl Node {
             known.matched = Index(0); // it does not hold what it said: count from nothing again (R30)
         }
         known.told_commit = Index(0);
-        if commit >= base {
+        if commit >= base || counted_on.is_some() {
+            // Whoever is counted on holds everything committed, however little of it it knows to be committed, and
+            // would refuse a snapshot.
             known.phase = Phase::Stream;
-            known.next = commit.next();
+            known.next = commit.max(base).next();
         } else {
             known.phase = Phase::Snapshot;
             self.effect(Effect::SendSnapshot(from.clone()));
@@ -383,6 +389,7 @@ impl Node {
         for (node, known) in &mut leader.progress {
             known.told_commit = Index(0); // everyone hears of the new epoch at once
             if view.in_sync.contains_key(node) {
+                known.phase = Phase::Stream;
                 known.in_sync_since.get_or_insert(now);
             }
         }

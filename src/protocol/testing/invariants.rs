@@ -87,6 +87,8 @@ impl Violation {
 pub struct Seen {
     /// Which process led which epoch.
     leaders: BTreeMap<Epoch, u64>,
+    /// How much was acknowledged when an epoch came into the register.
+    acknowledged: BTreeMap<Epoch, usize>,
 }
 
 fn check(holds: bool, claim: Claim, detail: impl FnOnce() -> String) -> Result<(), Violation> {
@@ -207,7 +209,10 @@ impl Cluster {
     }
 
     /// The register has just taken a view.
-    pub(super) fn check_set(&self) -> Result<(), Violation> {
+    pub(super) fn check_set(&mut self) -> Result<(), Violation> {
+        if let Some(view) = &self.register {
+            self.seen.acknowledged.entry(view.epoch).or_insert(self.truth.len());
+        }
         self.check_held(0)?;
         (0..self.machines.len()).try_for_each(|machine| self.check_waits(machine))
     }
@@ -279,7 +284,8 @@ impl Cluster {
         let announced = process.announced;
         if let std::collections::btree_map::Entry::Vacant(slot) = self.seen.leaders.entry(epoch) {
             slot.insert(session);
-            let before = self.truth.partition_point(|entry| entry.0 < epoch);
+            // What was acknowledged after its view stood may be news to a leader that was slow to hear of its luck.
+            let before = self.seen.acknowledged.get(&epoch).copied().unwrap_or_default();
             self.check_leader_holds(machine, 0, before)?;
         }
         let led_by = self.seen.leaders[&epoch];
@@ -296,7 +302,7 @@ impl Cluster {
     }
 
     /// Everything again and from the first entry: what the checks of single steps might have stepped over.
-    pub fn check_all(&self) -> Result<(), Violation> {
+    pub fn check_all(&mut self) -> Result<(), Violation> {
         self.check_set()?;
         for (number, machine) in self.machines.iter().enumerate() {
             let Some(process) = &machine.process else { continue };
