@@ -11,7 +11,7 @@ use super::takeover::Candidate;
 use super::{
     Config, Effect, Envelope, Halt, Input, Message, Millis, RegisterUnreachable, Swapped, Warning, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Index, NodeId, View};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// Messages of a newer epoch kept while the register is read; more are dropped, and their senders repeat themselves.
 const STASH_MAX: usize = 1024;
@@ -45,6 +45,8 @@ pub(super) struct Peer {
     pub last_heard: Millis,
     /// The process that last spoke.
     pub session: Option<u64>,
+    /// The data directory from which it last spoke under our view.
+    pub incarnation: Option<Incarnation>,
     /// The process proved dead; speech of that process revives nobody.
     pub dead: Option<Option<u64>>,
     /// When we last said something to it.
@@ -284,7 +286,7 @@ impl Node {
         if envelope.from == self.config.id {
             return;
         }
-        self.hear(&envelope.from, envelope.session);
+        self.hear(&envelope);
         if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
             return;
         }
@@ -354,16 +356,22 @@ impl Node {
         self.peers.entry(node.clone()).or_insert(Peer {
             last_heard: now,
             session: None,
+            incarnation: None,
             dead: None,
             last_sent: None,
         })
     }
 
-    fn hear(&mut self, node: &NodeId, session: u64) {
-        let now = self.now;
-        let peer = self.peer(node);
+    fn hear(&mut self, envelope: &Envelope) {
+        let (now, session) = (self.now, envelope.session);
+        // Only under our view or a newer one: a straggler from before a wipe must not speak for the node of today.
+        let current = envelope.epoch >= self.epoch();
+        let peer = self.peer(&envelope.from);
         if peer.dead == Some(Some(session)) {
             return;
+        }
+        if current {
+            peer.incarnation = Some(envelope.incarnation);
         }
         peer.dead = None;
         peer.session = Some(session);
@@ -392,8 +400,9 @@ impl Node {
         self.peers.get(node).and_then(|peer| peer.last_sent).is_none_or(|sent| self.now - sent >= time)
     }
 
-    /// Proved dead, or silent for `failure_timeout`. While we ourselves have just started, a node that has not spoken
-    /// to us yet gets the same time: nodes of a cluster are started together.
+    /// Proved dead, or silent for `failure_timeout`, or another data directory speaks from its address, so that the
+    /// one we count on is no more (R24). While we ourselves have just started, a node that has not spoken to us yet
+    /// gets the same time: nodes of a cluster are started together.
     pub(super) fn is_gone(&self, node: &NodeId) -> bool {
         if *node == self.config.id {
             return false;
@@ -402,7 +411,13 @@ impl Node {
         match self.peers.get(node) {
             None => !starting,
             Some(peer) if peer.session.is_none() && starting => false,
-            Some(peer) => peer.dead.is_some() || self.now - peer.last_heard > self.config.failure_timeout,
+            Some(peer) => {
+                let counted = self.view.as_ref().and_then(|view| view.in_sync.get(node));
+                let replaced = !self.breaks(Rule::TrustWipedNode)
+                    && counted.is_some()
+                    && peer.incarnation.is_some_and(|spoke| Some(&spoke) != counted);
+                peer.dead.is_some() || replaced || self.now - peer.last_heard > self.config.failure_timeout
+            }
         }
     }
 
@@ -568,6 +583,9 @@ impl Node {
     fn accept_view(&mut self, view: View) {
         assert!(view.epoch > self.epoch(), "views only go forward (R1)");
         self.promised = self.promised.max(view.epoch);
+        for peer in self.peers.values_mut() {
+            peer.incarnation = None;
+        }
         self.view = Some(view.clone());
         self.persist_promise();
         self.effects.push(Effect::Adopted(view));
