@@ -47,7 +47,7 @@ impl Node {
             let floor = view.floor;
             return self.halt(Halt::LogTooShort { last, floor }); // R24
         }
-        if view.leader != self.config.id {
+        if view.leader != self.config.id && !self.has_renounced() {
             if !self.is_gone(&view.leader) {
                 self.leader_gone_since = None;
                 return;
@@ -61,6 +61,12 @@ impl Node {
             self.role = Role::Candidate(Candidate { stage: Stage::Confirming });
             self.read_register();
         }
+    }
+
+    /// We have promised to obey nobody in this epoch, and then perhaps died before the swap. There is no way back: the
+    /// leader waits for acknowledgements that we must not give, so the next epoch has to come, and from us.
+    fn has_renounced(&self) -> bool {
+        self.promised > self.epoch()
     }
 
     /// Live in-sync nodes that go before us.
@@ -103,7 +109,7 @@ impl Node {
 
     fn promise_to_replace_leader(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.leader != self.config.id && !self.is_gone(&view.leader) {
+        if view.leader != self.config.id && !self.has_renounced() && !self.is_gone(&view.leader) {
             return self.become_follower(); // it spoke while we looked
         }
         let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
