@@ -2,6 +2,7 @@
 
 use super::node::{Node, Role};
 use super::outline::{Mark, Run};
+use super::rules::Rule;
 use super::{Halt, Message, Millis};
 use crate::view::{Incarnation, Index, NodeId};
 
@@ -37,10 +38,11 @@ impl Node {
         self.consider_takeover();
     }
 
-    /// A node outside the set asks the leader for entries until they come (R30).
+    /// Asks the leader for entries until they come: the first report of a new view may be lost, and a node outside
+    /// the set is not known to the leader before it reports (R30).
     fn report_when_unheard(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.leader == self.config.id || self.is_in_sync() {
+        if view.leader == self.config.id {
             return;
         }
         let (now, interval) = (self.now, self.config.heartbeat_interval);
@@ -91,7 +93,7 @@ impl Node {
             return true; // what lies below the base is committed, and so the same everywhere
         }
         match self.log.epoch_at(previous.index) {
-            Some(epoch) if epoch == previous.epoch => true,
+            Some(epoch) if epoch == previous.epoch || self.breaks(Rule::NoTruncate) => true,
             Some(_) if previous.index <= self.log.commit() => {
                 self.halt(Halt::Diverged { at: previous.index });
                 false
@@ -110,7 +112,7 @@ impl Node {
             let mut index = run.first.max(self.log.base().index.next());
             while index <= end
                 && index <= self.log.last().index
-                && self.log.epoch_at(index) == Some(run.epoch)
+                && (self.log.epoch_at(index) == Some(run.epoch) || self.breaks(Rule::NoTruncate))
             {
                 index = index.next();
             }
@@ -143,7 +145,11 @@ impl Node {
         }
         let leader = view.leader.clone();
         let (now, interval) = (self.now, self.config.heartbeat_interval);
-        let durable = self.log.durable();
+        let durable = if self.breaks(Rule::AcknowledgeBeforeDurable) {
+            self.log.last().index
+        } else {
+            self.log.durable()
+        };
         let Role::Follower(follower) = &mut self.role else { return };
         if follower.fitted_at.is_none() {
             return; // nothing of this leader has been compared yet

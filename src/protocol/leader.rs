@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::node::{Node, RegisterTask, Role};
 use super::outline::Mark;
+use super::rules::Rule;
 use super::{Effect, Message, Millis, Warning};
 use crate::view::{Incarnation, Index, NodeId, View};
 
@@ -108,10 +109,11 @@ impl Node {
             progress.insert(node.clone(), known);
         }
         let start = self.append_own(1, true);
+        let serving = self.breaks(Rule::ServeBeforeOpening);
         self.leader_gone_since = None;
         self.role = Role::Leader(Leader {
             start,
-            serving: false,
+            serving,
             progress,
             growing: BTreeMap::new(),
             expelled: BTreeSet::new(),
@@ -155,7 +157,11 @@ impl Node {
 
     fn stream_to(&mut self, node: &NodeId) {
         let (last, commit, base) = (self.log.last().index, self.log.commit(), self.log.base().index);
+        let counted = self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
         let Some(known) = self.leader().progress.get_mut(node) else { return };
+        if counted {
+            known.next = known.next.max(base.next());
+        }
         if known.next <= base {
             known.phase = Phase::Snapshot;
             return self.effect(Effect::SendSnapshot(node.clone()));
@@ -215,9 +221,10 @@ impl Node {
 
     pub(super) fn appended_received(&mut self, from: &NodeId, incarnation: Incarnation, durable: Index) {
         let last = self.log.last().index;
+        let trusting = self.breaks(Rule::TrustWipedNode);
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(known) = leader.progress.get_mut(from) else { return };
-        if known.incarnation != incarnation {
+        if known.incarnation != incarnation && !trusting {
             return;
         }
         known.matched = known.matched.max(durable.min(last));
@@ -234,12 +241,12 @@ impl Node {
         last: Index,
     ) {
         let (base, end) = (self.log.base().index, self.log.last().index);
+        let trusting = self.breaks(Rule::TrustWipedNode);
         let counted_on = self.view.as_ref().and_then(|view| view.in_sync.get(from)).copied();
         let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(known) = leader.progress.get(from)
-            && counted_on.is_some()
-            && (known.incarnation != incarnation || last < known.matched)
-        {
+        let other = counted_on.is_some_and(|counted| counted != incarnation);
+        let shorter = leader.progress.get(from).is_some_and(|known| last < known.matched);
+        if counted_on.is_some() && (other || shorter) && !trusting {
             // Another directory, or one that lost what it had acknowledged: it is not the copy we count on (R24).
             leader.expelled.insert(from.clone());
             return self.change_set();
@@ -256,36 +263,62 @@ impl Node {
             in_sync_since: None,
         };
         let known = leader.progress.entry(from.clone()).or_insert_with(|| fresh.clone());
-        if known.incarnation != incarnation {
+        if known.incarnation != incarnation && !trusting {
             *known = fresh;
         }
+        if last < known.matched {
+            known.matched = Index(0); // it does not hold what it said: count from nothing again (R30)
+        }
         known.told_commit = Index(0);
-        if commit >= base {
+        if commit >= base || counted_on.is_some() {
+            // Whoever is counted on holds everything committed, however little of it it knows to be committed, and
+            // would refuse a snapshot.
             known.phase = Phase::Stream;
-            known.next = commit.next();
+            known.next = commit.max(base).next();
         } else {
             known.phase = Phase::Snapshot;
             self.effect(Effect::SendSnapshot(from.clone()));
         }
     }
 
-    /// Commit is what every node holds that must hold it: the view's in-sync set and those about to join it (R13, R3).
-    pub(super) fn advance_commit(&mut self) {
-        let Some(view) = &self.view else { return };
-        let own = self.log.durable();
-        let Role::Leader(leader) = &mut self.role else { return };
-        let waited_for = view.in_sync.keys().chain(leader.growing.keys());
-        let held = waited_for.map(|node| {
-            if *node == self.config.id {
-                own
-            } else {
-                leader.progress.get(node).map_or(Index(0), |known| known.matched)
+    /// Whose disks must hold an entry before it is committed: the view's in-sync set and those about to join it (R3).
+    pub(super) fn waited_for(&self) -> impl Iterator<Item = (&NodeId, &Incarnation)> {
+        let growing = match &self.role {
+            Role::Leader(leader) if !self.breaks(Rule::GrowAfterSwap) => Some(&leader.growing),
+            Role::Leader(_) | Role::Follower(_) | Role::Candidate(_) => None,
+        };
+        let leaving = |node: &NodeId| match &self.register {
+            RegisterTask::Swapping(next) | RegisterTask::Unsettled { next, .. } => {
+                !next.in_sync.contains_key(node) && self.breaks(Rule::ShrinkBeforeConfirmed)
             }
+            RegisterTask::Idle | RegisterTask::Reading => false,
+        };
+        let in_sync = self.view.iter().flat_map(|view| &view.in_sync).filter(move |(node, _)| !leaving(node));
+        in_sync.chain(growing.into_iter().flatten())
+    }
+
+    /// Commit is what every node holds that must hold it (R13).
+    pub(super) fn advance_commit(&mut self) {
+        let own =
+            if self.breaks(Rule::CountOwnBeforeDurable) { self.log.last().index } else { self.log.durable() };
+        let Role::Leader(leader) = &self.role else { return };
+        let trusting = self.breaks(Rule::TrustWipedNode);
+        let held = self.waited_for().map(|(node, incarnation)| {
+            if *node == self.config.id {
+                return own;
+            }
+            // What another directory at that address holds does not count (R24).
+            let known = leader.progress.get(node);
+            known
+                .filter(|known| known.incarnation == *incarnation || trusting)
+                .map_or(Index(0), |k| k.matched)
         });
-        let commit = held.min().expect("the in-sync set is never empty");
+        let lowest = if self.breaks(Rule::CommitWithoutEveryone) { held.max() } else { held.min() };
+        let commit = lowest.expect("the in-sync set is never empty");
         if commit > self.log.commit() {
             self.log.set_commit(commit);
         }
+        let Role::Leader(leader) = &mut self.role else { return };
         if !leader.serving && self.log.commit() >= leader.start {
             leader.serving = true;
             self.effect(Effect::Serving);
@@ -314,7 +347,7 @@ impl Node {
                 && leader.transfer.is_none()
                 && !view.in_sync.contains_key(node)
                 && known.phase == Phase::Stream
-                && known.matched >= commit.max(leader.start)
+                && (known.matched >= commit.max(leader.start) || self.breaks(Rule::JoinBehind))
                 && !self.is_gone(node)
                 && !self.removing.contains(node)
         };
@@ -333,7 +366,9 @@ impl Node {
         if in_sync == view.in_sync && members == view.members {
             return;
         }
-        let next = View { epoch: view.epoch.next(), in_sync, members, floor: commit, ..view.clone() };
+        // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
+        let floor = view.floor.max(commit);
+        let next = View { epoch: view.epoch.next(), in_sync, members, floor, ..view.clone() };
         self.leader().growing = growing;
         self.swap(next);
     }
@@ -354,6 +389,7 @@ impl Node {
         for (node, known) in &mut leader.progress {
             known.told_commit = Index(0); // everyone hears of the new epoch at once
             if view.in_sync.contains_key(node) {
+                known.phase = Phase::Stream;
                 known.in_sync_since.get_or_insert(now);
             }
         }

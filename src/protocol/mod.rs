@@ -67,7 +67,10 @@ mod leader;
 mod message;
 mod node;
 mod outline;
+mod rules;
 mod takeover;
+#[cfg(test)]
+mod testing;
 
 pub use leader::{Phase, Progress};
 pub use message::{Envelope, Message};

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, VecDeque};
 use super::follower::Follower;
 use super::leader::Leader;
 use super::outline::{Mark, Outline};
+use super::rules::Rule;
 use super::takeover::Candidate;
 use super::{
     Config, Effect, Envelope, Halt, Input, Message, Millis, RegisterUnreachable, Swapped, Warning, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Index, NodeId, View};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// Messages of a newer epoch kept while the register is read; more are dropped, and their senders repeat themselves.
 const STASH_MAX: usize = 1024;
@@ -44,6 +45,8 @@ pub(super) struct Peer {
     pub last_heard: Millis,
     /// The process that last spoke.
     pub session: Option<u64>,
+    /// The data directory from which it last spoke under our view.
+    pub incarnation: Option<Incarnation>,
     /// The process proved dead; speech of that process revives nobody.
     pub dead: Option<Option<u64>>,
     /// When we last said something to it.
@@ -97,6 +100,9 @@ pub struct Node {
     register_warned: bool,
     halted: bool,
     effects: Vec<Effect>,
+    /// The rule that a test has switched off.
+    #[cfg(test)]
+    pub(super) broken: Option<Rule>,
 }
 
 impl Node {
@@ -127,6 +133,8 @@ impl Node {
             register_warned: false,
             halted: false,
             effects: Vec::new(),
+            #[cfg(test)]
+            broken: None,
         }
     }
 
@@ -278,11 +286,13 @@ impl Node {
         if envelope.from == self.config.id {
             return;
         }
-        self.hear(&envelope.from, envelope.session);
+        self.hear(&envelope);
         if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
             return;
         }
-        if envelope.epoch < self.epoch() {
+        if envelope.epoch < self.epoch() && self.breaks(Rule::ObeyStaleEpoch) {
+            self.dispatch(envelope);
+        } else if envelope.epoch < self.epoch() {
             // A refusal is not answered: two stale nodes would refuse each other for ever.
             if !matches!(envelope.message, Message::Stale) {
                 self.send(&envelope.from, Message::Stale);
@@ -346,16 +356,22 @@ impl Node {
         self.peers.entry(node.clone()).or_insert(Peer {
             last_heard: now,
             session: None,
+            incarnation: None,
             dead: None,
             last_sent: None,
         })
     }
 
-    fn hear(&mut self, node: &NodeId, session: u64) {
-        let now = self.now;
-        let peer = self.peer(node);
+    fn hear(&mut self, envelope: &Envelope) {
+        let (now, session) = (self.now, envelope.session);
+        // Only under our view or a newer one: a straggler from before a wipe must not speak for the node of today.
+        let current = envelope.epoch >= self.epoch();
+        let peer = self.peer(&envelope.from);
         if peer.dead == Some(Some(session)) {
             return;
+        }
+        if current {
+            peer.incarnation = Some(envelope.incarnation);
         }
         peer.dead = None;
         peer.session = Some(session);
@@ -384,8 +400,9 @@ impl Node {
         self.peers.get(node).and_then(|peer| peer.last_sent).is_none_or(|sent| self.now - sent >= time)
     }
 
-    /// Proved dead, or silent for `failure_timeout`. While we ourselves have just started, a node that has not spoken
-    /// to us yet gets the same time: nodes of a cluster are started together.
+    /// Proved dead, or silent for `failure_timeout`, or another data directory speaks from its address, so that the
+    /// one we count on is no more (R24). While we ourselves have just started, a node that has not spoken to us yet
+    /// gets the same time: nodes of a cluster are started together.
     pub(super) fn is_gone(&self, node: &NodeId) -> bool {
         if *node == self.config.id {
             return false;
@@ -394,7 +411,13 @@ impl Node {
         match self.peers.get(node) {
             None => !starting,
             Some(peer) if peer.session.is_none() && starting => false,
-            Some(peer) => peer.dead.is_some() || self.now - peer.last_heard > self.config.failure_timeout,
+            Some(peer) => {
+                let counted = self.view.as_ref().and_then(|view| view.in_sync.get(node));
+                let replaced = !self.breaks(Rule::TrustWipedNode)
+                    && counted.is_some()
+                    && peer.incarnation.is_some_and(|spoke| Some(&spoke) != counted);
+                peer.dead.is_some() || replaced || self.now - peer.last_heard > self.config.failure_timeout
+            }
         }
     }
 
@@ -434,6 +457,7 @@ impl Node {
             // An earlier sending of the same swap got through.
             Swapped::Lost(view) if view == next => self.swap_won(next),
             Swapped::Lost(view) => self.observe(Some(view)),
+            Swapped::Unknown if self.breaks(Rule::GuessLostSwap) => self.abandon_candidacy(),
             Swapped::Unknown => {
                 let retry_at = self.now + self.config.heartbeat_interval;
                 self.register = RegisterTask::Unsettled { next, retry_at };
@@ -559,6 +583,9 @@ impl Node {
     fn accept_view(&mut self, view: View) {
         assert!(view.epoch > self.epoch(), "views only go forward (R1)");
         self.promised = self.promised.max(view.epoch);
+        for peer in self.peers.values_mut() {
+            peer.incarnation = None;
+        }
         self.view = Some(view.clone());
         self.persist_promise();
         self.effects.push(Effect::Adopted(view));
@@ -625,9 +652,15 @@ impl Node {
     }
 
     fn snapshot_received(&mut self, mark: Mark) {
-        // While we are in sync, or once the log has gone past it, a snapshot is of no use.
-        if self.is_in_sync() || mark.index <= self.log.commit() || !matches!(self.role, Role::Follower(_)) {
+        let useless = mark.index <= self.log.commit() || mark.epoch > self.epoch();
+        if useless || self.is_in_sync() || !matches!(self.role, Role::Follower(_)) {
             return;
+        }
+        if self.log.epoch_at(mark.index) == Some(mark.epoch) {
+            // The log has gone past it, and the leader counts on everything that we have acknowledged: it may be
+            // about to take us in. Nothing is cut; only that so much is committed is news.
+            self.log.set_commit(mark.index);
+            return self.report();
         }
         for (_, pending) in &mut self.pending {
             *pending = PendingWrite::Promise;
@@ -642,7 +675,9 @@ impl Node {
 
     /// Entries are applied once they are committed and on our own disk (R15).
     fn announce_commit(&mut self) {
-        let to = self.log.commit().min(self.log.durable());
+        let committed =
+            if self.breaks(Rule::ApplyUncommitted) { self.log.last().index } else { self.log.commit() };
+        let to = committed.min(self.log.durable());
         if to > self.announced_commit {
             self.announced_commit = to;
             self.effects.push(Effect::Commit(to));

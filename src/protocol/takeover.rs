@@ -7,6 +7,7 @@
 //! ```
 
 use super::node::{Node, RegisterTask, Role};
+use super::rules::Rule;
 use super::{Halt, Millis, WriteId};
 use crate::view::{NodeId, View};
 
@@ -37,7 +38,8 @@ impl Node {
     /// Starts a candidacy where the leader is gone and it is our turn: the lowest live in-sync address (R8, O7).
     pub(super) fn consider_takeover(&mut self) {
         let Some(view) = &self.view else { return };
-        if !matches!(self.role, Role::Follower(_)) || !self.is_in_sync() {
+        let may = self.is_in_sync() || self.breaks(Rule::ElectOutsideSet);
+        if !matches!(self.role, Role::Follower(_)) || !may {
             return;
         }
         let last = self.log.last().index;
@@ -45,7 +47,7 @@ impl Node {
             let floor = view.floor;
             return self.halt(Halt::LogTooShort { last, floor }); // R24
         }
-        if view.leader != self.config.id {
+        if view.leader != self.config.id && !self.has_renounced() {
             if !self.is_gone(&view.leader) {
                 self.leader_gone_since = None;
                 return;
@@ -59,6 +61,12 @@ impl Node {
             self.role = Role::Candidate(Candidate { stage: Stage::Confirming });
             self.read_register();
         }
+    }
+
+    /// We have promised to obey nobody in this epoch, and then perhaps died before the swap. There is no way back: the
+    /// leader waits for acknowledgements that we must not give, so the next epoch has to come, and from us.
+    fn has_renounced(&self) -> bool {
+        self.promised > self.epoch()
     }
 
     /// Live in-sync nodes that go before us.
@@ -101,15 +109,20 @@ impl Node {
 
     fn promise_to_replace_leader(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.leader != self.config.id && !self.is_gone(&view.leader) {
+        if view.leader != self.config.id && !self.has_renounced() && !self.is_gone(&view.leader) {
             return self.become_follower(); // it spoke while we looked
         }
         let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
+        let intruder =
+            self.breaks(Rule::ElectOutsideSet).then_some((&self.config.id, &self.config.incarnation));
         let next = View {
             leader: self.config.id.clone(),
             epoch: view.epoch.next(),
             led_since: view.epoch.next(),
-            in_sync: in_sync.map(|(node, incarnation)| (node.clone(), *incarnation)).collect(),
+            in_sync: in_sync
+                .chain(intruder)
+                .map(|(node, incarnation)| (node.clone(), *incarnation))
+                .collect(),
             floor: view.floor.max(self.log.commit()),
             ..view.clone()
         };
@@ -118,6 +131,9 @@ impl Node {
 
     /// R5: first the promise, durably; then the swap.
     pub(super) fn promise_and_swap(&mut self, next: View) {
+        if self.breaks(Rule::SkipPromise) && matches!(self.register, RegisterTask::Idle) {
+            return self.send_swap(next);
+        }
         self.promised = next.epoch;
         let write = self.persist_promise();
         self.role = Role::Candidate(Candidate { stage: Stage::Promising { write, next } });

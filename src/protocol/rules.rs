@@ -1,0 +1,52 @@
+//! Rules that a test can switch off in one node, to show that the checks notice. In a program every rule holds: outside
+//! of tests [`Node::breaks`] is always false.
+
+use super::node::Node;
+
+/// A rule to switch off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rule {
+    /// R20 off: a follower acknowledges what it has received but not yet synced.
+    AcknowledgeBeforeDurable,
+    /// R20 off: the leader counts its own entries before they are synced.
+    CountOwnBeforeDurable,
+    /// R13 off: all but one of the in-sync nodes are enough.
+    CommitWithoutEveryone,
+    /// R3 off: a node is no longer waited for as soon as the swap without it is sent.
+    ShrinkBeforeConfirmed,
+    /// R3 off: a joiner is waited for only when the swap with it is known to have won.
+    GrowAfterSwap,
+    /// R30 off: a joiner is taken in before it has caught up.
+    JoinBehind,
+    /// R2 off: a swap whose answer was lost counts as not done.
+    GuessLostSwap,
+    /// R4 off: a node outside the set elects itself.
+    ElectOutsideSet,
+    /// R5 off: a candidate swaps without a promise.
+    SkipPromise,
+    /// R6 off: messages of an older epoch are taken as if they were of this one.
+    ObeyStaleEpoch,
+    /// R7 off: a new leader serves before its opening entry is committed.
+    ServeBeforeOpening,
+    /// R14 off: what differs from the leader's log stays, and counts as the same.
+    NoTruncate,
+    /// R15 off: entries are applied when they are on the disk, committed or not.
+    ApplyUncommitted,
+    /// R24 off: another data directory at a counted address is taken for the one that is counted.
+    TrustWipedNode,
+}
+
+impl Node {
+    /// True where a test has switched this rule off in this node.
+    #[cfg(test)]
+    pub(super) fn breaks(&self, rule: Rule) -> bool {
+        self.broken == Some(rule)
+    }
+
+    /// True where a test has switched this rule off in this node: never, in a program.
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "the same signature as in tests")]
+    pub(super) const fn breaks(&self, _: Rule) -> bool {
+        false
+    }
+}

@@ -1,0 +1,571 @@
+//! N machines with disks, the processes on them, and one register. Mechanics only: when a message arrives, a write
+//! completes or a machine dies is decided by whoever drives this.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::invariants::{Claim, Seen, Violation};
+use super::text;
+use crate::protocol::rules::Rule;
+use crate::protocol::{
+    Config, Effect, Envelope, Halt, Input, Mark, Message, Millis, Node, Outline, Restored, Role, Run,
+    Swapped, WriteId,
+};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+
+/// An entry: the epoch that ordered it, and a payload that no other entry has (zero: the opening of an epoch).
+pub type Entry = (Epoch, u64);
+
+/// What all nodes of a cluster are told at birth.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub heartbeat_interval: Millis,
+    pub failure_timeout: Millis,
+    pub handback_after: Option<Millis>,
+    pub broken: Option<Rule>,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings { heartbeat_interval: 20, failure_timeout: 60, handback_after: None, broken: None }
+    }
+}
+
+/// What survives a crash. Entries below `base` are there as applied state: kept whole, so that logs of any two nodes
+/// can be compared from the first entry.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub incarnation: Incarnation,
+    pub promised: Epoch,
+    pub view: Option<View>,
+    pub base: Mark,
+    pub log: Vec<Entry>,
+    /// All up to here was applied; a restart finds any part of it.
+    pub applied: Index,
+}
+
+impl Disk {
+    fn new(incarnation: Incarnation) -> Disk {
+        Disk {
+            incarnation,
+            promised: Epoch(0),
+            view: None,
+            base: Mark::default(),
+            log: Vec::new(),
+            applied: Index(0),
+        }
+    }
+
+    fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Append { first, entries } => {
+                assert_eq!(self.log.len() as u64 + 1, first.0, "writes reach the disk in order");
+                self.log.extend(entries);
+            }
+            Write::Truncate { after } => self.log.truncate(after.0 as usize),
+            Write::Persist { promised, view } => {
+                self.promised = *promised;
+                self.view.clone_from(view);
+            }
+            Write::Install { mark, state } => {
+                self.log.clone_from(state);
+                self.base = *mark;
+                self.applied = *mark_index(mark);
+            }
+        }
+    }
+}
+
+fn mark_index(mark: &Mark) -> &Index {
+    &mark.index
+}
+
+/// A write on its way to the disk.
+#[derive(Clone, Debug)]
+pub enum Write {
+    Append { first: Index, entries: Vec<Entry> },
+    Truncate { after: Index },
+    Persist { promised: Epoch, view: Option<View> },
+    Install { mark: Mark, state: Vec<Entry> },
+}
+
+/// An operation on the register that the process waits for.
+#[derive(Clone, Debug)]
+pub enum Call {
+    Read,
+    Swap {
+        view: View,
+        /// The caller was already leader of the view it wants to replace.
+        by_leader: bool,
+        caller: usize,
+        incarnation: Incarnation,
+    },
+}
+
+/// What the register did.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Read(Option<View>),
+    Swap(Swapped),
+}
+
+/// A running process.
+#[derive(Debug)]
+pub struct Process {
+    pub node: Node,
+    pub session: u64,
+    pub base: Mark,
+    pub log: Vec<Entry>,
+    pub writes: VecDeque<(WriteId, Write)>,
+    /// Asked and not yet answered.
+    pub call: Option<Call>,
+    /// What was to be applied so far.
+    pub announced: Index,
+    /// To whom a snapshot is under way.
+    pub sending: BTreeSet<NodeId>,
+}
+
+/// A place where a node lives.
+#[derive(Debug)]
+pub struct Machine {
+    pub id: NodeId,
+    pub disk: Disk,
+    pub process: Option<Process>,
+    /// Why the last process stopped of its own will.
+    pub halt: Option<Halt>,
+    /// May create the cluster.
+    pub creates: bool,
+}
+
+/// A message under way, and the entries beside it.
+#[derive(Clone, Debug)]
+pub struct Flight {
+    pub from: usize,
+    pub to: usize,
+    pub envelope: Envelope,
+    pub entries: Vec<Entry>,
+}
+
+/// A snapshot under way: everything the sender had applied when it began.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub from: usize,
+    pub from_session: u64,
+    pub to: usize,
+    pub to_session: Option<u64>,
+    pub mark: Mark,
+    pub state: Vec<Entry>,
+}
+
+/// What travels beside an input.
+enum Beside<'a> {
+    Nothing,
+    Entries { after: Index, entries: &'a [Entry] },
+    State(&'a [Entry]),
+}
+
+/// The whole world of a test.
+#[derive(Debug)]
+pub struct Cluster {
+    pub settings: Settings,
+    pub now: Millis,
+    pub machines: Vec<Machine>,
+    /// Disks that were wiped: what they held when they went.
+    pub ghosts: BTreeMap<Incarnation, Disk>,
+    pub register: Option<View>,
+    /// Sent, and not yet taken up by the network.
+    pub sent: Vec<Flight>,
+    pub snapshots: Vec<Snapshot>,
+    /// Every entry that was ever committed, in order: found out by watching.
+    pub truth: Vec<Entry>,
+    pub seen: Seen,
+    /// One line an event, where somebody wants to read them.
+    pub trace: Option<Vec<String>>,
+    next_session: u64,
+    next_incarnation: u64,
+    next_payload: u64,
+}
+
+impl Cluster {
+    /// Machines named `a`, `b`, …; nothing runs yet.
+    pub fn new(count: usize, settings: Settings) -> Cluster {
+        let mut cluster = Cluster {
+            settings,
+            now: 1000,
+            machines: Vec::new(),
+            ghosts: BTreeMap::new(),
+            register: None,
+            sent: Vec::new(),
+            snapshots: Vec::new(),
+            truth: Vec::new(),
+            seen: Seen::default(),
+            trace: None,
+            next_session: 1,
+            next_incarnation: 1,
+            next_payload: 1,
+        };
+        for letter in ('a'..='z').take(count) {
+            let id = NodeId::parse(&format!("{letter}:1")).expect("an address");
+            let disk = cluster.new_disk();
+            cluster.machines.push(Machine { id, disk, process: None, halt: None, creates: false });
+        }
+        cluster
+    }
+
+    fn new_disk(&mut self) -> Disk {
+        self.next_incarnation += 1;
+        Disk::new(Incarnation(self.next_incarnation - 1))
+    }
+
+    pub fn note(&mut self, text: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("{:>5} {}", self.now, text()));
+        }
+    }
+
+    pub fn name(&self, machine: usize) -> &str {
+        text::name(&self.machines[machine].id)
+    }
+
+    pub fn machine_of(&self, node: &NodeId) -> usize {
+        self.machines.iter().position(|machine| machine.id == *node).expect("a node of this cluster")
+    }
+
+    pub fn process(&self, machine: usize) -> Option<&Process> {
+        self.machines[machine].process.as_ref()
+    }
+
+    /// The disk of an incarnation, also where it has been wiped since.
+    pub fn disk_of(&self, incarnation: Incarnation) -> &Disk {
+        let living = self.machines.iter().map(|machine| &machine.disk);
+        living
+            .chain(self.ghosts.values())
+            .find(|disk| disk.incarnation == incarnation)
+            .expect("every incarnation has or had a disk")
+    }
+
+    // --- life and death ---
+
+    /// Starts a process on what the disk holds; of what was applied it finds all up to `commit`.
+    pub fn start(&mut self, machine: usize, commit: Index) {
+        self.note(|| format!("{} starts", (b'a' + machine as u8) as char));
+        let session = self.next_session;
+        self.next_session += 1;
+        let place = &mut self.machines[machine];
+        assert!(place.process.is_none(), "one process an address");
+        let disk = &place.disk;
+        let last = Index(disk.log.len() as u64);
+        let commit = commit.min(disk.applied).min(last).max(disk.base.index);
+        let config = Config {
+            id: place.id.clone(),
+            incarnation: disk.incarnation,
+            heartbeat_interval: self.settings.heartbeat_interval,
+            failure_timeout: self.settings.failure_timeout,
+            handback_after: self.settings.handback_after,
+            create: place.creates.then_some(ClusterId(7)),
+        };
+        let log = Outline::recovered(disk.base, outline_runs(&disk.log, disk.base.index), last, commit);
+        let restored = Restored { promised: disk.promised, view: disk.view.clone(), log };
+        let mut node = Node::restore(config, restored, self.now);
+        node.broken = self.settings.broken;
+        place.halt = None;
+        place.process = Some(Process {
+            node,
+            session,
+            base: disk.base,
+            log: disk.log.clone(),
+            writes: VecDeque::new(),
+            call: None,
+            announced: Index(0),
+            sending: BTreeSet::new(),
+        });
+    }
+
+    /// Kills a process. Of its pending writes the first `whole` survive, and `part` entries of the one after.
+    pub fn crash(&mut self, machine: usize, whole: usize, part: usize) -> Result<(), Violation> {
+        self.note(|| format!("{} is killed", (b'a' + machine as u8) as char));
+        let place = &mut self.machines[machine];
+        let Some(process) = place.process.take() else { return Ok(()) };
+        for (number, (_, write)) in process.writes.iter().enumerate() {
+            if number < whole {
+                place.disk.apply(write);
+            } else if number == whole
+                && let Write::Append { first, entries } = write
+            {
+                let entries = entries[..part.min(entries.len())].to_vec();
+                place.disk.apply(&Write::Append { first: *first, entries });
+            }
+        }
+        self.check_disk(machine)
+    }
+
+    /// Replaces the disk of a machine on which nothing runs by an empty one.
+    pub fn wipe(&mut self, machine: usize) {
+        assert!(self.machines[machine].process.is_none(), "only a stopped node is wiped");
+        self.note(|| format!("{} is wiped", (b'a' + machine as u8) as char));
+        let disk = self.new_disk();
+        let old = std::mem::replace(&mut self.machines[machine].disk, disk);
+        self.ghosts.insert(old.incarnation, old);
+    }
+
+    // --- inputs ---
+
+    pub fn input(&mut self, machine: usize, input: Input) -> Result<(), Violation> {
+        self.step(machine, input, &Beside::Nothing)
+    }
+
+    pub fn deliver(&mut self, flight: Flight) -> Result<(), Violation> {
+        let after = match &flight.envelope.message {
+            Message::Append { previous, .. } => previous.index,
+            Message::Appended { .. }
+            | Message::Report { .. }
+            | Message::Ping
+            | Message::Stale
+            | Message::Transfer => Index(0),
+        };
+        let beside = Beside::Entries { after, entries: &flight.entries };
+        self.step(flight.to, Input::Received(flight.envelope), &beside)
+    }
+
+    /// A snapshot is addressed to a process; another one at that address does not get it.
+    pub fn deliver_snapshot(&mut self, snapshot: &Snapshot) -> Result<(), Violation> {
+        self.end_snapshot(snapshot);
+        let receiver = self.process(snapshot.to).map(|process| process.session);
+        if receiver.is_none() || receiver != snapshot.to_session {
+            return Ok(());
+        }
+        self.step(snapshot.to, Input::SnapshotReceived(snapshot.mark), &Beside::State(&snapshot.state))
+    }
+
+    /// The sender knows that the stream has ended, one way or the other.
+    pub fn end_snapshot(&mut self, snapshot: &Snapshot) {
+        let to = self.machines[snapshot.to].id.clone();
+        if let Some(sender) = &mut self.machines[snapshot.from].process
+            && sender.session == snapshot.from_session
+        {
+            sender.sending.remove(&to);
+        }
+    }
+
+    /// Completes the first `count` pending writes.
+    pub fn persist(&mut self, machine: usize, count: usize) -> Result<(), Violation> {
+        let place = &mut self.machines[machine];
+        let Some(process) = &mut place.process else { return Ok(()) };
+        let mut done = None;
+        for (write, what) in process.writes.drain(..count.min(process.writes.len())) {
+            place.disk.apply(&what);
+            done = Some(write);
+        }
+        self.check_disk(machine)?;
+        match done {
+            Some(write) => self.input(machine, Input::Persisted(write)),
+            None => Ok(()),
+        }
+    }
+
+    /// Orders entries where the node takes them.
+    pub fn propose(&mut self, machine: usize, count: u64) -> Result<bool, Violation> {
+        let able = self.process(machine).is_some_and(|process| process.node.can_propose());
+        if able {
+            self.input(machine, Input::Proposed { count })?;
+        }
+        Ok(able)
+    }
+
+    /// Drops the log up to `index`, as far as it is applied and on the disk.
+    pub fn drop_log(&mut self, machine: usize, index: Index) -> Result<(), Violation> {
+        let place = &mut self.machines[machine];
+        let Some(process) = &mut place.process else { return Ok(()) };
+        let index = index.min(process.announced).min(process.node.log().durable()).min(place.disk.applied);
+        if index <= process.base.index {
+            return Ok(());
+        }
+        let base = Mark { index, epoch: process.log[index.0 as usize - 1].0 };
+        process.base = base;
+        place.disk.base = base;
+        self.input(machine, Input::Dropped(index))
+    }
+
+    // --- the register ---
+
+    /// Carries out an operation at the register, at once and whole.
+    pub fn at_register(&mut self, call: &Call) -> Result<Answer, Violation> {
+        match call {
+            Call::Read => Ok(Answer::Read(self.register.clone())),
+            Call::Swap { view, by_leader, caller, incarnation } => {
+                let stands = self.register.as_ref().map_or(Epoch(0), |stands| stands.epoch);
+                if stands.next() == view.epoch {
+                    self.note(|| format!("register: {}", text::view(view)));
+                    self.check_swap(view, *by_leader, *caller, *incarnation)?;
+                    self.register = Some(view.clone());
+                    self.check_set()?;
+                    Ok(Answer::Swap(Swapped::Won))
+                } else {
+                    let stands = self.register.clone().expect("an empty register lets epoch 1 in");
+                    Ok(Answer::Swap(Swapped::Lost(stands)))
+                }
+            }
+        }
+    }
+
+    pub fn answer(&mut self, machine: usize, answer: Answer) -> Result<(), Violation> {
+        if let Some(process) = &mut self.machines[machine].process {
+            process.call = None;
+        }
+        match answer {
+            Answer::Read(found) => self.input(machine, Input::RegisterAnswered(Ok(found))),
+            Answer::Swap(outcome) => self.input(machine, Input::SwapAnswered(outcome)),
+        }
+    }
+
+    // --- one step ---
+
+    fn step(&mut self, machine: usize, input: Input, beside: &Beside<'_>) -> Result<(), Violation> {
+        if self.trace.is_some() {
+            let quiet = matches!(input, Input::Tick | Input::Flush);
+            let line = format!("{} {}", self.name(machine), text::input(&input));
+            if !quiet {
+                self.note(|| line);
+            }
+        }
+        let now = self.now;
+        let Some(process) = &mut self.machines[machine].process else { return Ok(()) };
+        let was_serving = process.node.is_serving();
+        let effects = process.node.step(now, input);
+        let by_leader = matches!(process.node.role(), Role::Leader(_));
+        for effect in effects {
+            if self.trace.is_some() {
+                let line = format!("  {} {}", self.name(machine), text::effect(&effect));
+                self.note(|| line);
+            }
+            self.carry_out(machine, effect, beside, by_leader)?;
+        }
+        self.check_node(machine, was_serving)
+    }
+
+    fn carry_out(
+        &mut self,
+        machine: usize,
+        effect: Effect,
+        beside: &Beside<'_>,
+        by_leader: bool,
+    ) -> Result<(), Violation> {
+        let place = &mut self.machines[machine];
+        let Some(process) = &mut place.process else { return Ok(()) };
+        let fits = |first: Index, log: &[Entry]| {
+            if first.0 == log.len() as u64 + 1 {
+                return Ok(());
+            }
+            Err(Violation::new(Claim::EffectsFitTheLog, format!("entry {first} after {}", log.len())))
+        };
+        match effect {
+            Effect::Append { write, epoch, first, last, opening } => {
+                fits(first, &process.log)?;
+                let mut entries = Vec::new();
+                for _ in first.0..=last.0 {
+                    let payload = if opening { 0 } else { self.next_payload };
+                    self.next_payload += u64::from(!opening);
+                    entries.push((epoch, payload));
+                }
+                process.log.extend(&entries);
+                process.writes.push_back((write, Write::Append { first, entries }));
+            }
+            Effect::Accept { write, first, last } => {
+                fits(first, &process.log)?;
+                let Beside::Entries { after, entries } = beside else {
+                    return Err(Violation::new(Claim::EffectsFitTheLog, "entries out of nowhere".to_owned()));
+                };
+                let from = (first.0 - after.0 - 1) as usize;
+                let entries = entries[from..(last.0 - after.0) as usize].to_vec();
+                process.log.extend(&entries);
+                process.writes.push_back((write, Write::Append { first, entries }));
+            }
+            Effect::Truncate { write, after } => {
+                process.log.truncate(after.0 as usize);
+                process.writes.push_back((write, Write::Truncate { after }));
+            }
+            Effect::Persist { write, promised, view } => {
+                process.writes.push_back((write, Write::Persist { promised, view }));
+            }
+            Effect::Install { write, mark } => {
+                let Beside::State(state) = beside else {
+                    return Err(Violation::new(
+                        Claim::EffectsFitTheLog,
+                        "a snapshot out of nowhere".to_owned(),
+                    ));
+                };
+                process.log = state.to_vec();
+                process.base = mark;
+                process.announced = mark.index;
+                process.writes.push_back((write, Write::Install { mark, state: state.to_vec() }));
+                self.check_snapshot(machine)?;
+            }
+            Effect::Commit(to) => return self.committed(machine, to),
+            Effect::Send { to, epoch, message } => self.send(machine, &to, epoch, message),
+            Effect::SendSnapshot(to) => self.start_snapshot(machine, &to),
+            Effect::ReadRegister => {
+                assert!(process.call.is_none(), "one operation on the register at a time");
+                process.call = Some(Call::Read);
+            }
+            Effect::Swap(view) => {
+                assert!(process.call.is_none(), "one operation on the register at a time");
+                let incarnation = place.disk.incarnation;
+                process.call = Some(Call::Swap { view, by_leader, caller: machine, incarnation });
+            }
+            Effect::Adopted(_) | Effect::Serving | Effect::Fenced(_) | Effect::Warn(_) => {}
+            Effect::Halt(reason) => {
+                place.halt = Some(reason);
+                place.process = None;
+            }
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, machine: usize, to: &NodeId, epoch: Epoch, message: Message) {
+        let place = &self.machines[machine];
+        let Some(process) = &place.process else { return };
+        let entries = match &message {
+            Message::Append { previous, last, .. } => {
+                process.log[previous.index.0 as usize..last.0 as usize].to_vec()
+            }
+            Message::Appended { .. }
+            | Message::Report { .. }
+            | Message::Ping
+            | Message::Stale
+            | Message::Transfer => Vec::new(),
+        };
+        let envelope = Envelope {
+            from: place.id.clone(),
+            incarnation: place.disk.incarnation,
+            session: process.session,
+            epoch,
+            message,
+        };
+        let to = self.machine_of(to);
+        self.sent.push(Flight { from: machine, to, envelope, entries });
+    }
+
+    fn start_snapshot(&mut self, machine: usize, node: &NodeId) {
+        let to = self.machine_of(node);
+        let to_session = self.process(to).map(|process| process.session);
+        let Some(process) = &mut self.machines[machine].process else { return };
+        let index = process.announced.max(process.base.index);
+        if index == Index(0) || !process.sending.insert(node.clone()) {
+            return;
+        }
+        let state = process.log[..index.0 as usize].to_vec();
+        let mark = Mark { index, epoch: state[state.len() - 1].0 };
+        let from_session = process.session;
+        self.snapshots.push(Snapshot { from: machine, from_session, to, to_session, mark, state });
+    }
+}
+
+/// The runs of a log after its base.
+pub fn outline_runs(log: &[Entry], base: Index) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (number, (epoch, _)) in log.iter().enumerate().skip(base.0 as usize) {
+        if runs.last().is_none_or(|run| run.epoch != *epoch) {
+            runs.push(Run { epoch: *epoch, first: Index(number as u64 + 1) });
+        }
+    }
+    runs
+}
