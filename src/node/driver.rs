@@ -265,7 +265,7 @@ impl Driver {
             Request::Confirm { deadline, answer } => self.reads.arrive(deadline, answer),
             Request::Remove { node, deadline, answer } => self.wish(Wish::Remove(node), deadline, answer),
             Request::MoveLeader { node, deadline, answer } => {
-                self.wish(Wish::MoveLeader(node), deadline, answer)
+                self.wish(Wish::MoveLeader(node), deadline, answer);
             }
         }
     }
@@ -338,7 +338,7 @@ impl Driver {
     fn carry_out(&mut self, effect: Effect, entries: Option<&Entries>) {
         match effect {
             Effect::Append { write, epoch, first, last, opening } => {
-                self.append(write, epoch, first, last, opening)
+                self.append(write, epoch, first, last, opening);
             }
             Effect::Accept { write, first, last } => {
                 let entries = entries.expect("entries are accepted from the message just fed");
@@ -373,7 +373,7 @@ impl Driver {
             Effect::Adopted(view) => self.adopted(view),
             Effect::Serving => tracing::info!("leading since epoch {}", self.node.epoch()),
             Effect::Fenced(fenced) => {
-                tracing::info!("{}", if fenced { "handing leadership over" } else { "hand-over ended" })
+                tracing::info!("{}", if fenced { "handing leadership over" } else { "hand-over ended" });
             }
             Effect::Warn(warning) => warn(&warning),
             Effect::Halt(halt) => self.halt(&halt),
