@@ -3,6 +3,8 @@
 #![allow(missing_docs, reason = "a test's name is its claim")]
 
 mod cluster;
+#[cfg(feature = "full-tests")]
+mod etcdctl;
 mod failover;
 mod refusals;
 mod tidy;

@@ -145,18 +145,54 @@ fn module_of(path: &Path) -> String {
 
 /// Lines of code: comments and what only tests see are left out.
 fn code(text: &str) -> Vec<(usize, &str)> {
-    let numbered = text.lines().enumerate().map(|(number, line)| (number + 1, line));
-    numbered
-        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
-        .filter(|(_, line)| !line.trim_start().starts_with("//"))
-        .collect()
+    let lines: Vec<&str> = text.lines().collect();
+    let mut kept = Vec::new();
+    let mut number = 0;
+    while let Some(line) = lines.get(number) {
+        if line.starts_with("#[cfg(test)]") {
+            // A module in a file of its own is one line; one in braces is the rest of the file.
+            let declared = lines[number + 1..].iter().find(|line| !line.starts_with('#'));
+            if !declared.is_some_and(|line| line.ends_with(';')) {
+                break;
+            }
+            number += lines[number + 1..].iter().take_while(|line| line.starts_with('#')).count() + 2;
+            continue;
+        }
+        if !line.trim_start().starts_with("//") {
+            kept.push((number + 1, *line));
+        }
+        number += 1;
+    }
+    kept
 }
 
-fn is_test_file(path: &Path) -> bool {
-    let name = path.file_name().unwrap().to_string_lossy();
-    name == "tests.rs"
-        || name.ends_with("_tests.rs")
-        || path.components().any(|part| part.as_os_str() == "testing")
+/// Files, without `.rs`, and directories that only tests see: `#[cfg(test)] mod name;`, with its `#[path]` if it has one.
+fn test_modules() -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for path in sources(&root().join("src")) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        let parent = path.parent().unwrap();
+        let own = if stem == "mod" || stem == "lib" { parent.to_owned() } else { parent.join(&stem) };
+        for number in (0..lines.len()).filter(|number| lines[*number].starts_with("#[cfg(test)]")) {
+            let named =
+                lines[number + 1].strip_prefix("#[path = \"").and_then(|rest| rest.strip_suffix(".rs\"]"));
+            if let Some(name) = named {
+                found.insert(parent.join(name));
+            } else if let Some((_, name)) =
+                lines[number + 1].split_once("mod ").filter(|(_, name)| name.ends_with(';'))
+            {
+                found.insert(own.join(name.trim_end_matches(';')));
+            }
+        }
+    }
+    found
+}
+
+fn is_test_file(path: &Path, modules: &BTreeSet<PathBuf>) -> bool {
+    let bare = path.with_extension("");
+    bare.ancestors().any(|part| modules.contains(part))
 }
 
 /// What a module names that it may not.
@@ -181,10 +217,11 @@ fn violations(module: &str, text: &str) -> Vec<String> {
 fn no_module_names_what_it_may_not() {
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
+    let tests = test_modules();
     for path in sources(&root().join("src")) {
         let module = module_of(&path);
         seen.insert(module.clone());
-        if !is_test_file(&path) {
+        if !is_test_file(&path, &tests) {
             let text = std::fs::read_to_string(&path).unwrap();
             found.extend(
                 violations(&module, &text).into_iter().map(|what| format!("{}:{what}", path.display())),
@@ -201,15 +238,17 @@ fn no_module_names_what_it_may_not() {
 fn the_table_would_notice_a_wrong_arrow() {
     assert_eq!(violations("protocol", "use crate::view::View;\nuse crate::kv::Store;\n"), ["2: crate::kv"]);
     assert_eq!(violations("kv", "let x = tokio::spawn(y);"), ["1: tokio"]);
+    assert_eq!(violations("kv", "#[cfg(test)]\nmod tests;\nuse std::fs;"), ["3: std::fs"]);
     assert!(violations("kv", "// tokio is not named here\n#[cfg(test)]\nuse std::fs;").is_empty());
 }
 
 #[test]
 fn every_file_says_what_it_is_for_and_nothing_is_left_for_later() {
     let mut found = Vec::new();
+    let tests = test_modules();
     for path in sources(&root().join("src")).into_iter().chain(sources(&root().join("tests"))) {
         let text = std::fs::read_to_string(&path).unwrap();
-        if !text.starts_with("//!") && !is_test_file(&path) {
+        if !text.starts_with("//!") && !is_test_file(&path, &tests) {
             found.push(format!("{} does not open with //!", path.display()));
         }
         for word in
