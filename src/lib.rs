@@ -1,6 +1,7 @@
 //! A replicated key-value cluster that speaks the etcd v3 API, and the controller that runs, breaks and proves it.
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure and wait"))]
 
+pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
