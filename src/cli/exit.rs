@@ -10,6 +10,8 @@ use crate::supervisor::ports::PortError;
 use crate::supervisor::run::SupervisorError;
 use crate::view::NodeId;
 
+use super::client::ClientFailure;
+
 /// Lines of a log shown with a failure.
 const LOG_LINES: usize = 10;
 /// No more than this is read from the end of a log to find them.
@@ -173,6 +175,18 @@ impl From<PortError> for Failure {
         let exit = match &error {
             PortError::Held { .. } => Exit::Conflict,
             PortError::Unusable { .. } => Exit::Usage,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<ClientFailure> for Failure {
+    fn from(error: ClientFailure) -> Failure {
+        let exit = match error.exit_code() {
+            2 => Exit::Usage,
+            3 => Exit::NotRunning,
+            4 => Exit::TimedOut,
+            _ => Exit::Failed,
         };
         Failure::new(exit, error.to_string())
     }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 mod add_follower;
 mod check;
+pub mod client;
 mod completions;
 mod context;
 mod down;
@@ -111,6 +112,8 @@ enum Verb {
     Logs(logs::Logs),
     /// Print the cluster's history [read-only]
     Events(events::Events),
+    /// Talk etcd v3 to the cluster, or to --endpoints; a prompt without a request [read-only, or changes the data]
+    Client(client::ClientArguments),
     /// Print what makes a shell complete commands and node names [read-only]
     Completions(completions::Completions),
     /// Print the manual page, or write all of them to a directory [read-only]
@@ -232,6 +235,13 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::MoveLeader(verb) => move_leader::run(&verb, &context(false)?).await,
             Verb::Logs(verb) => logs::run(&verb, &context(false)?).await,
             Verb::Events(verb) => events::run(&verb, &context(verb.json)?).await,
+            Verb::Client(verb) => {
+                // With endpoints no configuration is needed.
+                let configured =
+                    if verb.endpoints.is_empty() { context(false)?.config.nodes } else { Vec::new() };
+                client::run(verb, &context::names(&configured)).await?;
+                Ok(Exit::Done)
+            }
             Verb::Completions(verb) => completions::run(&verb),
             Verb::Man(verb) => man::run(&verb),
             Verb::Supervise(verb) => supervise::run(&verb, config.clone()).await,

@@ -38,7 +38,9 @@ pub enum PortError {
     },
 }
 
-fn describe(holder: &Holder) -> String {
+/// As people read it.
+#[must_use]
+pub fn describe(holder: &Holder) -> String {
     match holder.pid {
         Some(pid) => format!("pid {pid} ({})", holder.program),
         None => holder.program.clone(),

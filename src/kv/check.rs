@@ -1,0 +1,214 @@
+//! What can be refused by looking at a request alone. `api` asks before it proposes, so that what cannot succeed
+//! never reaches the log; `apply` asks again and trusts nobody.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use super::keys::KeyRange;
+use super::refusal::Refusal;
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use crate::proto::replcluster::{Mutation, mutation};
+
+/// What a node is willing to accept, beyond what makes sense at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most compares, operations of success or operations of failure in a transaction; one inside another gets
+    /// what the outer leaves.
+    pub operations: usize,
+}
+
+impl Limits {
+    /// etcd's: 128 operations.
+    pub const DEFAULT: Limits = Limits { operations: 128 };
+    /// Everything that makes sense. Used where a limit would have to be the same on every node.
+    pub const NONE: Limits = Limits { operations: usize::MAX };
+}
+
+/// Checks a mutation without looking at the store.
+///
+/// # Errors
+/// The same [`Refusal`] that `apply` would come to, or [`Refusal::TooManyOperations`], which only this knows.
+pub fn check(mutation: &Mutation, limits: Limits) -> Result<(), Refusal> {
+    match &mutation.request {
+        Some(mutation::Request::Put(request)) => check_put(request),
+        Some(mutation::Request::DeleteRange(request)) => check_delete_range(request),
+        Some(mutation::Request::Txn(request)) => check_txn(request, limits),
+        Some(mutation::Request::Compact(_)) => Ok(()),
+        None => Err(Refusal::EmptyMutation),
+    }
+}
+
+/// Checks a range request without looking at the store.
+///
+/// # Errors
+/// [`Refusal::EmptyKey`], [`Refusal::InvalidSort`].
+pub fn check_range(request: &RangeRequest) -> Result<(), Refusal> {
+    key_given(&request.key)?;
+    let sort_exists =
+        SortOrder::try_from(request.sort_order).is_ok() && SortTarget::try_from(request.sort_target).is_ok();
+    if sort_exists { Ok(()) } else { Err(Refusal::InvalidSort) }
+}
+
+/// Checks a transaction without looking at the store.
+///
+/// # Errors
+/// The first [`Refusal`] that one of its operations meets, or that the whole does.
+pub fn check_txn(request: &TxnRequest, limits: Limits) -> Result<(), Refusal> {
+    check_operations(request, limits.operations)?;
+    changes_of(&request.success)?;
+    changes_of(&request.failure)?;
+    Ok(())
+}
+
+/// True where a transaction holds no write on any path, so that any node may answer it from what it has.
+#[must_use]
+pub fn is_read_only(request: &TxnRequest) -> bool {
+    request.success.iter().chain(&request.failure).all(|operation| match &operation.request {
+        Some(Request::RequestRange(_)) => true,
+        Some(Request::RequestTxn(inner)) => is_read_only(inner),
+        Some(Request::RequestPut(_) | Request::RequestDeleteRange(_)) | None => false,
+    })
+}
+
+fn check_put(request: &PutRequest) -> Result<(), Refusal> {
+    key_given(&request.key)?;
+    if request.ignore_value && !request.value.is_empty() {
+        return Err(Refusal::ValueProvided);
+    }
+    if request.ignore_lease && request.lease != 0 {
+        return Err(Refusal::LeaseProvided);
+    }
+    Ok(())
+}
+
+fn check_delete_range(request: &DeleteRangeRequest) -> Result<(), Refusal> {
+    key_given(&request.key)
+}
+
+fn key_given(key: &[u8]) -> Result<(), Refusal> {
+    if key.is_empty() { Err(Refusal::EmptyKey) } else { Ok(()) }
+}
+
+fn check_operations(request: &TxnRequest, allowed: usize) -> Result<(), Refusal> {
+    let given = request.compare.len().max(request.success.len()).max(request.failure.len());
+    let Some(left) = allowed.checked_sub(given) else {
+        return Err(Refusal::TooManyOperations { given, allowed });
+    };
+    for compare in &request.compare {
+        key_given(&compare.key)?;
+    }
+    for operation in request.success.iter().chain(&request.failure) {
+        match &operation.request {
+            Some(Request::RequestRange(request)) => check_range(request)?,
+            Some(Request::RequestPut(request)) => check_put(request)?,
+            Some(Request::RequestDeleteRange(request)) => check_delete_range(request)?,
+            Some(Request::RequestTxn(request)) => check_operations(request, left)?,
+            None => return Err(Refusal::EmptyOperation),
+        }
+    }
+    Ok(())
+}
+
+/// What some operations may change, on whichever path.
+#[derive(Default)]
+struct Changes<'a> {
+    puts: BTreeSet<&'a [u8]>,
+    deleted_keys: BTreeSet<&'a [u8]>,
+    /// Start of a deleted span to its end (none: without end). Never overlapping, so that one look-up tells
+    /// whether a key is inside: a request of a megabyte can hold a hundred thousand of each.
+    deleted_spans: BTreeMap<&'a [u8], Option<&'a [u8]>>,
+}
+
+/// Collects the changes of operations that run one after the other, and refuses two that put the same key, or
+/// put and delete it. Deleting it twice is harmless. The branches of one transaction exclude each other.
+fn changes_of(operations: &[RequestOp]) -> Result<Changes<'_>, Refusal> {
+    let mut all = Changes::default();
+    for operation in operations {
+        let changes = match &operation.request {
+            Some(Request::RequestPut(request)) => {
+                Changes { puts: [&*request.key].into(), ..Changes::default() }
+            }
+            Some(Request::RequestDeleteRange(request)) => {
+                let mut changes = Changes::default();
+                changes.add_delete(KeyRange::new(&request.key, &request.range_end));
+                changes
+            }
+            Some(Request::RequestTxn(inner)) => {
+                let mut either = changes_of(&inner.success)?;
+                either.merge(changes_of(&inner.failure)?);
+                either
+            }
+            Some(Request::RequestRange(_)) | None => continue,
+        };
+        if all.collides_with(&changes) {
+            return Err(Refusal::DuplicateKey);
+        }
+        all.merge(changes);
+    }
+    Ok(all)
+}
+
+impl<'a> Changes<'a> {
+    fn collides_with(&self, other: &Changes<'a>) -> bool {
+        other.puts.iter().any(|key| self.puts.contains(key) || self.deletes(key))
+            || other.deletes_any(&self.puts)
+    }
+
+    fn deletes(&self, key: &[u8]) -> bool {
+        let inside = |(_, end): (&&[u8], &Option<&[u8]>)| end.is_none_or(|end| key < end);
+        self.deleted_keys.contains(key)
+            || self.deleted_spans.range::<[u8], _>(up_to(key)).next_back().is_some_and(inside)
+    }
+
+    fn deletes_any(&self, puts: &BTreeSet<&'a [u8]>) -> bool {
+        self.deleted_keys.iter().any(|key| puts.contains(key))
+            || self
+                .deleted_spans
+                .iter()
+                .any(|(from, to)| puts.range::<[u8], _>(KeyRange::Span(from, *to).bounds()).next().is_some())
+    }
+
+    fn merge(&mut self, other: Changes<'a>) {
+        self.puts.extend(other.puts);
+        self.deleted_keys.extend(other.deleted_keys);
+        for (from, to) in other.deleted_spans {
+            self.add_delete(KeyRange::Span(from, to));
+        }
+    }
+
+    fn add_delete(&mut self, range: KeyRange<'a>) {
+        match range {
+            KeyRange::One(key) => {
+                self.deleted_keys.insert(key);
+            }
+            KeyRange::Span(..) if range.is_empty() => {}
+            KeyRange::Span(from, to) => self.add_span(from, to),
+        }
+    }
+
+    fn add_span(&mut self, mut from: &'a [u8], mut to: Option<&'a [u8]>) {
+        let reaches = |end: Option<&[u8]>, start: &[u8]| end.is_none_or(|end| start <= end);
+        // Those that start at or before the new end, last first; the first that ends before it starts is the
+        // last to look at, because none overlap.
+        loop {
+            let touching = match to {
+                Some(to) => self.deleted_spans.range::<[u8], _>(up_to(to)).next_back(),
+                None => self.deleted_spans.last_key_value(),
+            };
+            let Some((&start, &end)) = touching.filter(|(_, end)| reaches(**end, from)) else { break };
+            self.deleted_spans.remove(start);
+            from = from.min(start);
+            to = match (to, end) {
+                (Some(one), Some(other)) => Some(one.max(other)),
+                (None, _) | (_, None) => None,
+            };
+        }
+        self.deleted_spans.insert(from, to);
+    }
+}
+
+fn up_to(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
+    (Bound::Unbounded, Bound::Included(key))
+}

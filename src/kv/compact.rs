@@ -1,0 +1,99 @@
+//! Compaction: from one mutation to the next the old revisions can no longer be read; their records go later, in
+//! bounded steps, so that no client waits for them. How far the removal is differs from node to node and nobody
+//! can see it: not in an answer, not in a checksum.
+
+use bytes::Bytes;
+
+use super::Store;
+use super::backend::Backend;
+use super::refusal::{Damaged, Refusal};
+
+/// The revision up to which the store is compacted, written when the compaction is applied.
+const COMPACTED: &str = "compacted";
+/// The revision for which the removal is complete, written when it is. Behind the other: interrupted.
+const REMOVED: &str = "removed";
+/// etcd's value for a store that was never compacted.
+pub(super) const NEVER: i64 = -1;
+
+/// A removal under way.
+#[derive(Clone, Debug)]
+pub(super) struct Removal {
+    /// The last key that is done; none at the start.
+    cursor: Option<Box<[u8]>>,
+}
+
+impl<B: Backend> Store<B> {
+    pub(super) fn compact(&mut self, revision: i64) -> Result<(), Refusal> {
+        if revision <= self.compact_revision {
+            return Err(Refusal::Compacted { requested: revision, compacted: self.compact_revision });
+        }
+        if revision > self.revision {
+            return Err(Refusal::FutureRevision { requested: revision, current: self.revision });
+        }
+        self.compact_revision = revision;
+        self.backend.put_meta(COMPACTED, Bytes::copy_from_slice(&revision.to_be_bytes()));
+        // One that is under way starts over: what it has left to do is part of what is to do now.
+        self.removal = Some(Removal { cursor: None });
+        Ok(())
+    }
+
+    /// Removes some of the records that compaction made unreadable: looks at up to `budget` keys and removes up to
+    /// about as many records. True where more is to do.
+    pub fn compact_some(&mut self, budget: usize) -> bool {
+        let Some(removal) = self.removal.take() else { return false };
+        let (forgotten, next) =
+            self.index.forget(self.compact_revision, removal.cursor.as_deref(), budget.max(1));
+        for change in forgotten {
+            self.backend.delete(change.at());
+        }
+        match next {
+            Some(cursor) => self.removal = Some(Removal { cursor: Some(cursor) }),
+            None => {
+                self.backend.put_meta(REMOVED, Bytes::copy_from_slice(&self.compact_revision.to_be_bytes()));
+            }
+        }
+        self.removal.is_some()
+    }
+
+    /// True while records that compaction made unreadable are still there.
+    #[must_use]
+    pub fn is_compacting(&self) -> bool {
+        self.removal.is_some()
+    }
+
+    /// A checksum over everything that can be read or watched up to `revision` (zero or less: the newest), and the
+    /// revision up to which the store is compacted. The same on all nodes that hold the same revisions, however
+    /// far each is with its removal. Reads every record.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`].
+    pub fn checksum(&self, revision: i64) -> Result<(u32, i64), Refusal> {
+        let revision = self.readable(revision, self.revision)?;
+        let mut hash = 0;
+        for history in self.index.all() {
+            for change in
+                history.kept(self.compact_revision).take_while(|change| change.revision() <= revision)
+            {
+                let at = change.at();
+                let record = self.backend.get(at).expect("the backend holds every record the index names");
+                hash = crc32c::crc32c_append(hash, &at.main.to_be_bytes());
+                hash = crc32c::crc32c_append(hash, &at.sub.to_be_bytes());
+                hash = crc32c::crc32c_append(hash, &record);
+            }
+        }
+        Ok((hash, self.compact_revision))
+    }
+
+    /// What an earlier run left: the revision it was compacted to, and a removal if that was interrupted.
+    pub(super) fn compaction_of(backend: &B) -> Result<(i64, Option<Removal>), Damaged> {
+        let compacted = revision_in(backend, COMPACTED)?;
+        let removed = revision_in(backend, REMOVED)?;
+        Ok((compacted, (removed != compacted).then_some(Removal { cursor: None })))
+    }
+}
+
+fn revision_in<B: Backend>(backend: &B, name: &'static str) -> Result<i64, Damaged> {
+    let Some(value) = backend.meta(name) else { return Ok(NEVER) };
+    let bytes = <[u8; 8]>::try_from(&*value).map_err(|_| Damaged::Meta { name, length: value.len() })?;
+    Ok(i64::from_be_bytes(bytes))
+}

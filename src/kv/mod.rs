@@ -1,0 +1,156 @@
+//! etcd's data model, pure: what a request means for a store of keys with history. No clock, no disk, no network,
+//! no randomness; records live behind [`Backend`].
+//!
+//! # The model
+//! A *revision* numbers the states of the store. An empty store is at 1; a mutation that changes something makes
+//! the next one, whatever the number of keys it changes; one that changes nothing makes none. A *change* is what
+//! one revision did to one key: a put or a tombstone. It is written once, at ([`RevisionKey`]) (revision, place in
+//! the revision), and stays readable until it is compacted away. A key *lives* from a put that found none to the
+//! tombstone that ends it; `create_revision` and `version` count within one life.
+//!
+//! # How it is kept
+//! ```text
+//!   Backend    (revision, place) → record        everything, in the order it was made
+//!   Index      key → its changes                 in memory, rebuilt from the records at open
+//! ```
+//! Writes append, which is what disks and B-trees like best; a read finds its records through the index and reads
+//! no other. Values are never in the index.
+//!
+//! # The contract
+//! * *Deterministic*: the same mutations give the same answers, refusals and bytes on every node. So what differs
+//!   between nodes is no part of it: limits ([`Limits`]) are checked before a mutation is proposed, never in
+//!   [`Store::apply`]; the progress of a removal shows nowhere.
+//! * *All or nothing*: a refusal leaves nothing done, not even a revision.
+//! * *Trusts nobody*: `apply` is safe for any mutation that can be decoded, checked or not.
+//! * *One prefix*: a backend that keeps a prefix of the writes made to it, cut between two mutations, opens as the
+//!   store it was then.
+//!
+//! # Where it differs from etcd
+//! Two operations of a transaction that put and delete the same key on one path are refused however they are
+//! nested; etcd looks at some nestings only in the order they are written. There are no leases yet: a put with a
+//! lease is answered as one with an unknown lease.
+
+mod apply;
+mod backend;
+mod check;
+mod compact;
+mod index;
+mod keys;
+mod range;
+mod record;
+mod refusal;
+mod txn;
+
+pub use apply::Applied;
+pub use backend::{Backend, MemoryBackend, RevisionKey};
+pub use check::{Limits, check, check_range, check_txn, is_read_only};
+pub use refusal::{Damaged, Refusal};
+
+use compact::Removal;
+use index::{Change, Index};
+use record::Record;
+
+use crate::proto::etcdserverpb::ResponseHeader;
+
+/// Keys with their history, and the rules by which they change.
+#[derive(Clone, Debug)]
+pub struct Store<B> {
+    backend: B,
+    index: Index,
+    /// The newest revision.
+    revision: i64,
+    /// The oldest revision that can be read; −1 before the first compaction.
+    compact_revision: i64,
+    /// Present while records at or below `compact_revision` wait to be removed.
+    removal: Option<Removal>,
+}
+
+impl<B: Backend> Store<B> {
+    /// Takes over what the backend holds: reads every record once, to build the index. A compaction that was
+    /// interrupted goes on with [`Store::compact_some`].
+    ///
+    /// # Errors
+    /// [`Damaged`] where a record is not what a store wrote.
+    pub fn open(backend: B) -> Result<Self, Damaged> {
+        let (compact_revision, removal) = Self::compaction_of(&backend)?;
+        let mut index = Index::default();
+        // The last change is never removed before a later one is made, except by a compaction at its revision.
+        let mut revision = compact_revision.max(1);
+        let mut damaged = None;
+        backend.scan(&mut |at, bytes| {
+            if damaged.is_some() {
+                return;
+            }
+            match restore(&mut index, at, bytes) {
+                Ok(()) => revision = revision.max(at.main),
+                Err(why) => damaged = Some(Damaged::Record { at, why }),
+            }
+        });
+        match damaged {
+            Some(damaged) => Err(damaged),
+            None => Ok(Store { backend, index, revision, compact_revision, removal }),
+        }
+    }
+
+    /// The newest revision: 1 for an empty store.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The oldest revision that can be read; −1 before the first compaction.
+    #[must_use]
+    pub fn compact_revision(&self) -> i64 {
+        self.compact_revision
+    }
+
+    /// Keys that exist now.
+    #[must_use]
+    pub fn key_count(&self) -> usize {
+        self.index.live_keys()
+    }
+
+    /// Bytes of all records that are kept, of all revisions; what holds them needs more.
+    #[must_use]
+    pub fn record_bytes(&self) -> u64 {
+        self.index.record_bytes()
+    }
+
+    /// What holds the records.
+    #[must_use]
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// What holds the records, for what is no business of the store: flushing, and names of its own beside it.
+    #[must_use]
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+}
+
+/// Puts a record that was read back into the index.
+fn restore(index: &mut Index, at: RevisionKey, bytes: bytes::Bytes) -> Result<(), &'static str> {
+    let length = bytes.len();
+    if at.main < 2 || u32::try_from(at.sub).is_err() {
+        return Err("no store makes such a revision");
+    }
+    match record::decode(bytes)? {
+        Record::Put(kv) if kv.key.is_empty() => Err("it has no key"),
+        Record::Put(kv) if kv.mod_revision != at.main => Err("it was written for another revision"),
+        Record::Put(kv) => {
+            index.restore(&kv.key, Change::new(at, length, false), kv.create_revision, kv.version);
+            Ok(())
+        }
+        Record::Tombstone(key) if key.is_empty() => Err("it has no key"),
+        Record::Tombstone(key) => {
+            index.restore(&key, Change::new(at, length, true), 0, 0);
+            Ok(())
+        }
+    }
+}
+
+/// A header that says what the store knows: the revision.
+fn header(revision: i64) -> ResponseHeader {
+    ResponseHeader { revision, ..ResponseHeader::default() }
+}

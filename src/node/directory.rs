@@ -1,0 +1,531 @@
+//! A node's data directory: whose it is, that nobody else uses it, and what the node has promised.
+//!
+//! ```text
+//! lock       held for the life of the process; says by whom
+//! identity   format version, address, incarnation, cluster: text, replaced by rename
+//! promise    the newest promise, view and commit index: two checksummed slots, written in turn
+//! log/       state.redb       what the log and the state store keep
+//! aside-N/   what was set aside; never deleted by us
+//! ```
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::register::format;
+use crate::register::place::{PlaceError, private_directory};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+
+/// Version of the layout above; another one is refused.
+const FORMAT: u32 = 1;
+const FIRST_LINE: &str = "replcluster data ";
+/// A view of some hundred members fits.
+const SLOT_BYTES: usize = 64 << 10;
+const SLOT_HEAD: usize = 4 + 4 + 8 + 8 + 8;
+
+/// Why a directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// It will not do.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Another process works in it.
+    #[error("the data directory {} is in use by {holder}\nstop that process, or give this node a directory of its own", path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Who says to hold it.
+        holder: String,
+    },
+    /// It belongs to another address.
+    #[error("the data directory {} belongs to node {found}, not to {wanted}\ngive each node a directory of its own", path.display())]
+    OtherAddress {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        found: String,
+        /// Who wants it.
+        wanted: NodeId,
+    },
+    /// Another program wrote it.
+    #[error("{} has format version {found}, this program knows {FORMAT}: use a program at least as new as the one that wrote it", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// A file is not what it should be.
+    #[error("{} is damaged: {why}\nnothing was changed; move the directory away to let the node join anew from its peers", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// In words.
+        why: String,
+    },
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+impl DirectoryError {
+    /// True where somebody else holds what this node wants.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        match self {
+            DirectoryError::InUse { .. } | DirectoryError::OtherAddress { .. } => true,
+            DirectoryError::Place(_)
+            | DirectoryError::Format { .. }
+            | DirectoryError::Damaged { .. }
+            | DirectoryError::Io { .. } => false,
+        }
+    }
+}
+
+/// What survives a restart beside log and state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Promise {
+    /// Obey no epoch below this one (R5).
+    pub promised: Epoch,
+    /// The newest view adopted (R11).
+    pub view: Option<View>,
+    /// Known to be committed when this was written (R23).
+    pub commit: Index,
+}
+
+/// An open, locked data directory. The lock goes with it.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    address: NodeId,
+    incarnation: Incarnation,
+    _lock: File,
+    promises: File,
+    latest: Mutex<Latest>,
+}
+
+#[derive(Debug, Clone)]
+struct Latest {
+    promise: Promise,
+    sequence: u64,
+    cluster: Option<ClusterId>,
+}
+
+impl DataDirectory {
+    /// Makes the directory where there is none, locks it, and reads what it says.
+    ///
+    /// # Errors
+    /// [`DirectoryError`]; nothing was changed.
+    pub fn open(path: &Path, address: &NodeId) -> Result<DataDirectory, DirectoryError> {
+        private_directory(path)?;
+        let lock = lock(path)?;
+        let identity = match read_identity(path, address)? {
+            Some(identity) => identity,
+            None => {
+                let identity = Identity { incarnation: Incarnation(super::random_number()), cluster: None };
+                write_identity(path, address, &identity)?;
+                identity
+            }
+        };
+        let file = path.join("promise");
+        let io = |source| DirectoryError::Io { path: file.clone(), source };
+        let promises = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&file)
+            .map_err(io)?;
+        let (promise, sequence) = if promises.metadata().map_err(io)?.len() == 0 {
+            // Written once in full, so that later writes change no metadata and one sync suffices.
+            promises.write_all_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(io)?;
+            promises.sync_all().map_err(io)?;
+            sync_directory(path)?;
+            (Promise::default(), 0)
+        } else {
+            read_promise(&promises, &file)?
+        };
+        let latest = Mutex::new(Latest { promise, sequence, cluster: identity.cluster });
+        let incarnation = identity.incarnation;
+        Ok(DataDirectory {
+            path: path.to_owned(),
+            address: address.clone(),
+            incarnation,
+            _lock: lock,
+            promises,
+            latest,
+        })
+    }
+
+    fn latest(&self) -> MutexGuard<'_, Latest> {
+        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Minted with the directory.
+    #[must_use]
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// The cluster that the data belongs to, once it belongs to one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.latest().cluster
+    }
+
+    /// The newest promise kept.
+    #[must_use]
+    pub fn promise(&self) -> Promise {
+        self.latest().promise.clone()
+    }
+
+    /// Keeps a promise, durably: one write, one sync.
+    ///
+    /// # Errors
+    /// The caller must end the process (R21).
+    pub fn save_promise(
+        &self,
+        promised: Epoch,
+        view: Option<&View>,
+        commit: Index,
+    ) -> Result<(), DirectoryError> {
+        let file = self.path.join("promise");
+        let mut latest = self.latest();
+        if let (None, Some(view)) = (latest.cluster, view) {
+            let identity = Identity { incarnation: self.incarnation, cluster: Some(view.cluster) };
+            write_identity(&self.path, &self.address, &identity)?;
+            latest.cluster = Some(view.cluster);
+        }
+        let promise = Promise { promised, view: view.cloned(), commit: commit.max(latest.promise.commit) };
+        let sequence = latest.sequence + 1;
+        let slot = encode_slot(&promise, sequence).ok_or_else(|| DirectoryError::Damaged {
+            path: file.clone(),
+            why: "the view has too many members".to_owned(),
+        })?;
+        let io = |source| DirectoryError::Io { path: file.clone(), source };
+        self.promises.write_all_at(&slot, slot_offset(sequence)).map_err(io)?;
+        self.promises.sync_data().map_err(io)?;
+        latest.promise = promise;
+        latest.sequence = sequence;
+        Ok(())
+    }
+
+    /// Moves everything but the lock into `aside-N`, so that the next start finds a new node. Nothing is deleted.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Io`]; some of it may have been moved, and what has been is in the directory named.
+    pub fn set_aside(&self) -> Result<PathBuf, DirectoryError> {
+        let aside = (1..).map(|number| self.path.join(format!("aside-{number}"))).find(|path| !path.exists());
+        let aside = aside.expect("some number is free");
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| DirectoryError::Io { path, source }
+        };
+        std::fs::create_dir(&aside).map_err(io(&aside))?;
+        // The identity first: without it the rest is nobody's, with it and no log it would be a wiped node.
+        for name in ["identity", "promise", "log", "state.redb"] {
+            let from = self.path.join(name);
+            if from.exists() {
+                std::fs::rename(&from, aside.join(name)).map_err(io(&from))?;
+            }
+        }
+        sync_directory(&aside)?;
+        sync_directory(&self.path)?;
+        Ok(aside)
+    }
+}
+
+fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
+    let io = |source| DirectoryError::Io { path: path.to_owned(), source };
+    File::open(path).and_then(|directory| directory.sync_all()).map_err(io)
+}
+
+fn lock(path: &Path) -> Result<File, DirectoryError> {
+    let file = path.join("lock");
+    let io = |source| DirectoryError::Io { path: file.clone(), source };
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&file)
+        .map_err(io)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let _ = lock.read_to_string(&mut holder);
+            let holder = if holder.trim().is_empty() {
+                "another process".to_owned()
+            } else {
+                holder.trim().to_owned()
+            };
+            return Err(DirectoryError::InUse { path: path.to_owned(), holder });
+        }
+        Err(TryLockError::Error(source)) => return Err(io(source)),
+    }
+    lock.set_len(0).map_err(io)?;
+    write!(lock, "pid {}", std::process::id()).map_err(io)?;
+    Ok(lock)
+}
+
+struct Identity {
+    incarnation: Incarnation,
+    cluster: Option<ClusterId>,
+}
+
+fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, DirectoryError> {
+    let file = path.join("identity");
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return missing_identity(path),
+        Err(source) => return Err(DirectoryError::Io { path: file, source }),
+    };
+    let damaged = |why: &str| DirectoryError::Damaged { path: file.clone(), why: why.to_owned() };
+    let mut lines = text.lines();
+    let version = lines
+        .next()
+        .and_then(|line| line.strip_prefix(FIRST_LINE))
+        .ok_or_else(|| damaged("it is no identity"))?;
+    if version != FORMAT.to_string() {
+        return Err(DirectoryError::Format { path: file, found: version.to_owned() });
+    }
+    let mut field = |name: &str| {
+        lines
+            .next()
+            .and_then(|line| line.strip_prefix(name))
+            .map(str::trim)
+            .ok_or_else(|| damaged(&format!("no line \"{name}\"")))
+    };
+    let found = field("address ")?;
+    if found != address.as_str() {
+        return Err(DirectoryError::OtherAddress {
+            path: path.to_owned(),
+            found: found.to_owned(),
+            wanted: address.clone(),
+        });
+    }
+    let number =
+        |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(&format!("\"{text}\" is no number")));
+    let incarnation = Incarnation(number(field("incarnation ")?)?);
+    let cluster = match field("cluster ")? {
+        "none" => None,
+        text => Some(ClusterId(number(text)?)),
+    };
+    Ok(Some(Identity { incarnation, cluster }))
+}
+
+/// A directory without an identity is new, unless it holds data.
+fn missing_identity(path: &Path) -> Result<Option<Identity>, DirectoryError> {
+    for name in ["log", "state.redb", "promise"] {
+        if path.join(name).exists() {
+            let why = format!("it is missing beside {name}");
+            return Err(DirectoryError::Damaged { path: path.join("identity"), why });
+        }
+    }
+    Ok(None)
+}
+
+fn write_identity(path: &Path, address: &NodeId, identity: &Identity) -> Result<(), DirectoryError> {
+    let cluster = identity.cluster.map_or_else(|| "none".to_owned(), |cluster| cluster.to_string());
+    let text = format!(
+        "{FIRST_LINE}{FORMAT}\naddress {address}\nincarnation {:?}\ncluster {cluster}\n",
+        identity.incarnation
+    );
+    let new = path.join("identity.new");
+    let io = |source| DirectoryError::Io { path: new.clone(), source };
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io)?;
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
+    std::fs::rename(&new, path.join("identity")).map_err(io)?;
+    sync_directory(path)
+}
+
+fn slot_offset(sequence: u64) -> u64 {
+    (sequence % 2) * SLOT_BYTES as u64
+}
+
+/// checksum, length of the view, sequence, promise, commit, view; `None` where the view is too long.
+fn encode_slot(promise: &Promise, sequence: u64) -> Option<Vec<u8>> {
+    let view = promise.view.as_ref().map(format::encode).unwrap_or_default();
+    if SLOT_HEAD + view.len() > SLOT_BYTES {
+        return None;
+    }
+    let mut slot = vec![0; 4];
+    slot.extend_from_slice(&u32::try_from(view.len()).ok()?.to_le_bytes());
+    slot.extend_from_slice(&sequence.to_le_bytes());
+    slot.extend_from_slice(&promise.promised.0.to_le_bytes());
+    slot.extend_from_slice(&promise.commit.0.to_le_bytes());
+    slot.extend_from_slice(view.as_bytes());
+    let checksum = crc32c::crc32c(&slot[4..]);
+    slot[..4].copy_from_slice(&checksum.to_le_bytes());
+    Some(slot)
+}
+
+/// The content of a slot: `Ok(None)` where it was never written or was cut while it was written.
+fn decode_slot(slot: &[u8]) -> Result<Option<(Promise, u64)>, String> {
+    let u32_at = |at: usize| u32::from_le_bytes(slot[at..at + 4].try_into().expect("four bytes"));
+    let u64_at = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().expect("eight bytes"));
+    let end = SLOT_HEAD + u32_at(4) as usize;
+    if end > slot.len() || u64_at(8) == 0 || crc32c::crc32c(&slot[4..end]) != u32_at(0) {
+        return Ok(None);
+    }
+    let view = match &slot[SLOT_HEAD..end] {
+        [] => None,
+        bytes => Some(format::decode(bytes).map_err(|error| error.to_string())?),
+    };
+    Ok(Some((Promise { promised: Epoch(u64_at(16)), view, commit: Index(u64_at(24)) }, u64_at(8))))
+}
+
+fn read_promise(promises: &File, file: &Path) -> Result<(Promise, u64), DirectoryError> {
+    let mut bytes = vec![0; 2 * SLOT_BYTES];
+    let damaged = |why: String| DirectoryError::Damaged { path: file.to_owned(), why };
+    promises.read_exact_at(&mut bytes, 0).map_err(|error| damaged(error.to_string()))?;
+    let mut best = None;
+    for slot in bytes.chunks(SLOT_BYTES) {
+        let found = decode_slot(slot).map_err(damaged)?;
+        best = best.max_by_sequence(found);
+    }
+    match best {
+        Some(found) => Ok(found),
+        // Zeros: made, and ended before the first promise. Anything else was a promise once.
+        None if bytes.iter().all(|byte| *byte == 0) => Ok((Promise::default(), 0)),
+        None => Err(damaged("neither of its two copies can be read".to_owned())),
+    }
+}
+
+trait Newer {
+    fn max_by_sequence(self, other: Self) -> Self;
+}
+
+impl Newer for Option<(Promise, u64)> {
+    fn max_by_sequence(self, other: Self) -> Self {
+        match (self, other) {
+            (Some(one), Some(two)) => Some(if one.1 >= two.1 { one } else { two }),
+            (one, two) => one.or(two),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn address() -> NodeId {
+        NodeId::parse("127.0.0.1:2379").unwrap()
+    }
+
+    fn view(epoch: u64) -> View {
+        let nodes = BTreeMap::from([(address(), Incarnation(5))]);
+        View {
+            cluster: ClusterId(9),
+            epoch: Epoch(epoch),
+            leader: address(),
+            led_since: Epoch(1),
+            in_sync: nodes.clone(),
+            members: nodes,
+            floor: Index(3),
+        }
+    }
+
+    fn open(path: &Path) -> Result<DataDirectory, DirectoryError> {
+        DataDirectory::open(path, &address())
+    }
+
+    #[test]
+    fn what_was_promised_is_there_after_a_restart() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = open(parent.path()).unwrap();
+        for epoch in 1..=5 {
+            first.save_promise(Epoch(epoch + 1), Some(&view(epoch)), Index(epoch)).unwrap();
+        }
+        let (incarnation, promise) = (first.incarnation(), first.promise());
+        drop(first);
+        let again = open(parent.path()).unwrap();
+        assert_eq!(again.incarnation(), incarnation);
+        assert_eq!(again.promise(), promise);
+        assert_eq!(again.cluster(), Some(ClusterId(9)));
+        assert_eq!(promise, Promise { promised: Epoch(6), view: Some(view(5)), commit: Index(5) });
+    }
+
+    #[test]
+    fn a_promise_cut_while_it_was_written_leaves_the_one_before() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = open(parent.path()).unwrap();
+        first.save_promise(Epoch(2), Some(&view(1)), Index(1)).unwrap();
+        first.save_promise(Epoch(3), Some(&view(2)), Index(2)).unwrap();
+        drop(first);
+        let file = OpenOptions::new().write(true).open(parent.path().join("promise")).unwrap();
+        file.write_all_at(&[0xff; 7], slot_offset(2) + SLOT_HEAD as u64).unwrap();
+        assert_eq!(open(parent.path()).unwrap().promise().promised, Epoch(2));
+        file.write_all_at(&[0xff; 7], slot_offset(1) + SLOT_HEAD as u64).unwrap();
+        let error = open(parent.path()).unwrap_err();
+        assert!(
+            matches!(error, DirectoryError::Damaged { .. }),
+            "two bad copies are no empty promise: {error}"
+        );
+    }
+
+    #[test]
+    fn a_directory_in_use_names_its_user() {
+        let parent = tempfile::tempdir().unwrap();
+        let _held = open(parent.path()).unwrap();
+        let error = open(parent.path()).unwrap_err();
+        assert!(
+            error.is_conflict() && error.to_string().contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_directory_of_another_node_or_format_is_refused_and_left_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        drop(open(parent.path()).unwrap());
+        let other = NodeId::parse("127.0.0.1:2380").unwrap();
+        let error = DataDirectory::open(parent.path(), &other).unwrap_err();
+        assert!(matches!(error, DirectoryError::OtherAddress { .. }), "{error}");
+        let identity = parent.path().join("identity");
+        let text = std::fs::read_to_string(&identity).unwrap();
+        std::fs::write(&identity, text.replace("data 1", "data 2")).unwrap();
+        let error = open(parent.path()).unwrap_err();
+        assert!(matches!(&error, DirectoryError::Format { found, .. } if found == "2"), "{error}");
+        std::fs::remove_file(&identity).unwrap();
+        let error = open(parent.path()).unwrap_err();
+        assert!(
+            matches!(error, DirectoryError::Damaged { .. }),
+            "data without an identity is not a new node: {error}"
+        );
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_and_the_next_start_is_a_new_node() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = open(parent.path()).unwrap();
+        first.save_promise(Epoch(2), Some(&view(1)), Index(1)).unwrap();
+        std::fs::write(parent.path().join("state.redb"), "data").unwrap();
+        let aside = first.set_aside().unwrap();
+        assert_eq!(std::fs::read_to_string(aside.join("state.redb")).unwrap(), "data");
+        let old = first.incarnation();
+        drop(first);
+        let new = open(parent.path()).unwrap();
+        assert_ne!(new.incarnation(), old);
+        assert_eq!(new.promise(), Promise::default());
+    }
+}

@@ -1,0 +1,129 @@
+//! The few things that the log asks of a disk, so that its tests can be done on a disk that fails.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A file of a [`Disk`]: written and read at offsets, by several threads.
+pub trait DiskFile: Send + Sync {
+    /// Reads until the buffer is full or the file ends; answers with how much.
+    ///
+    /// # Errors
+    /// From the system.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes all of it.
+    ///
+    /// # Errors
+    /// From the system; any part may have been written.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Everything written so far is on the disk.
+    ///
+    /// # Errors
+    /// From the system; nothing is known then (R21).
+    fn sync(&self) -> io::Result<()>;
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    /// From the system.
+    fn length(&self) -> io::Result<u64>;
+}
+
+/// Files in directories.
+pub trait Disk: Clone + Send + Sync + 'static {
+    /// Makes the directory and its parents.
+    ///
+    /// # Errors
+    /// From the system.
+    fn make_directory(&self, path: &Path) -> io::Result<()>;
+    /// Names of the files in a directory.
+    ///
+    /// # Errors
+    /// From the system.
+    fn list(&self, path: &Path) -> io::Result<Vec<String>>;
+    /// Opens a file, making or emptying it where `create`.
+    ///
+    /// # Errors
+    /// From the system.
+    fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>>;
+    /// Gives a file another name, replacing what has it.
+    ///
+    /// # Errors
+    /// From the system.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// From the system.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Names in this directory are on the disk.
+    ///
+    /// # Errors
+    /// From the system.
+    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+}
+
+/// The host's file system.
+#[derive(Debug, Clone, Copy)]
+pub struct RealDisk;
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
+        let wanted = buffer.len();
+        while !buffer.is_empty() {
+            match self.0.read_at(buffer, offset) {
+                Ok(0) => break,
+                Ok(count) => {
+                    buffer = &mut buffer[count..];
+                    offset += count as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(wanted - buffer.len())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+impl Disk for RealDisk {
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        std::fs::create_dir_all(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    }
+
+    fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(create).truncate(create).mode(0o600);
+        Ok(Arc::new(RealFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        std::fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        std::fs::remove_file(path)
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+}

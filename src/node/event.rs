@@ -1,0 +1,149 @@
+//! Everything that reaches the driver, as two closed enums: what clients want, and what the node's own parts report.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::handle::{CommandError, Unavailable};
+use super::log::Position;
+use super::state::StateBackend;
+use super::wire::Entries;
+use crate::kv;
+use crate::proto::replcluster::frame::Body;
+use crate::protocol::{Envelope, RegisterUnreachable, Swapped, WriteId};
+use crate::view::{Epoch, Index, NodeId, View};
+
+/// What becomes of a mutation.
+pub type Outcome = Result<Result<kv::Applied, kv::Refusal>, Unavailable>;
+
+/// What clients and operators want of this node. The queue is bounded: when it is full, the request is refused with
+/// `etcdserver: too many requests` at once.
+pub enum Request {
+    /// Order this.
+    Mutate {
+        /// The encoded `Mutation`.
+        mutation: Bytes,
+        /// Until when the client waits.
+        deadline: Instant,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Outcome>,
+    },
+    /// Say when the local state holds all that was acknowledged before now.
+    Confirm {
+        /// Until when the client waits.
+        deadline: Instant,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Confirmed, Unavailable>>,
+    },
+    /// Take a node out of the cluster.
+    Remove {
+        /// The node.
+        node: NodeId,
+        /// Until when the operator waits.
+        deadline: Instant,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Epoch, CommandError>>,
+    },
+    /// Let this node lead.
+    MoveLeader {
+        /// The node.
+        node: NodeId,
+        /// Until when the operator waits.
+        deadline: Instant,
+        /// Where the answer goes.
+        answer: oneshot::Sender<Result<Epoch, CommandError>>,
+    },
+}
+
+/// How a linearizable read may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Confirmed {
+    /// The local state is fresh enough.
+    Ready,
+    /// This node leads by now: read and prove it here.
+    LeadsHere,
+}
+
+/// What the node's own parts report.
+pub enum Internal {
+    /// Every write up to this one is durable.
+    Persisted(WriteId),
+    /// The log on disk does not continue as the leader says.
+    Diverged(Index),
+    /// The log now starts after this entry.
+    Dropped(Index),
+    /// The register was read.
+    RegisterRead(Result<Option<View>, RegisterUnreachable>),
+    /// A swap ended.
+    Swapped(Swapped),
+    /// A process of that node is proved dead (R28).
+    Died {
+        /// The node.
+        node: NodeId,
+        /// Its process id, where known.
+        session: Option<u64>,
+    },
+    /// A peer said something about log or view.
+    Message {
+        /// What.
+        envelope: Envelope,
+        /// The entries beside it.
+        entries: Option<Entries>,
+    },
+    /// A peer said something else.
+    Frame {
+        /// Who.
+        from: NodeId,
+        /// Under which epoch.
+        epoch: Epoch,
+        /// What.
+        body: Body,
+    },
+    /// A peer has dialled us: it lives, and our link to it need not wait.
+    PeerArrived(NodeId),
+    /// Our link to that node stands; what was sent before may be lost.
+    LinkUp(NodeId),
+    /// A snapshot has arrived whole.
+    SnapshotArrived(Box<ArrivedSnapshot>),
+    /// A snapshot that we sent has ended, well or not.
+    SnapshotSent(NodeId),
+    /// The state was made durable up to what it held when the flush began.
+    Flushed(super::state::FlushDone),
+    /// Hand leadership over if need be, then end.
+    Stop,
+}
+
+/// A snapshot ready to be put in place.
+pub struct ArrivedSnapshot {
+    /// The last entry it holds.
+    pub position: Position,
+    /// The state, opened beside the old one.
+    pub store: kv::Store<StateBackend>,
+    /// Moves its file into place, durably.
+    pub place: Box<dyn FnOnce() -> Result<(), String> + Send>,
+}
+
+/// Where the node's own parts send what they report. Bounded: a full queue makes peers' connections wait, which TCP
+/// passes on to the peer.
+#[derive(Clone)]
+pub struct Events(mpsc::Sender<Internal>);
+
+impl Events {
+    /// A queue for at most `bound` reports.
+    #[must_use]
+    pub fn channel(bound: usize) -> (Events, mpsc::Receiver<Internal>) {
+        let (sender, receiver) = mpsc::channel(bound);
+        (Events(sender), receiver)
+    }
+
+    /// Waits for room. False where the driver has ended.
+    pub async fn send(&self, event: Internal) -> bool {
+        self.0.send(event).await.is_ok()
+    }
+
+    /// As [`Events::send`], from a thread of its own.
+    pub fn send_blocking(&self, event: Internal) {
+        // Where the driver has ended, so has the node: nobody is left to tell.
+        let _ = self.0.blocking_send(event);
+    }
+}

@@ -1,0 +1,397 @@
+//! What the rest of the program holds of a running node: ask for a change, read, look, command.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use super::event::{Confirmed, Events, Internal, Request};
+use super::state::StateBackend;
+use crate::kv;
+use crate::proto::replcluster::Mutation;
+use crate::register::Register;
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+
+/// The store as a node holds it.
+pub type StateStore = kv::Store<StateBackend>;
+
+/// What the API needs to know that does not change while the node runs.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// Largest request, in bytes (etcd: 1.5 MiB).
+    pub max_request_bytes: usize,
+    /// Most operations in one transaction (etcd: 128).
+    pub max_txn_operations: usize,
+    /// Given by whoever started the process; empty by hand.
+    pub nonce: String,
+    /// Fewer in-sync nodes than this refuse writes.
+    pub min_in_sync: usize,
+}
+
+/// Why a request could not be served now. Each maps to one of etcd's errors.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Nobody leads, as far as this node knows.
+    #[error("no leader")]
+    NoLeader,
+    /// The leader changed while the request was under way; it may or may not have been done.
+    #[error("leader changed")]
+    LeaderChanged,
+    /// The time of the request is up; it may or may not have been done.
+    #[error("request timed out")]
+    TimedOut,
+    /// The queue is full; nothing was done.
+    #[error("too many requests")]
+    TooManyRequests,
+    /// The operator wants more copies than there are; nothing was done.
+    #[error("{have} nodes in sync, and min_in_sync is {need}")]
+    TooFewInSync {
+        /// In sync now.
+        have: usize,
+        /// Wanted.
+        need: usize,
+    },
+    /// The node stops.
+    #[error("the node stops")]
+    Stopping,
+}
+
+/// Why a command was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// The cluster cannot do it now.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// No member has this address.
+    #[error("{0} is not a member of this cluster")]
+    UnknownMember(String),
+    /// It makes no sense as things stand.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What a node is, for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RoleName {
+    /// Knows no view.
+    None,
+    /// Leads.
+    Leader,
+    /// In sync.
+    Follower,
+    /// On the way into the set.
+    Joining,
+}
+
+/// Everything a node says of itself.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This node.
+    pub address: NodeId,
+    /// Its data directory.
+    pub incarnation: Incarnation,
+    /// Its role.
+    pub role: RoleName,
+    /// Serves writes.
+    pub ready: bool,
+    /// The newest view's epoch.
+    pub epoch: Epoch,
+    /// Who leads, where a leader is heard.
+    pub leader: Option<NodeId>,
+    /// In sync by the newest view.
+    pub in_sync: Vec<NodeId>,
+    /// Members by the newest view.
+    pub members: Vec<NodeId>,
+    /// End of the log.
+    pub last_index: Index,
+    /// On disk.
+    pub durable_index: Index,
+    /// Committed.
+    pub commit_index: Index,
+    /// Applied.
+    pub applied_index: Index,
+    /// The store's revision.
+    pub revision: i64,
+    /// Log and state, in bytes.
+    pub disk_bytes: u64,
+    /// What stops the node from serving; empty when nothing does.
+    pub waiting_for: String,
+    /// Since the process started, in milliseconds.
+    pub uptime_ms: u64,
+    /// Since the last committed entry or heard heartbeat, in milliseconds.
+    pub healthy_age_ms: u64,
+}
+
+/// What stands in the header of every answer.
+#[derive(Debug, Clone, Copy)]
+pub struct HeaderFacts {
+    /// The cluster.
+    pub cluster: u64,
+    /// This node.
+    pub member: u64,
+    /// The newest view's epoch.
+    pub epoch: u64,
+}
+
+/// What driver and handles share.
+pub struct Shared {
+    pub(super) settings: Settings,
+    pub(super) address: NodeId,
+    pub(super) incarnation: Incarnation,
+    pub(super) store: RwLock<StateStore>,
+    pub(super) register: Arc<dyn Register>,
+    /// The newest view.
+    pub(super) view: RwLock<Option<Arc<View>>>,
+    /// The epoch in which this node serves as leader; zero where it does not.
+    pub(super) serving: AtomicU64,
+    pub(super) cluster: AtomicU64,
+    pub(super) epoch: AtomicU64,
+    pub(super) last: AtomicU64,
+    pub(super) durable: AtomicU64,
+    pub(super) commit: AtomicU64,
+    pub(super) applied: AtomicU64,
+    pub(super) revision: AtomicI64,
+    pub(super) ready: AtomicBool,
+    pub(super) leader_heard: AtomicBool,
+    pub(super) stopping: AtomicBool,
+    pub(super) disk_bytes: AtomicU64,
+    /// Milliseconds after `started` at which the node last was healthy (R31).
+    pub(super) healthy_at: AtomicU64,
+    pub(super) started: std::time::Instant,
+    /// Grows whenever view, service or the applied index change; readers wait on it.
+    pub(super) changed: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(super) fn view(&self) -> Option<Arc<View>> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A running node. Cheap to clone.
+#[derive(Clone)]
+pub struct Handle {
+    pub(super) shared: Arc<Shared>,
+    pub(super) requests: mpsc::Sender<Request>,
+    pub(super) events: Events,
+}
+
+impl Handle {
+    /// Orders a change and waits until it is applied here. A refusal by the store is an answer, not an error.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; after `TimedOut` and `LeaderChanged` the change may or may not have been done.
+    pub async fn mutate(
+        &self,
+        mutation: Mutation,
+        deadline: Instant,
+    ) -> Result<Result<kv::Applied, kv::Refusal>, Unavailable> {
+        let (answer, outcome) = oneshot::channel();
+        let mutation = Bytes::from(mutation.encode_to_vec());
+        self.request(Request::Mutate { mutation, deadline, answer })?;
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Unavailable::Stopping),
+            Err(_) => Err(Unavailable::TimedOut),
+        }
+    }
+
+    /// Runs `read` on a state that holds everything acknowledged before the call; where `serializable`, on what is
+    /// here. `read` may run more than once.
+    ///
+    /// On the leader the proof that no newer view exists is taken after the value was read (R17) and never used
+    /// twice. A follower asks the leader once for all reads that wait.
+    ///
+    /// # Errors
+    /// [`Unavailable`]; nothing was answered.
+    pub async fn read<R>(
+        &self,
+        serializable: bool,
+        deadline: Instant,
+        read: impl Fn(&StateStore) -> R + Send,
+    ) -> Result<R, Unavailable> {
+        if serializable {
+            return Ok(self.look(&read));
+        }
+        loop {
+            let epoch = self.shared.serving.load(Ordering::Acquire);
+            if epoch == 0 {
+                match self.confirm(deadline).await? {
+                    Confirmed::Ready => return Ok(self.look(&read)),
+                    Confirmed::LeadsHere => continue,
+                }
+            }
+            let mut changed = self.shared.changed.subscribe();
+            let commit = self.shared.commit.load(Ordering::Acquire);
+            if self.shared.applied.load(Ordering::Acquire) >= commit {
+                let value = self.look(&read);
+                let newer = self.shared.register.has_newer(Epoch(epoch));
+                if matches!(newer, Ok(false)) && self.shared.serving.load(Ordering::Acquire) == epoch {
+                    return Ok(value);
+                }
+                if let Err(error) = newer {
+                    tracing::warn!("cannot prove a read against the register: {error}");
+                }
+            }
+            // A change of the set by ourselves is under way, or we have been replaced: the driver will tell. The wait
+            // is bounded so that a register which comes back is noticed.
+            let wait = (Instant::now() + std::time::Duration::from_millis(20)).min(deadline);
+            let _ = tokio::time::timeout_at(wait, changed.changed()).await;
+            if Instant::now() >= deadline {
+                return Err(Unavailable::TimedOut);
+            }
+        }
+    }
+
+    fn look<R>(&self, read: &impl Fn(&StateStore) -> R) -> R {
+        read(&self.shared.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn confirm(&self, deadline: Instant) -> Result<Confirmed, Unavailable> {
+        let (answer, outcome) = oneshot::channel();
+        self.request(Request::Confirm { deadline, answer })?;
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Unavailable::Stopping),
+            Err(_) if self.shared.leader_heard.load(Ordering::Relaxed) => Err(Unavailable::TimedOut),
+            Err(_) => Err(Unavailable::NoLeader),
+        }
+    }
+
+    fn request(&self, request: Request) -> Result<(), Unavailable> {
+        if self.shared.stopping.load(Ordering::Relaxed) {
+            return Err(Unavailable::Stopping);
+        }
+        self.requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Unavailable::TooManyRequests,
+            mpsc::error::TrySendError::Closed(_) => Unavailable::Stopping,
+        })
+    }
+
+    /// Takes a node out of the cluster for good; answers with the epoch that no longer knows it.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn remove(&self, node: NodeId, deadline: Instant) -> Result<Epoch, CommandError> {
+        let (answer, outcome) = oneshot::channel();
+        self.request(Request::Remove { node, deadline, answer })?;
+        Self::command(outcome, deadline).await
+    }
+
+    /// Lets an in-sync node lead; answers with the epoch in which it does.
+    ///
+    /// # Errors
+    /// [`CommandError`].
+    pub async fn move_leader(&self, to: NodeId, deadline: Instant) -> Result<Epoch, CommandError> {
+        let (answer, outcome) = oneshot::channel();
+        self.request(Request::MoveLeader { node: to, deadline, answer })?;
+        Self::command(outcome, deadline).await
+    }
+
+    async fn command(
+        outcome: oneshot::Receiver<Result<Epoch, CommandError>>,
+        deadline: Instant,
+    ) -> Result<Epoch, CommandError> {
+        match tokio::time::timeout_at(deadline, outcome).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => Err(Unavailable::Stopping.into()),
+            Err(_) => Err(Unavailable::TimedOut.into()),
+        }
+    }
+
+    /// Hands leadership over if need be, then ends the node; [`super::Running::ended`] tells when.
+    pub async fn shutdown(&self) {
+        self.events.send(Internal::Stop).await;
+    }
+
+    /// What does not change while the node runs.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    /// What stands in the header of every answer.
+    #[must_use]
+    pub fn header(&self) -> HeaderFacts {
+        HeaderFacts {
+            cluster: self.shared.cluster.load(Ordering::Relaxed),
+            member: self.shared.address.member_id(),
+            epoch: self.shared.epoch.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The revision of the store.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.shared.revision.load(Ordering::Acquire)
+    }
+
+    /// True where the node serves writes now.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Acquire)
+    }
+
+    /// Changes whenever view, service or readiness may have changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// The node's own view of itself.
+    #[must_use]
+    pub fn describe(&self) -> Description {
+        let shared = &self.shared;
+        let view = shared.view();
+        let in_sync = view.as_ref().is_some_and(|view| view.is_in_sync(&shared.address, shared.incarnation));
+        let serving = shared.serving.load(Ordering::Acquire) != 0;
+        let heard = serving || shared.leader_heard.load(Ordering::Acquire);
+        let ready = self.is_ready();
+        let leads = view.as_ref().is_some_and(|view| view.leader == shared.address);
+        let role = match (&view, leads && serving, in_sync) {
+            (None, _, _) => RoleName::None,
+            (Some(_), true, _) => RoleName::Leader,
+            (Some(_), false, true) => RoleName::Follower,
+            (Some(_), false, false) => RoleName::Joining,
+        };
+        let waiting_for = match (&view, ready, heard, in_sync) {
+            (_, true, _, _) => String::new(),
+            (None, _, _, _) => "a view in the register: no node has created the cluster yet".to_owned(),
+            (Some(view), _, false, false) => {
+                let last: Vec<&str> = view.in_sync.keys().map(NodeId::as_str).collect();
+                format!("one of the last in-sync nodes to lead: {}", last.join(", "))
+            }
+            (Some(view), _, false, true) => format!("the leader {} or its successor", view.leader),
+            (Some(view), _, true, false) => format!("the log of the leader {}", view.leader),
+            (Some(view), _, true, true) => format!("the leader {} to open its epoch", view.leader),
+        };
+        let uptime_ms = u64::try_from((crate::clock::now() - shared.started).as_millis()).unwrap_or(u64::MAX);
+        Description {
+            cluster: ClusterId(shared.cluster.load(Ordering::Relaxed)),
+            address: shared.address.clone(),
+            incarnation: shared.incarnation,
+            role,
+            ready,
+            epoch: view.as_ref().map_or(Epoch(0), |view| view.epoch),
+            leader: view.as_ref().filter(|_| heard).map(|view| view.leader.clone()),
+            in_sync: view.as_ref().map_or(Vec::new(), |view| view.in_sync.keys().cloned().collect()),
+            members: view.as_ref().map_or(Vec::new(), |view| view.members.keys().cloned().collect()),
+            last_index: Index(shared.last.load(Ordering::Acquire)),
+            durable_index: Index(shared.durable.load(Ordering::Acquire)),
+            commit_index: Index(shared.commit.load(Ordering::Acquire)),
+            applied_index: Index(shared.applied.load(Ordering::Acquire)),
+            revision: shared.revision.load(Ordering::Acquire),
+            disk_bytes: shared.disk_bytes.load(Ordering::Relaxed),
+            waiting_for,
+            uptime_ms,
+            healthy_age_ms: uptime_ms.saturating_sub(shared.healthy_at.load(Ordering::Relaxed)),
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Our side of the connection to one peer: dial, greet, send, dial again. Whatever cannot be sent is dropped: the
+//! protocol repeats itself, and the driver gives requests again when the link stands anew.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use super::event::{Events, Internal};
+use super::recent::Recent;
+use super::wire::{append_body, framed, greeting, put};
+use crate::proto::replcluster::{Frame, Hello};
+use crate::protocol::Mark;
+use crate::view::{Epoch, Index, NodeId};
+
+/// Items that wait for one link; more are dropped, as if the network had lost them.
+const QUEUE_MAX: usize = 4096;
+/// Bytes gathered into one write.
+const WRITE_BYTES: usize = 256 << 10;
+/// Entries in one frame, in bytes.
+pub const ENTRIES_BYTES: usize = 1 << 20;
+const BACKOFF_MIN: Duration = Duration::from_millis(5);
+const BACKOFF_MAX: Duration = Duration::from_millis(200);
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// One thing to send.
+pub enum Item {
+    /// A frame as it goes out, length and all.
+    Frame(Bytes),
+    /// Entries `(previous, last]`, read when their turn comes.
+    Entries {
+        /// Under which epoch.
+        epoch: Epoch,
+        /// What comes before them.
+        previous: Mark,
+        /// The last of them.
+        last: Index,
+        /// What is known to be committed.
+        commit: Index,
+    },
+}
+
+/// A peer's link, as the driver holds it. Dropping it ends the task.
+pub struct Link {
+    queue: mpsc::Sender<Item>,
+    kick: Arc<Notify>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Link {
+    /// Starts dialling.
+    #[must_use]
+    pub fn open(hello: Hello, recent: Arc<Recent>, events: Events) -> Link {
+        let (queue, items) = mpsc::channel(QUEUE_MAX);
+        let kick = Arc::new(Notify::new());
+        let dialer = Dialer { hello, recent, events, items, kick: kick.clone() };
+        Link { queue, kick, task: tokio::spawn(dialer.run()) }
+    }
+
+    /// Queues an item; false where the queue is full and it was dropped.
+    #[must_use]
+    pub fn send(&self, item: Item) -> bool {
+        self.queue.try_send(item).is_ok()
+    }
+
+    /// The peer was just heard: do not wait to dial.
+    pub fn dial_now(&self) {
+        self.kick.notify_one();
+    }
+}
+
+struct Dialer {
+    hello: Hello,
+    recent: Arc<Recent>,
+    events: Events,
+    items: mpsc::Receiver<Item>,
+    kick: Arc<Notify>,
+}
+
+impl Dialer {
+    async fn run(mut self) {
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            let dialled = tokio::time::timeout(CONNECT_MAX, TcpStream::connect(self.hello.to.as_str())).await;
+            if let Ok(Ok(stream)) = dialled
+                && stream.set_nodelay(true).is_ok()
+            {
+                backoff = BACKOFF_MIN;
+                if let Err(error) = self.talk(stream).await {
+                    tracing::debug!("link to {}: {error}", self.hello.to);
+                }
+            }
+            if !self.wait(backoff).await {
+                return;
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+        }
+    }
+
+    /// Waits before dialling again, dropping what nobody can receive. False where the driver let go.
+    async fn wait(&mut self, time: Duration) -> bool {
+        let end = tokio::time::sleep(time);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return true,
+                () = self.kick.notified() => return true,
+                item = self.items.recv() => if item.is_none() { return false },
+            }
+        }
+    }
+
+    async fn talk(&mut self, mut stream: TcpStream) -> std::io::Result<()> {
+        while self.items.try_recv().is_ok() {} // queued for a connection that is no more
+        stream.write_all(&greeting(&self.hello)).await?;
+        let Ok(peer) = NodeId::parse(&self.hello.to) else { return Ok(()) };
+        if !self.events.send(Internal::LinkUp(peer)).await {
+            return Ok(());
+        }
+        let (mut reader, mut writer) = stream.split();
+        let mut nothing = [0_u8; 1];
+        let mut buffer = BytesMut::new();
+        loop {
+            tokio::select! {
+                biased;
+                item = self.items.recv() => match item {
+                    None => return Ok(()),
+                    Some(item) => self.gather(&mut buffer, item).await?,
+                },
+                // The peer never answers on this connection; reading only shows that it has gone.
+                _ = reader.read(&mut nothing) => return Ok(()),
+            }
+            while buffer.len() < WRITE_BYTES
+                && let Ok(item) = self.items.try_recv()
+            {
+                self.gather(&mut buffer, item).await?;
+            }
+            writer.write_all(&buffer).await?;
+            buffer.clear();
+        }
+    }
+
+    async fn gather(&self, buffer: &mut BytesMut, item: Item) -> std::io::Result<()> {
+        match item {
+            Item::Frame(frame) => buffer.extend_from_slice(&frame),
+            Item::Entries { epoch, mut previous, last, commit } => {
+                while previous.index < last {
+                    let first = previous.index.next();
+                    let chunk = match self.recent.read_memory(first, ENTRIES_BYTES) {
+                        Some(chunk) => chunk,
+                        None => {
+                            let recent = self.recent.clone();
+                            let read =
+                                tokio::task::spawn_blocking(move || recent.read(first, ENTRIES_BYTES)).await;
+                            // Dropped or cut meanwhile: the follower will report where it stands.
+                            let Ok(Ok(Some(chunk))) = read else { return Ok(()) };
+                            chunk
+                        }
+                    };
+                    let end = Mark { index: chunk.last.index, epoch: chunk.last.epoch };
+                    let body = append_body(previous, end.index, end.epoch, commit, chunk.frames);
+                    put(buffer, &Frame { epoch: epoch.0, body: Some(body) });
+                    previous = end;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A frame with nothing but a body, ready to queue.
+#[must_use]
+pub fn item(epoch: Epoch, body: crate::proto::replcluster::frame::Body) -> Item {
+    Item::Frame(framed(epoch, body))
+}

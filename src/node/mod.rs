@@ -1,0 +1,359 @@
+//! A running node: the loop that drives `protocol`, the log and the state on disk, and the connections to peers.
+//!
+//! ```text
+//!   clients ──Request──▶ ┌──────────┐ ──Append, Persist…──▶ writer ──▶ log, promise
+//!   peers ──inbound────▶ │  driver  │ ◀──Persisted────────────┘
+//!   register ◀─registrar─│ protocol │ ──Item──▶ links ──▶ peers
+//!   deaths ──watch─────▶ └──────────┘ ──apply──▶ store (reads go here directly)
+//! ```
+//!
+//! Driver, links and inbound connections share one thread, so that no load of clients delays a heartbeat; the writer
+//! and the registrar have a thread each, because they wait for disks. `api` knows a node by its [`Handle`] only.
+
+pub mod directory;
+pub mod disk;
+mod driver;
+mod event;
+mod handle;
+mod inbound;
+mod link;
+pub mod log;
+mod reads;
+mod recent;
+mod registrar;
+mod requests;
+mod snapshot;
+pub mod state;
+mod wire;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+pub use handle::{
+    CommandError, Description, Handle, HeaderFacts, RoleName, Settings, StateStore, Unavailable,
+};
+pub use wire::MAGIC as PEER_MAGIC;
+
+use crate::kv;
+use crate::protocol::{self, Halt, Mark, Node, Outline, Restored, Run};
+use crate::register::watch::OnDeath;
+use crate::register::{DeathWatch, Register};
+use crate::view::{ClusterId, Epoch, Index, NodeId};
+use directory::DataDirectory;
+use driver::{Driver, PENDING_MAX, Parts};
+use event::{Events, Internal};
+use inbound::Inbound;
+use log::{Log, LogError, Position};
+use recent::Recent;
+use state::{StateBackend, StateError};
+
+/// Reports that may wait for the driver; beyond it peers' connections are not read.
+const EVENTS_MAX: usize = 4096;
+
+/// Makes the watch on other nodes' lives; given what to call for each death.
+pub type MakeWatch = Box<dyn FnOnce(OnDeath) -> std::io::Result<DeathWatch> + Send>;
+
+/// Everything a node needs to start.
+pub struct Start {
+    /// Where clients and peers call it.
+    pub address: NodeId,
+    /// Its data, opened and locked.
+    pub directory: DataDirectory,
+    /// The register of its cluster.
+    pub register: Arc<dyn Register>,
+    /// Makes the watch on other nodes' lives; told whom to tell.
+    pub watch: MakeWatch,
+    /// What the API asks about.
+    pub settings: Settings,
+    /// See `protocol::Config`.
+    pub heartbeat_interval: Duration,
+    /// See `protocol::Config`.
+    pub failure_timeout: Duration,
+    /// See `protocol::Config`.
+    pub handback_after: Option<Duration>,
+    /// Create a cluster where the register is empty.
+    pub create: bool,
+    /// Test switch: acknowledge before followers hold the entry.
+    pub acknowledge_early: bool,
+}
+
+/// Why a node could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log cannot be trusted.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The state cannot be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The state contradicts itself.
+    #[error("state.redb is damaged: {0}")]
+    Damaged(#[from] kv::Damaged),
+    /// The register cannot be read.
+    #[error("cannot read the register: {0}")]
+    Register(String),
+    /// Other nodes' lives cannot be watched.
+    #[error("cannot watch the other nodes' processes: {0}")]
+    Watch(std::io::Error),
+    /// The register is not the one that this node has seen (R11).
+    #[error(
+        "the register stands at epoch {register}, but this node has seen epoch {seen}: the register was restored from a backup, deleted, or is another one\nput the right register back; this node will not serve against an older one"
+    )]
+    RegisterBehind {
+        /// What the register says; zero for nothing.
+        register: Epoch,
+        /// What the node has seen.
+        seen: Epoch,
+    },
+    /// The register belongs to another cluster.
+    #[error(
+        "the data belongs to cluster {data} and the register to cluster {register}; neither was changed\ngive the node its own data directory or its own register"
+    )]
+    OtherCluster {
+        /// The data's.
+        data: ClusterId,
+        /// The register's.
+        register: ClusterId,
+    },
+}
+
+/// How a node ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// It was asked to.
+    Stopped,
+    /// It was removed from the cluster.
+    Removed,
+    /// It must not go on.
+    Halted(Halt),
+}
+
+/// A node that runs.
+pub struct Running {
+    /// To talk to it.
+    pub handle: Handle,
+    /// Takes peers' connections; the magic has been seen but not taken off.
+    pub peers: mpsc::Sender<std::net::TcpStream>,
+    /// Resolves when it has ended.
+    pub ended: oneshot::Receiver<Ended>,
+    /// Its data directory, to set aside what is not to be trusted.
+    pub directory: Arc<DataDirectory>,
+}
+
+/// Milliseconds since then.
+pub(crate) fn millis_since(start: std::time::Instant) -> u64 {
+    u64::try_from((crate::clock::now() - start).as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Recovers what is on disk and starts the node's threads.
+///
+/// # Errors
+/// [`StartError`]; nothing was changed on disk but a torn tail cut off.
+pub fn start(start: Start) -> Result<Running, StartError> {
+    let Start { address, directory, register, settings, .. } = start;
+    let promise = directory.promise().clone();
+    check_register(register.as_ref(), promise.view.as_ref().map(|view| (view.cluster, view.epoch)))?;
+    let (mut log, recovered) = Log::open(disk::RealDisk, &directory.path().join("log"), promise.commit)?;
+    let store = kv::Store::open(StateBackend::open(directory.path())?)?;
+    let applied = snapshot::applied_of(&store);
+    // Between putting a snapshot in place and starting the log after it, a crash leaves a log that ends elsewhere.
+    let fits = applied.index >= log.base().index && log.position(applied.index) == Some(applied);
+    let (base, runs, last, commit) = if fits {
+        (
+            recovered.base,
+            recovered.runs,
+            recovered.last,
+            recovered.commit.max(promise.commit).max(applied.index),
+        )
+    } else {
+        log.reset(applied)?;
+        (applied, Vec::new(), applied, applied.index)
+    };
+    let runs = runs.into_iter().map(|(epoch, first)| Run { epoch, first }).collect();
+    let outline = Outline::recovered(
+        Mark { index: base.index, epoch: base.epoch },
+        runs,
+        last.index,
+        commit.min(last.index),
+    );
+    tracing::info!(
+        "log holds {}..={}, committed to {}, state applied to {}",
+        base.index.next(),
+        last.index,
+        outline.commit(),
+        applied.index
+    );
+    let config = protocol::Config {
+        id: address.clone(),
+        incarnation: directory.incarnation(),
+        heartbeat_interval: millis(start.heartbeat_interval),
+        failure_timeout: millis(start.failure_timeout),
+        handback_after: start.handback_after.map(millis),
+        create: start.create.then(|| ClusterId(random_number())),
+    };
+    let cluster = promise.view.as_ref().map_or(0, |view| view.cluster.0);
+    let restored = Restored { promised: promise.promised, view: promise.view.clone(), log: outline };
+    let node = Node::restore(config, restored, 0);
+    let shared = Arc::new(handle::Shared {
+        settings,
+        address: address.clone(),
+        incarnation: directory.incarnation(),
+        revision: AtomicI64::new(store.revision()),
+        store: RwLock::new(store),
+        register: register.clone(),
+        view: RwLock::new(promise.view.clone().map(Arc::new)),
+        serving: AtomicU64::new(0),
+        cluster: AtomicU64::new(cluster),
+        epoch: AtomicU64::new(promise.view.as_ref().map_or(0, |view| view.epoch.0)),
+        last: AtomicU64::new(last.index.0),
+        durable: AtomicU64::new(last.index.0),
+        commit: AtomicU64::new(applied.index.0),
+        applied: AtomicU64::new(applied.index.0),
+        ready: AtomicBool::new(false),
+        leader_heard: AtomicBool::new(false),
+        stopping: AtomicBool::new(false),
+        disk_bytes: AtomicU64::new(log.disk_bytes()),
+        healthy_at: AtomicU64::new(0),
+        started: crate::clock::now(),
+        changed: tokio::sync::watch::Sender::new(0),
+    });
+    let (events, internal) = Events::channel(EVENTS_MAX);
+    let (requests, clients) = mpsc::channel(PENDING_MAX);
+    let recent = Arc::new(Recent::new(log.reader()));
+    load_tail(&recent, outline_commit(&node), last);
+    let directory = Arc::new(directory);
+    let writer = spawn_writer(log, directory.clone(), events.clone());
+    let registrar = spawn_registrar(register, start.watch, events.clone())?;
+    let (peers, connections) = mpsc::channel(64);
+    let (tell, ended) = oneshot::channel();
+    let inbound = Inbound {
+        address,
+        cluster: {
+            let shared = shared.clone();
+            Box::new(move || shared.cluster.load(Ordering::Relaxed))
+        },
+        events: events.clone(),
+        installer: snapshot::Place { directory: Arc::new(directory.path().to_owned()) },
+    };
+    let parts = Parts {
+        node,
+        shared: shared.clone(),
+        events: events.clone(),
+        internal,
+        clients,
+        writer,
+        registrar,
+        recent,
+        heartbeat: start.heartbeat_interval,
+        failure_timeout: start.failure_timeout,
+        acknowledge_early: start.acknowledge_early,
+        tail: last,
+        applied,
+        origin: random_number(),
+    };
+    spawn_thread("replication", move || replicate(parts, Arc::new(inbound), connections, tell));
+    Ok(Running { handle: Handle { shared, requests, events }, peers, ended, directory })
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A random number that is not zero.
+#[must_use]
+pub fn random_number() -> u64 {
+    rand::random::<u64>().max(1)
+}
+
+fn outline_commit(node: &Node) -> Index {
+    node.log().commit()
+}
+
+/// R11: what this node has seen is never forgotten because a register has.
+fn check_register(register: &dyn Register, seen: Option<(ClusterId, Epoch)>) -> Result<(), StartError> {
+    let found = register.read().map_err(|error| StartError::Register(error.to_string()))?;
+    match (seen, found) {
+        (None, _) => Ok(()),
+        (Some((_, seen)), None) => Err(StartError::RegisterBehind { register: Epoch(0), seen }),
+        (Some((data, _)), Some(view)) if view.cluster != data => {
+            Err(StartError::OtherCluster { data, register: view.cluster })
+        }
+        (Some((_, seen)), Some(view)) if view.epoch < seen => {
+            Err(StartError::RegisterBehind { register: view.epoch, seen })
+        }
+        (Some(_), Some(_)) => Ok(()),
+    }
+}
+
+/// Uncommitted entries are always in memory: they may have to be cut.
+fn load_tail(recent: &Recent, commit: Index, last: Position) {
+    let mut first = commit.max(Index(1));
+    while first <= last.index {
+        let Ok(Some(chunk)) = recent.read(first, link::ENTRIES_BYTES) else { return };
+        recent.push(first, chunk.frames, chunk.last, commit);
+        first = chunk.last.index.next();
+    }
+}
+
+fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.to_owned()).spawn(body).expect("a thread can be started");
+}
+
+fn spawn_writer(
+    log: Log,
+    directory: Arc<DataDirectory>,
+    events: Events,
+) -> std::sync::mpsc::Sender<writer::WriteOperation> {
+    let (sender, operations) = std::sync::mpsc::channel();
+    spawn_thread("log", move || writer::run(log, &directory, &operations, &events));
+    sender
+}
+
+fn spawn_registrar(
+    register: Arc<dyn Register>,
+    watch: MakeWatch,
+    events: Events,
+) -> Result<std::sync::mpsc::Sender<registrar::Ask>, StartError> {
+    let (sender, asks) = std::sync::mpsc::channel();
+    let deaths = events.clone();
+    let tell: OnDeath = Box::new(move |node, pid| {
+        deaths.send_blocking(Internal::Died { node, session: pid.map(u64::from) });
+    });
+    let watch = watch(tell).map_err(StartError::Watch)?;
+    spawn_thread("register", move || registrar::run(&register, &watch, &asks, &events));
+    Ok(sender)
+}
+
+/// The replication thread: driver, links and peers' connections, apart from all client load.
+fn replicate(
+    parts: Parts,
+    inbound: Arc<Inbound>,
+    mut connections: mpsc::Receiver<std::net::TcpStream>,
+    tell: oneshot::Sender<Ended>,
+) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime can be built");
+    let ended = runtime.block_on(async move {
+        tokio::spawn(async move {
+            while let Some(stream) = connections.recv().await {
+                if let Ok(stream) = TcpStream::from_std(stream) {
+                    tokio::spawn(inbound::serve(inbound.clone(), stream));
+                }
+            }
+        });
+        Driver::new(parts).run().await
+    });
+    let _ = tell.send(ended);
+}
+
+/// Where a node keeps its log and state, for those who set them aside.
+#[must_use]
+pub fn data_files(directory: &std::path::Path) -> [PathBuf; 2] {
+    [directory.join("log"), directory.join("state.redb")]
+}

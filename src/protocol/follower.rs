@@ -1,0 +1,159 @@
+//! What a follower does, in sync or on the way there: take the leader's entries, say how far its disk agrees.
+
+use super::node::{Node, Role};
+use super::outline::{Mark, Run};
+use super::{Halt, Message, Millis};
+use crate::view::{Incarnation, Index, NodeId};
+
+/// What a follower knows beyond its log. Starts anew with each view.
+#[derive(Clone, Debug)]
+pub struct Follower {
+    /// Up to here our log is the same as the leader's. At first what is committed: a leader was in sync, and so holds
+    /// all of that.
+    matched: Index,
+    /// What the leader was last told, and when.
+    acknowledged: Index,
+    acknowledged_at: Option<Millis>,
+    /// When entries or a heartbeat of the leader last fitted our log.
+    fitted_at: Option<Millis>,
+    reported_at: Option<Millis>,
+}
+
+impl Follower {
+    pub(super) fn new(commit: Index) -> Follower {
+        Follower {
+            matched: commit,
+            acknowledged: Index(0),
+            acknowledged_at: None,
+            fitted_at: None,
+            reported_at: None,
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn follower_tick(&mut self) {
+        self.report_when_unheard();
+        self.consider_takeover();
+    }
+
+    /// A node outside the set asks the leader for entries until they come (R30).
+    fn report_when_unheard(&mut self) {
+        let Some(view) = &self.view else { return };
+        if view.leader == self.config.id || self.is_in_sync() {
+            return;
+        }
+        let (now, interval) = (self.now, self.config.heartbeat_interval);
+        let Role::Follower(follower) = &mut self.role else { return };
+        let fitted = follower.fitted_at.is_some_and(|at| now - at <= 2 * interval);
+        let reported = follower.reported_at.is_some_and(|at| now - at < interval);
+        if !fitted && !reported {
+            follower.reported_at = Some(now);
+            self.report();
+        }
+    }
+
+    pub(super) fn append_received(
+        &mut self,
+        from: &NodeId,
+        incarnation: Incarnation,
+        previous: Mark,
+        runs: &[Run],
+        last: Index,
+        commit: Index,
+    ) {
+        let Some(view) = &self.view else { return };
+        let from_leader = view.leader == *from && view.in_sync.get(from) == Some(&incarnation);
+        // Whoever has promised a newer epoch takes nothing more of this one (R5).
+        if !from_leader || self.promised > view.epoch || !matches!(self.role, Role::Follower(_)) {
+            return;
+        }
+        if !self.fits(previous) {
+            return;
+        }
+        if !self.take(runs, last) {
+            return;
+        }
+        let now = self.now;
+        let Role::Follower(follower) = &mut self.role else { return };
+        follower.fitted_at = Some(now);
+        follower.matched = follower.matched.max(last).max(previous.index);
+        let committed = commit.min(follower.matched);
+        if committed > self.log.commit() {
+            self.log.set_commit(committed);
+        }
+        self.acknowledge();
+    }
+
+    /// Does our log hold the entry that the leader's entries follow? If not, say where we stand (R14).
+    fn fits(&mut self, previous: Mark) -> bool {
+        if previous.index < self.log.base().index {
+            return true; // what lies below the base is committed, and so the same everywhere
+        }
+        match self.log.epoch_at(previous.index) {
+            Some(epoch) if epoch == previous.epoch => true,
+            Some(_) if previous.index <= self.log.commit() => {
+                self.halt(Halt::Diverged { at: previous.index });
+                false
+            }
+            Some(_) | None => {
+                self.report();
+                false
+            }
+        }
+    }
+
+    /// Appends what is new, after cutting what differs. False where that would cut committed entries.
+    fn take(&mut self, runs: &[Run], last: Index) -> bool {
+        for (number, run) in runs.iter().enumerate() {
+            let end = runs.get(number + 1).map_or(last, |next| Index(next.first.0 - 1));
+            let mut index = run.first.max(self.log.base().index.next());
+            while index <= end
+                && index <= self.log.last().index
+                && self.log.epoch_at(index) == Some(run.epoch)
+            {
+                index = index.next();
+            }
+            if index > end {
+                continue;
+            }
+            if index <= self.log.last().index {
+                if index <= self.log.commit() {
+                    self.halt(Halt::Diverged { at: index });
+                    return false;
+                }
+                self.truncate(Index(index.0 - 1));
+            }
+            // From here on everything is new.
+            for (later, run) in runs.iter().enumerate().skip(number) {
+                let end = runs.get(later + 1).map_or(last, |next| Index(next.first.0 - 1));
+                self.log.append(run.epoch, end);
+            }
+            self.accept(index, last);
+            return true;
+        }
+        true
+    }
+
+    /// Says how far our disk agrees with the leader's log: an acknowledgement is the effect of durability only (R20).
+    pub(super) fn acknowledge(&mut self) {
+        let Some(view) = &self.view else { return };
+        if self.promised > view.epoch {
+            return; // R5
+        }
+        let leader = view.leader.clone();
+        let (now, interval) = (self.now, self.config.heartbeat_interval);
+        let durable = self.log.durable();
+        let Role::Follower(follower) = &mut self.role else { return };
+        if follower.fitted_at.is_none() {
+            return; // nothing of this leader has been compared yet
+        }
+        let durable = durable.min(follower.matched);
+        let due = follower.acknowledged_at.is_none_or(|at| now - at >= interval / 2);
+        if durable > follower.acknowledged || due {
+            follower.acknowledged = durable;
+            follower.acknowledged_at = Some(now);
+            self.send(&leader, Message::Appended { durable });
+        }
+    }
+}

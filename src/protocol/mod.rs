@@ -1,0 +1,279 @@
+//! The replication protocol as a pure state machine: primary-backup with an external view register.
+//!
+//! No clock, disk, network or randomness lives here; the driver (`node/`) owns those. The same inputs give the same
+//! effects, so that a simulation with a seed replays to the byte.
+//!
+//! # The protocol in one page
+//!
+//! A *view* names the leader and the in-sync set; the newest view stands in a *register*, a cell that only knows
+//! compare-and-swap. **At every instant, the set of nodes that must hold an entry before it is acknowledged is a
+//! superset of the set of nodes that may be elected**: the rest of the rules apply this sentence. (The shape is that
+//! of PacificA, MSR-TR-2008-25, and of Vertical Paxos II; numbers R1–R31 name the project's rules.)
+//!
+//! *Writing.* The leader appends an entry, streams it to everyone in the set, and everyone syncs at the same time.
+//! Each says up to where its disk agrees with the leader's log (`Appended`). The commit index is the lowest of these
+//! over the in-sync set (R13), and everybody applies up to it (R15).
+//!
+//! *Losing a follower.* When one is proved dead (its lock is free) or silent for `failure_timeout`, the leader swaps
+//! in a view without it and only then stops waiting for it (R3).
+//!
+//! *Losing the leader.* The lowest live in-sync node ([`takeover`]) looks at the register, durably promises to obey
+//! no older epoch (R5), swaps itself in, appends an entry of its own epoch, and serves once that entry, and so its
+//! whole tail, is durable on every in-sync node of its view (R7). Tails of others that differ are cut above their
+//! commit index (R14): everything up to it is surely in the new leader's log, because the new leader was in sync.
+//! That is why a follower never searches for the place where logs part: it reports its commit index and the leader
+//! streams from there; what the follower already has is recognised by (epoch, index) and not written again.
+//!
+//! *Joining.* A node outside the set reports to the leader until it is in. It gets a snapshot if the leader's log no
+//! longer reaches back to its commit index, then the log. When it has reached the commit index and the leader's own
+//! epoch entry in this epoch, the leader first waits for its acknowledgements and then swaps it in (R3, R30).
+//!
+//! *Handing over.* The leader stops ordering, waits until everyone has everything, and tells the target, which takes
+//! over as above (R9). Nothing is lost if any step fails: the leader resumes after `failure_timeout`.
+//!
+//! # The contract between this machine and its driver
+//!
+//! 1. Feed one [`Input`] at a time with a time that never goes back, and carry out all its effects in order before
+//!    the next. After a batch of inputs feed [`Input::Flush`]: replication is sent there, once a batch.
+//! 2. [`Effect::Append`], [`Effect::Accept`], [`Effect::Truncate`], [`Effect::Persist`] and [`Effect::Install`] go to
+//!    one writer in order. When everything up to a write is durable, say so by [`Input::Persisted`]. Durability is an
+//!    input: an acknowledgement can only be its effect, and so group commit comes for free (R20).
+//! 3. A failed write or sync is the end of the process; it is never reported and never retried (R21).
+//! 4. Messages may be lost, repeated, delayed and reordered. Payloads of an `Append` travel beside it: the driver
+//!    takes the entries that [`Effect::Accept`] names from the message just fed.
+//! 5. At most one [`Effect::ReadRegister`] or [`Effect::Swap`] is open at a time; answer each by
+//!    [`Input::RegisterAnswered`] or [`Input::SwapAnswered`]. A swap whose outcome is not known is said to be unknown,
+//!    never guessed (R2).
+//! 6. [`Input::Died`] is for proof only: a freed lock or an exit seen through a pidfd (R28). Everything else is
+//!    silence.
+//! 7. Entries up to [`Effect::Commit`] may be applied and shown; nothing above (R15). Propose only while
+//!    [`Node::can_propose`].
+//! 8. After a restart build the node by [`Node::restore`] from what was persisted and from nothing else.
+//! 9. On [`Effect::Halt`] stop at once; the reason says what the operator is told.
+//!
+//! `step` cannot fail: a refusal is an effect (or silence), a broken invariant is a panic, and a stale epoch is refused
+//! in one place before any role sees it (`Node::receive`).
+//!
+//! # Caveats
+//!
+//! * A leader that is cut off learns of it by silence or by a refusal. Until then it orders entries that nobody will
+//!   acknowledge. Whether a *read* may be answered is the driver's to prove, after the value was read (R17).
+//! * While the register cannot be reached, views stay as they are: a healthy set goes on, a broken one waits (R10).
+//! * A candidate that has promised cannot go back: if its swap cannot be settled, writes wait until it can. It
+//!   therefore looks at the register before it promises.
+
+mod follower;
+mod leader;
+mod message;
+mod node;
+mod outline;
+mod takeover;
+
+pub use leader::{Phase, Progress};
+pub use message::{Envelope, Message};
+pub use node::{Node, Restored, Role};
+pub use outline::{Mark, Outline, Run};
+
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+
+/// Milliseconds on a clock that never goes back; only differences mean anything.
+pub type Millis = u64;
+
+/// Numbers the writes that the driver was asked to make durable, from 1 without a gap.
+pub type WriteId = u64;
+
+/// What a node is told at birth.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's address.
+    pub id: NodeId,
+    /// This node's data directory.
+    pub incarnation: Incarnation,
+    /// How often to speak to a peer that needs nothing, in milliseconds.
+    pub heartbeat_interval: Millis,
+    /// Silence after which a live-looking node is suspected, in milliseconds; at least twice `heartbeat_interval`.
+    pub failure_timeout: Millis,
+    /// How long a lower address must stay in sync before leadership goes back to it, in milliseconds (R9).
+    pub handback_after: Option<Millis>,
+    /// The number of a cluster to create where the register is empty; `None` waits for somebody else's.
+    pub create: Option<ClusterId>,
+}
+
+/// Everything that can happen to a node.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// Time passed. Feed one at least every quarter of `heartbeat_interval`.
+    Tick,
+    /// The batch is over: send what has gathered.
+    Flush,
+    /// Order this many entries now. Only while [`Node::can_propose`].
+    Proposed {
+        /// How many, at least one.
+        count: u64,
+    },
+    /// A peer spoke.
+    Received(Envelope),
+    /// Every write up to this one is durable.
+    Persisted(WriteId),
+    /// The answer to [`Effect::ReadRegister`]: what stands there, `Err` where it could not be read.
+    RegisterAnswered(Result<Option<View>, RegisterUnreachable>),
+    /// The answer to [`Effect::Swap`].
+    SwapAnswered(Swapped),
+    /// Proof that this process of that node is dead (R28).
+    Died {
+        /// The node.
+        node: NodeId,
+        /// Its process; `None` where only "nobody runs there" is known.
+        session: Option<u64>,
+    },
+    /// A snapshot of everything up to this mark has arrived and can be installed.
+    SnapshotReceived(Mark),
+    /// Entries up to and including this one are no longer on our disk; they were committed and applied.
+    Dropped(Index),
+    /// An operator wants this node to lead (R9).
+    MoveLeader(NodeId),
+    /// An operator wants this node out of the cluster.
+    Remove(NodeId),
+}
+
+/// The register could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegisterUnreachable;
+
+/// How a swap ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Swapped {
+    /// The view proposed stands in the register.
+    Won,
+    /// Another view stands there.
+    Lost(View),
+    /// It may or may not have happened (R2).
+    Unknown,
+}
+
+/// Everything a node wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Append own entries `first..=last` under `epoch`: what was proposed, or (`opening`) one empty entry that opens
+    /// the epoch.
+    Append {
+        /// Number of this write.
+        write: WriteId,
+        /// The epoch of the entries.
+        epoch: Epoch,
+        /// The first entry.
+        first: Index,
+        /// The last entry.
+        last: Index,
+        /// This is the entry that opens an epoch (R7); it has no payload.
+        opening: bool,
+    },
+    /// Append the entries `first..=last` of the `Append` message just fed.
+    Accept {
+        /// Number of this write.
+        write: WriteId,
+        /// The first entry to take.
+        first: Index,
+        /// The last entry to take.
+        last: Index,
+    },
+    /// Cut the log after this entry (R14).
+    Truncate {
+        /// Number of this write.
+        write: WriteId,
+        /// The last entry that stays.
+        after: Index,
+    },
+    /// Keep the promise and the newest view (R5, R11).
+    Persist {
+        /// Number of this write.
+        write: WriteId,
+        /// Obey no epoch below this one.
+        promised: Epoch,
+        /// The newest view adopted.
+        view: Option<View>,
+    },
+    /// Replace log and state by the snapshot just received.
+    Install {
+        /// Number of this write.
+        write: WriteId,
+        /// The last entry that the snapshot holds.
+        mark: Mark,
+    },
+    /// Entries up to here are committed and on our disk: apply them.
+    Commit(Index),
+    /// Say this to that node, under the epoch given. May be lost.
+    Send {
+        /// To whom.
+        to: NodeId,
+        /// The epoch to say it under.
+        epoch: Epoch,
+        /// What.
+        message: Message,
+    },
+    /// Stream a snapshot to that node, unless one is already under way to this process of it.
+    SendSnapshot(NodeId),
+    /// Read the register.
+    ReadRegister,
+    /// Swap this view in; it succeeds where the register stands at the epoch before.
+    Swap(View),
+    /// A newer view was adopted.
+    Adopted(View),
+    /// We lead and the opening entry is committed: requests may be served (R7).
+    Serving,
+    /// Leadership is being handed over, or that ended without success.
+    Fenced(bool),
+    /// Something an operator should know.
+    Warn(Warning),
+    /// Stop now.
+    Halt(Halt),
+}
+
+/// Something an operator should know; the node goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Warning {
+    /// The register stands at a lower epoch than this node has seen: a restored backup or a deleted file (R11).
+    RegisterBehind {
+        /// What the register says; zero for nothing at all.
+        register: Epoch,
+        /// What this node has seen.
+        seen: Epoch,
+    },
+    /// The register could not be read; views stay as they are (R10).
+    RegisterUnreachable,
+    /// A hand-over did not happen in time; this node goes on leading.
+    TransferFailed(NodeId),
+}
+
+/// Why a node must stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// The register belongs to another cluster.
+    OtherCluster {
+        /// Ours.
+        ours: ClusterId,
+        /// The register's.
+        register: ClusterId,
+    },
+    /// The leader's log differs from ours at or below our commit index (R14): set the data aside and join anew.
+    Diverged {
+        /// Where.
+        at: Index,
+    },
+    /// The log ends below what the view counts on (R24): set the data aside and join anew.
+    LogTooShort {
+        /// Where it ends.
+        last: Index,
+        /// What the view counts on.
+        floor: Index,
+    },
+    /// The view knows this address with another data directory.
+    Superseded,
+    /// The node was removed from the cluster.
+    Removed,
+    /// Two views with one epoch: the register broke its word.
+    RegisterSplit {
+        /// The epoch.
+        epoch: Epoch,
+    },
+}

@@ -1,0 +1,658 @@
+//! One node: dispatch, the register, views, writes. What a follower, a candidate and a leader do stands in the
+//! modules beside.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::follower::Follower;
+use super::leader::Leader;
+use super::outline::{Mark, Outline};
+use super::takeover::Candidate;
+use super::{
+    Config, Effect, Envelope, Halt, Input, Message, Millis, RegisterUnreachable, Swapped, Warning, WriteId,
+};
+use crate::view::{ClusterId, Epoch, Index, NodeId, View};
+
+/// Messages of a newer epoch kept while the register is read; more are dropped, and their senders repeat themselves.
+const STASH_MAX: usize = 1024;
+
+/// What a node is to its cluster.
+#[derive(Clone, Debug)]
+pub enum Role {
+    /// Obeys a leader, in sync or on the way there; or knows no view yet.
+    Follower(Follower),
+    /// Is taking over.
+    Candidate(Candidate),
+    /// Orders the writes.
+    Leader(Leader),
+}
+
+/// What was persisted before a restart; a new directory gives the default log and nothing else.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// The newest promise (R5).
+    pub promised: Epoch,
+    /// The newest view adopted (R11).
+    pub view: Option<View>,
+    /// The log as recovered.
+    pub log: Outline,
+}
+
+/// What a peer has shown of itself to this process.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// When it last spoke, or was given the benefit of the doubt.
+    pub last_heard: Millis,
+    /// The process that last spoke.
+    pub session: Option<u64>,
+    /// The process proved dead; speech of that process revives nobody.
+    pub dead: Option<Option<u64>>,
+    /// When we last said something to it.
+    pub last_sent: Option<Millis>,
+}
+
+/// A write on its way to the disk, and what becomes true when it is there.
+#[derive(Clone, Copy, Debug)]
+enum PendingWrite {
+    Log { last: Index },
+    Promise,
+    Install { index: Index },
+}
+
+/// The one operation on the register that may be open.
+#[derive(Clone, Debug)]
+pub(super) enum RegisterTask {
+    Idle,
+    Reading,
+    Swapping(View),
+    /// The outcome is unknown; the same swap is sent again until it is settled (R2).
+    Unsettled {
+        next: View,
+        retry_at: Millis,
+    },
+}
+
+/// The state machine. See the contract at the head of the module.
+#[derive(Clone, Debug)]
+pub struct Node {
+    pub(super) config: Config,
+    pub(super) started_at: Millis,
+    pub(super) now: Millis,
+    last_tick: Millis,
+    pub(super) view: Option<View>,
+    pub(super) promised: Epoch,
+    pub(super) log: Outline,
+    pub(super) role: Role,
+    pub(super) register: RegisterTask,
+    pub(super) peers: BTreeMap<NodeId, Peer>,
+    /// Since when the leader is gone in our eyes.
+    pub(super) leader_gone_since: Option<Millis>,
+    /// Members that an operator wants out.
+    pub(super) removing: Vec<NodeId>,
+    next_read_at: Millis,
+    stash: Vec<Envelope>,
+    next_write: WriteId,
+    pending: VecDeque<(WriteId, PendingWrite)>,
+    /// What the driver was told to apply.
+    announced_commit: Index,
+    register_warned: bool,
+    halted: bool,
+    effects: Vec<Effect>,
+}
+
+impl Node {
+    /// A node as it was persisted. Nothing happens until the first input.
+    #[must_use]
+    pub fn restore(config: Config, restored: Restored, now: Millis) -> Node {
+        assert!(config.failure_timeout >= 2 * config.heartbeat_interval, "failure_timeout is too short");
+        let Restored { promised, view, log } = restored;
+        let promised = promised.max(view.as_ref().map_or(Epoch(0), |view| view.epoch));
+        Node {
+            started_at: now,
+            now,
+            last_tick: now,
+            role: Role::Follower(Follower::new(log.commit())),
+            announced_commit: Index(0),
+            config,
+            view,
+            promised,
+            log,
+            register: RegisterTask::Idle,
+            peers: BTreeMap::new(),
+            leader_gone_since: None,
+            removing: Vec::new(),
+            next_read_at: now,
+            stash: Vec::new(),
+            next_write: 1,
+            pending: VecDeque::new(),
+            register_warned: false,
+            halted: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// One input, all its effects. `now` must not go back.
+    ///
+    /// # Panics
+    /// On a broken invariant: a bug here or in the driver. The process must not go on.
+    pub fn step(&mut self, now: Millis, input: Input) -> Vec<Effect> {
+        assert!(now >= self.now, "time went back from {} to {now}", self.now);
+        self.now = now;
+        if self.halted {
+            return Vec::new();
+        }
+        match input {
+            Input::Tick => self.tick(),
+            Input::Flush => self.flush(),
+            Input::Proposed { count } => self.propose(count),
+            Input::Received(envelope) => self.receive(envelope),
+            Input::Persisted(write) => self.persisted(write),
+            Input::RegisterAnswered(answer) => self.register_answered(answer),
+            Input::SwapAnswered(outcome) => self.swap_answered(outcome),
+            Input::Died { node, session } => self.died(node, session),
+            Input::SnapshotReceived(mark) => self.snapshot_received(mark),
+            Input::Dropped(index) => self.log.drop_through(index),
+            Input::MoveLeader(to) => self.start_transfer(&to),
+            Input::Remove(node) => self.remove(node),
+        }
+        self.announce_commit();
+        std::mem::take(&mut self.effects)
+    }
+
+    // --- what the driver may ask ---
+
+    /// The newest view adopted.
+    #[must_use]
+    pub fn view(&self) -> Option<&View> {
+        self.view.as_ref()
+    }
+
+    /// The log's outline.
+    #[must_use]
+    pub fn log(&self) -> &Outline {
+        &self.log
+    }
+
+    /// What this node is.
+    #[must_use]
+    pub fn role(&self) -> &Role {
+        &self.role
+    }
+
+    /// The lowest epoch that this node obeys.
+    #[must_use]
+    pub fn promised(&self) -> Epoch {
+        self.promised
+    }
+
+    /// The epoch of the newest view adopted; zero before the first.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.view.as_ref().map_or(Epoch(0), |view| view.epoch)
+    }
+
+    /// True where the newest view counts on this node.
+    #[must_use]
+    pub fn is_in_sync(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.is_in_sync(&self.config.id, self.config.incarnation))
+    }
+
+    /// True where this node leads and its opening entry is committed (R7).
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.serving)
+    }
+
+    /// True where new entries may be ordered: serving, and not handing over.
+    #[must_use]
+    pub fn can_propose(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.serving && leader.transfer.is_none())
+    }
+
+    /// True where the process that leads the newest view was heard within `failure_timeout`, or is ourselves.
+    #[must_use]
+    pub fn leader_is_heard(&self) -> bool {
+        match (&self.role, &self.view) {
+            (Role::Leader(_), _) => true,
+            (Role::Follower(_) | Role::Candidate(_), Some(view)) => {
+                self.peers.get(&view.leader).is_some_and(|peer| peer.session.is_some())
+                    && !self.is_gone(&view.leader)
+            }
+            (Role::Follower(_) | Role::Candidate(_), None) => false,
+        }
+    }
+
+    // --- time ---
+
+    fn tick(&mut self) {
+        // If we ourselves did not run for a while, nobody could be heard: silence in that time proves nothing.
+        let slept = self.now - self.last_tick;
+        if slept > self.config.failure_timeout / 2 {
+            for peer in self.peers.values_mut() {
+                peer.last_heard = (peer.last_heard + slept).min(self.now);
+            }
+        }
+        self.last_tick = self.now;
+        self.retry_swap();
+        self.read_register_when_lost();
+        match &self.role {
+            Role::Follower(_) => self.follower_tick(),
+            Role::Candidate(_) => {}
+            Role::Leader(_) => self.leader_tick(),
+        }
+        self.ping();
+    }
+
+    /// A node without a view, or outside the set with a silent leader, has nobody to tell it of a newer view.
+    fn read_register_when_lost(&mut self) {
+        let lost = match (&self.role, &self.view) {
+            (Role::Follower(_), None) => true,
+            (Role::Follower(_), Some(view)) => {
+                !self.is_in_sync() && !self.heard_within(&view.leader, 2 * self.config.heartbeat_interval)
+            }
+            (Role::Candidate(_) | Role::Leader(_), _) => false,
+        };
+        if lost && self.now >= self.next_read_at {
+            self.next_read_at = self.now + self.config.heartbeat_interval;
+            self.read_register();
+        }
+    }
+
+    fn ping(&mut self) {
+        let Some(view) = &self.view else { return };
+        let due: Vec<NodeId> = view
+            .members
+            .keys()
+            .filter(|node| **node != self.config.id)
+            .filter(|node| self.sent_before(node, self.config.heartbeat_interval))
+            .cloned()
+            .collect();
+        for node in due {
+            self.send(&node, Message::Ping);
+        }
+    }
+
+    // --- messages ---
+
+    /// The one place where epochs are compared (R6).
+    fn receive(&mut self, envelope: Envelope) {
+        if envelope.from == self.config.id {
+            return;
+        }
+        self.hear(&envelope.from, envelope.session);
+        if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
+            return;
+        }
+        if envelope.epoch < self.epoch() {
+            // A refusal is not answered: two stale nodes would refuse each other for ever.
+            if !matches!(envelope.message, Message::Stale) {
+                self.send(&envelope.from, Message::Stale);
+            }
+        } else if envelope.epoch > self.epoch() {
+            if self.stash.len() < STASH_MAX {
+                self.stash.push(envelope);
+            }
+            self.read_register();
+        } else {
+            self.dispatch(envelope);
+        }
+    }
+
+    fn dispatch(&mut self, envelope: Envelope) {
+        let Envelope { from, incarnation, message, .. } = envelope;
+        match message {
+            Message::Append { previous, runs, last, commit } => {
+                self.append_received(&from, incarnation, previous, &runs, last, commit);
+            }
+            Message::Appended { durable } => self.appended_received(&from, incarnation, durable),
+            Message::Report { commit, last } => self.report_received(&from, incarnation, commit, last),
+            Message::Transfer => self.transfer_received(&from),
+            Message::Ping | Message::Stale => {}
+        }
+    }
+
+    fn replay_stash(&mut self) {
+        let epoch = self.epoch();
+        for envelope in std::mem::take(&mut self.stash) {
+            if envelope.epoch > epoch {
+                self.stash.push(envelope);
+            } else if envelope.epoch == epoch {
+                // Entries travelled beside the message and are gone by now; what it says without them still counts.
+                if !matches!(&envelope.message, Message::Append { runs, .. } if !runs.is_empty()) {
+                    self.dispatch(envelope);
+                }
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, to: &NodeId, message: Message) {
+        let now = self.now;
+        self.peer(to).last_sent = Some(now);
+        self.effects.push(Effect::Send { to: to.clone(), epoch: self.epoch(), message });
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    pub(super) fn halt(&mut self, reason: Halt) {
+        self.halted = true;
+        self.effects.push(Effect::Halt(reason));
+    }
+
+    // --- who lives ---
+
+    pub(super) fn peer(&mut self, node: &NodeId) -> &mut Peer {
+        let now = self.now;
+        self.peers.entry(node.clone()).or_insert(Peer {
+            last_heard: now,
+            session: None,
+            dead: None,
+            last_sent: None,
+        })
+    }
+
+    fn hear(&mut self, node: &NodeId, session: u64) {
+        let now = self.now;
+        let peer = self.peer(node);
+        if peer.dead == Some(Some(session)) {
+            return;
+        }
+        peer.dead = None;
+        peer.session = Some(session);
+        peer.last_heard = now;
+    }
+
+    fn died(&mut self, node: NodeId, session: Option<u64>) {
+        let peer = self.peer(&node);
+        if session.is_some() && peer.session.is_some() && peer.session != session {
+            return; // another process of that node has spoken since
+        }
+        // "Nobody runs there" proves the death of whichever process we last heard.
+        peer.dead = Some(session.or(peer.session));
+        match &self.role {
+            Role::Follower(_) => self.consider_takeover(),
+            Role::Candidate(_) => {}
+            Role::Leader(_) => self.change_set(),
+        }
+    }
+
+    pub(super) fn heard_within(&self, node: &NodeId, time: Millis) -> bool {
+        self.peers.get(node).is_some_and(|peer| peer.session.is_some() && self.now - peer.last_heard <= time)
+    }
+
+    fn sent_before(&self, node: &NodeId, time: Millis) -> bool {
+        self.peers.get(node).and_then(|peer| peer.last_sent).is_none_or(|sent| self.now - sent >= time)
+    }
+
+    /// Proved dead, or silent for `failure_timeout`. While we ourselves have just started, a node that has not spoken
+    /// to us yet gets the same time: nodes of a cluster are started together.
+    pub(super) fn is_gone(&self, node: &NodeId) -> bool {
+        if *node == self.config.id {
+            return false;
+        }
+        let starting = self.now - self.started_at < self.config.failure_timeout;
+        match self.peers.get(node) {
+            None => !starting,
+            Some(peer) if peer.session.is_none() && starting => false,
+            Some(peer) => peer.dead.is_some() || self.now - peer.last_heard > self.config.failure_timeout,
+        }
+    }
+
+    // --- the register ---
+
+    pub(super) fn read_register(&mut self) {
+        if matches!(self.register, RegisterTask::Idle) {
+            self.register = RegisterTask::Reading;
+            self.effects.push(Effect::ReadRegister);
+        }
+    }
+
+    pub(super) fn swap(&mut self, next: View) {
+        assert!(matches!(self.register, RegisterTask::Idle), "two operations on the register at once");
+        assert_eq!(next.epoch, self.epoch().next(), "a swap follows the view it was made from");
+        assert!(next.in_sync.contains_key(&next.leader), "a leader is in sync");
+        self.register = RegisterTask::Swapping(next.clone());
+        self.effects.push(Effect::Swap(next));
+    }
+
+    fn retry_swap(&mut self) {
+        if let RegisterTask::Unsettled { next, retry_at } = &self.register
+            && self.now >= *retry_at
+        {
+            let next = next.clone();
+            self.register = RegisterTask::Swapping(next.clone());
+            self.effects.push(Effect::Swap(next));
+        }
+    }
+
+    fn swap_answered(&mut self, outcome: Swapped) {
+        let RegisterTask::Swapping(next) = std::mem::replace(&mut self.register, RegisterTask::Idle) else {
+            panic!("a swap was answered that nobody sent");
+        };
+        match outcome {
+            Swapped::Won => self.swap_won(next),
+            // An earlier sending of the same swap got through.
+            Swapped::Lost(view) if view == next => self.swap_won(next),
+            Swapped::Lost(view) => self.observe(Some(view)),
+            Swapped::Unknown => {
+                let retry_at = self.now + self.config.heartbeat_interval;
+                self.register = RegisterTask::Unsettled { next, retry_at };
+            }
+        }
+    }
+
+    fn swap_won(&mut self, next: View) {
+        self.register_warned = false;
+        let was_leader = matches!(self.role, Role::Leader(_));
+        self.accept_view(next);
+        if was_leader {
+            self.set_changed();
+        } else {
+            self.become_leader();
+        }
+        self.replay_stash();
+    }
+
+    fn register_answered(&mut self, answer: Result<Option<View>, RegisterUnreachable>) {
+        assert!(matches!(self.register, RegisterTask::Reading), "an answer that nobody asked for");
+        self.register = RegisterTask::Idle;
+        match answer {
+            Ok(view) => self.observe(view),
+            Err(RegisterUnreachable) => {
+                self.warn_once(Warning::RegisterUnreachable);
+                self.stash.clear();
+                self.abandon_candidacy();
+            }
+        }
+    }
+
+    fn warn_once(&mut self, warning: Warning) {
+        if !std::mem::replace(&mut self.register_warned, true) {
+            self.effects.push(Effect::Warn(warning));
+        }
+    }
+
+    /// The register was seen to hold this.
+    fn observe(&mut self, found: Option<View>) {
+        let known = self.epoch();
+        let Some(found) = found else {
+            if self.view.is_some() {
+                self.warn_once(Warning::RegisterBehind { register: Epoch(0), seen: known });
+                self.abandon_candidacy();
+            } else if let (Some(cluster), Role::Follower(_)) = (self.config.create, &self.role) {
+                self.create_cluster(cluster);
+            } else {
+                self.candidacy_confirmed();
+            }
+            return;
+        };
+        if let Some(ours) = self.view.as_ref().map(|view| view.cluster)
+            && ours != found.cluster
+        {
+            return self.halt(Halt::OtherCluster { ours, register: found.cluster });
+        }
+        if found.epoch < known {
+            self.warn_once(Warning::RegisterBehind { register: found.epoch, seen: known });
+            self.stash.clear();
+            return self.abandon_candidacy();
+        }
+        self.register_warned = false;
+        if found.epoch > known {
+            self.adopt(found);
+        } else if self.view.as_ref() != Some(&found) {
+            self.halt(Halt::RegisterSplit { epoch: known });
+        } else {
+            self.stash.retain(|envelope| envelope.epoch <= known);
+            self.candidacy_confirmed();
+        }
+    }
+
+    fn create_cluster(&mut self, cluster: ClusterId) {
+        let own = BTreeMap::from([(self.config.id.clone(), self.config.incarnation)]);
+        let leader = self.config.id.clone();
+        self.promise_and_swap(View {
+            cluster,
+            epoch: Epoch(1),
+            leader,
+            led_since: Epoch(1),
+            in_sync: own.clone(),
+            members: own,
+            floor: Index(0),
+        });
+    }
+
+    /// Somebody else's newer view: obey it.
+    fn adopt(&mut self, view: View) {
+        let own = self.config.incarnation;
+        let was_member = self.view.as_ref().is_some_and(|old| old.members.get(&self.config.id) == Some(&own));
+        match view.members.get(&self.config.id) {
+            None if was_member => return self.halt(Halt::Removed),
+            Some(other) if was_member && *other != own => return self.halt(Halt::Superseded),
+            None | Some(_) => {}
+        }
+        let last = self.log.last().index;
+        if view.is_in_sync(&self.config.id, own) && last < view.floor {
+            return self.halt(Halt::LogTooShort { last, floor: view.floor });
+        }
+        let leader = view.leader.clone();
+        if let Role::Leader(Leader { transfer: Some(_), .. }) = &self.role {
+            self.effects.push(Effect::Fenced(false));
+        }
+        self.accept_view(view);
+        self.role = Role::Follower(Follower::new(self.log.commit()));
+        self.leader_gone_since = None;
+        self.removing.clear();
+        if leader == self.config.id {
+            // We led and came back, or never learned that our swap had succeeded: lead again, in a new epoch (R7).
+            self.consider_takeover();
+        } else {
+            // It led after whatever was proved of an earlier process of it; the driver proves anew if need be.
+            let now = self.now;
+            let peer = self.peer(&leader);
+            peer.last_heard = now;
+            peer.dead = None;
+            self.report();
+        }
+        self.replay_stash();
+    }
+
+    fn accept_view(&mut self, view: View) {
+        assert!(view.epoch > self.epoch(), "views only go forward (R1)");
+        self.promised = self.promised.max(view.epoch);
+        self.view = Some(view.clone());
+        self.persist_promise();
+        self.effects.push(Effect::Adopted(view));
+    }
+
+    // --- writes ---
+
+    fn write(&mut self, pending: PendingWrite) -> WriteId {
+        let write = self.next_write;
+        self.next_write += 1;
+        self.pending.push_back((write, pending));
+        write
+    }
+
+    pub(super) fn persist_promise(&mut self) -> WriteId {
+        let write = self.write(PendingWrite::Promise);
+        self.effects.push(Effect::Persist { write, promised: self.promised, view: self.view.clone() });
+        write
+    }
+
+    /// Own entries at the end of the log.
+    pub(super) fn append_own(&mut self, count: u64, opening: bool) -> Index {
+        let epoch = self.epoch();
+        let first = self.log.last().index.next();
+        let last = Index(first.0 + count - 1);
+        self.log.append(epoch, last);
+        let write = self.write(PendingWrite::Log { last });
+        self.effects.push(Effect::Append { write, epoch, first, last, opening });
+        first
+    }
+
+    pub(super) fn accept(&mut self, first: Index, last: Index) {
+        let write = self.write(PendingWrite::Log { last });
+        self.effects.push(Effect::Accept { write, first, last });
+    }
+
+    pub(super) fn truncate(&mut self, after: Index) {
+        self.log.truncate(after);
+        for (_, pending) in &mut self.pending {
+            if let PendingWrite::Log { last } = pending {
+                *last = (*last).min(after);
+            }
+        }
+        let write = self.write(PendingWrite::Log { last: after });
+        self.effects.push(Effect::Truncate { write, after });
+    }
+
+    fn persisted(&mut self, up_to: WriteId) {
+        while let Some(&(write, pending)) = self.pending.front()
+            && write <= up_to
+        {
+            self.pending.pop_front();
+            match pending {
+                PendingWrite::Log { last } => self.log.set_durable(last),
+                PendingWrite::Promise => {}
+                PendingWrite::Install { index } => self.log.set_durable(index),
+            }
+        }
+        match &self.role {
+            Role::Follower(_) => self.acknowledge(),
+            Role::Candidate(_) => self.promise_persisted(up_to),
+            Role::Leader(_) => self.advance_commit(),
+        }
+    }
+
+    fn snapshot_received(&mut self, mark: Mark) {
+        // While we are in sync, or once the log has gone past it, a snapshot is of no use.
+        if self.is_in_sync() || mark.index <= self.log.commit() || !matches!(self.role, Role::Follower(_)) {
+            return;
+        }
+        for (_, pending) in &mut self.pending {
+            *pending = PendingWrite::Promise;
+        }
+        self.log.reset(mark);
+        self.role = Role::Follower(Follower::new(mark.index));
+        let write = self.write(PendingWrite::Install { index: mark.index });
+        self.announced_commit = mark.index;
+        self.effects.push(Effect::Install { write, mark });
+        self.report();
+    }
+
+    /// Entries are applied once they are committed and on our own disk (R15).
+    fn announce_commit(&mut self) {
+        let to = self.log.commit().min(self.log.durable());
+        if to > self.announced_commit {
+            self.announced_commit = to;
+            self.effects.push(Effect::Commit(to));
+        }
+    }
+
+    /// Says to the leader where we stand; the leader streams from there.
+    pub(super) fn report(&mut self) {
+        let Some(leader) = self.view.as_ref().map(|view| view.leader.clone()) else { return };
+        let (commit, last) = (self.log.commit(), self.log.last().index);
+        self.send(&leader, Message::Report { commit, last });
+    }
+}

@@ -1,0 +1,161 @@
+//! Taking over: who may, when, and in which steps.
+//!
+//! ```text
+//! Follower ──leader gone, my turn──▶ Confirming ──register agrees──▶ Promising ──durable──▶ Ready ─▶ Swapping ─▶ Leader
+//!     ▲                                  │                              (R5)                          │
+//!     └──────── leader lives, or a newer view stands in the register ─────────────────────────────────┘
+//! ```
+
+use super::node::{Node, RegisterTask, Role};
+use super::{Halt, Millis, WriteId};
+use crate::view::{NodeId, View};
+
+/// A node on its way to leadership.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    stage: Stage,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// The register is being read: after the promise there is no way back, so look first (R10).
+    Confirming,
+    /// The promise is on its way to the disk (R5).
+    Promising { write: WriteId, next: View },
+    /// Promised, but the register is busy with another operation of ours.
+    Ready { next: View },
+    /// The swap is sent, or its outcome not settled.
+    Swapping,
+}
+
+impl Node {
+    /// How long rank k waits for the k live nodes below it, per node (R8).
+    fn rank_delay(&self) -> Millis {
+        (self.config.failure_timeout / 3).max(2 * self.config.heartbeat_interval)
+    }
+
+    /// Starts a candidacy where the leader is gone and it is our turn: the lowest live in-sync address (R8, O7).
+    pub(super) fn consider_takeover(&mut self) {
+        let Some(view) = &self.view else { return };
+        if !matches!(self.role, Role::Follower(_)) || !self.is_in_sync() {
+            return;
+        }
+        let last = self.log.last().index;
+        if last < view.floor {
+            let floor = view.floor;
+            return self.halt(Halt::LogTooShort { last, floor }); // R24
+        }
+        if view.leader != self.config.id {
+            if !self.is_gone(&view.leader) {
+                self.leader_gone_since = None;
+                return;
+            }
+            let since = *self.leader_gone_since.get_or_insert(self.now);
+            if self.now < since + self.rank() * self.rank_delay() {
+                return;
+            }
+        }
+        if matches!(self.register, RegisterTask::Idle) {
+            self.role = Role::Candidate(Candidate { stage: Stage::Confirming });
+            self.read_register();
+        }
+    }
+
+    /// Live in-sync nodes that go before us.
+    fn rank(&self) -> Millis {
+        let Some(view) = &self.view else { return 0 };
+        let before = |node: &&NodeId| **node < self.config.id && **node != view.leader && !self.is_gone(node);
+        view.in_sync.keys().filter(before).count() as Millis
+    }
+
+    /// The register was read and holds the view we know.
+    pub(super) fn candidacy_confirmed(&mut self) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        match &candidate.stage {
+            Stage::Confirming => self.promise_to_replace_leader(),
+            Stage::Promising { .. } => {}
+            Stage::Ready { next } => {
+                let next = next.clone();
+                self.send_swap(next);
+            }
+            Stage::Swapping => self.become_follower(),
+        }
+    }
+
+    /// The register could not be read, or is older than what we know: no view can change now (R10, R11).
+    pub(super) fn abandon_candidacy(&mut self) {
+        let Role::Candidate(candidate) = &self.role else { return };
+        match &candidate.stage {
+            Stage::Confirming | Stage::Swapping => self.become_follower(),
+            Stage::Promising { .. } => {}
+            Stage::Ready { next } => {
+                let next = next.clone();
+                self.send_swap(next);
+            }
+        }
+    }
+
+    fn become_follower(&mut self) {
+        self.role = Role::Follower(super::follower::Follower::new(self.log.commit()));
+    }
+
+    fn promise_to_replace_leader(&mut self) {
+        let Some(view) = &self.view else { return };
+        if view.leader != self.config.id && !self.is_gone(&view.leader) {
+            return self.become_follower(); // it spoke while we looked
+        }
+        let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
+        let next = View {
+            leader: self.config.id.clone(),
+            epoch: view.epoch.next(),
+            led_since: view.epoch.next(),
+            in_sync: in_sync.map(|(node, incarnation)| (node.clone(), *incarnation)).collect(),
+            floor: view.floor.max(self.log.commit()),
+            ..view.clone()
+        };
+        self.promise_and_swap(next);
+    }
+
+    /// R5: first the promise, durably; then the swap.
+    pub(super) fn promise_and_swap(&mut self, next: View) {
+        self.promised = next.epoch;
+        let write = self.persist_promise();
+        self.role = Role::Candidate(Candidate { stage: Stage::Promising { write, next } });
+    }
+
+    pub(super) fn promise_persisted(&mut self, up_to: WriteId) {
+        let Role::Candidate(candidate) = &mut self.role else { return };
+        if let Stage::Promising { write, next } = &candidate.stage
+            && *write <= up_to
+        {
+            let next = next.clone();
+            if matches!(self.register, RegisterTask::Idle) {
+                self.send_swap(next);
+            } else {
+                candidate.stage = Stage::Ready { next };
+            }
+        }
+    }
+
+    fn send_swap(&mut self, next: View) {
+        self.role = Role::Candidate(Candidate { stage: Stage::Swapping });
+        self.swap(next);
+    }
+
+    /// The leader has drained everything and asks us to lead (R9).
+    pub(super) fn transfer_received(&mut self, from: &NodeId) {
+        let Some(view) = &self.view else { return };
+        let willing =
+            matches!(self.role, Role::Follower(_)) && self.is_in_sync() && self.promised == view.epoch;
+        if view.leader == *from && willing {
+            let next = View {
+                leader: self.config.id.clone(),
+                epoch: view.epoch.next(),
+                led_since: view.epoch.next(),
+                floor: view.floor.max(self.log.commit()),
+                ..view.clone()
+            };
+            self.promise_and_swap(next);
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Claims about the file register.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::*;
+use crate::register::format::tests::view;
+use crate::view::ClusterId;
+
+fn register() -> (tempfile::TempDir, FileRegister) {
+    let directory = tempfile::tempdir().unwrap();
+    let register = FileRegister::open(directory.path()).unwrap();
+    (directory, register)
+}
+
+fn reach(register: &FileRegister, epoch: u64) {
+    let from = register.read().unwrap().map_or(0, |view| view.epoch.0);
+    for next in from + 1..=epoch {
+        register.swap(Epoch(next - 1), &view(next, next)).unwrap();
+    }
+}
+
+#[test]
+fn an_empty_register_has_no_view_and_nothing_newer_than_none() {
+    let (_directory, register) = register();
+    assert_eq!(register.read().unwrap(), None);
+    assert!(!register.has_newer(Epoch(0)).unwrap());
+}
+
+#[test]
+fn what_was_swapped_in_is_read_by_everyone() {
+    let (directory, register) = register();
+    let other = FileRegister::open(directory.path()).unwrap();
+    register.swap(Epoch(0), &view(1, 7)).unwrap();
+    assert_eq!(other.read().unwrap(), Some(view(1, 7)));
+    assert!(other.has_newer(Epoch(0)).unwrap());
+    assert!(!other.has_newer(Epoch(1)).unwrap());
+    other.swap(Epoch(1), &view(2, 8)).unwrap();
+    assert!(register.has_newer(Epoch(1)).unwrap());
+    assert_eq!(register.read().unwrap(), Some(view(2, 8)));
+}
+
+#[test]
+fn of_many_swappers_exactly_one_wins_each_epoch() {
+    const SWAPPERS: u64 = 8;
+    const EPOCHS: u64 = 60;
+    let directory = tempfile::tempdir().unwrap();
+    let winners: Vec<BTreeMap<Epoch, u64>> = std::thread::scope(|scope| {
+        let swappers: Vec<_> = (0..SWAPPERS)
+            .map(|swapper| {
+                let path = directory.path();
+                scope.spawn(move || {
+                    let register = FileRegister::open(path).unwrap();
+                    let mut won = BTreeMap::new();
+                    let mut epoch = Epoch(0);
+                    while epoch.0 < EPOCHS {
+                        match register.swap(epoch, &view(epoch.0 + 1, swapper)) {
+                            Ok(()) => {
+                                won.insert(epoch.next(), swapper);
+                                epoch = epoch.next();
+                            }
+                            Err(SwapError::Conflict(held)) => {
+                                assert!(held.epoch > epoch, "a conflict shows something newer");
+                                epoch = held.epoch;
+                            }
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                    won
+                })
+            })
+            .collect();
+        swappers.into_iter().map(|swapper| swapper.join().unwrap()).collect()
+    });
+    let mut all = BTreeMap::new();
+    for (epoch, swapper) in winners.into_iter().flatten() {
+        assert_eq!(all.insert(epoch, swapper), None, "epoch {epoch} was won twice");
+    }
+    let register = FileRegister::open(directory.path()).unwrap();
+    let newest = register.read().unwrap().unwrap();
+    assert_eq!(all.get(&newest.epoch), Some(&newest.floor.0), "the winner's view is the one that is there");
+    assert!(register.entries().unwrap().unfinished.is_empty());
+}
+
+#[test]
+fn a_swap_against_an_old_epoch_shows_the_newest_view() {
+    let (_directory, register) = register();
+    reach(&register, 3);
+    let Err(SwapError::Conflict(held)) = register.swap(Epoch(1), &view(2, 99)) else {
+        panic!("epoch 2 was taken")
+    };
+    assert_eq!(held, view(3, 3));
+}
+
+#[test]
+fn a_damaged_newest_view_is_an_error_that_names_it_never_an_older_view() {
+    let good = format::encode(&view(3, 3));
+    let damages: [(&str, Vec<u8>); 4] = [
+        ("empty", Vec::new()),
+        ("cut short", good.as_bytes()[..good.len() / 2].to_vec()),
+        ("garbage", vec![0xa5; 300]),
+        ("another epoch's", format::encode(&view(2, 2)).into_bytes()),
+    ];
+    for (what, bytes) in damages {
+        let (_directory, register) = register();
+        reach(&register, 2);
+        fs::write(register.view_path(Epoch(3)), bytes).unwrap();
+        let error = register.read().unwrap_err();
+        assert!(matches!(error, RegisterError::Damaged { .. }), "{what}: {error}");
+        assert!(error.to_string().contains("view-00000000000000000003"), "{what}: {error}");
+        assert!(register.has_newer(Epoch(2)).unwrap(), "{what}: it is newer all the same");
+        assert!(matches!(register.swap(Epoch(2), &view(3, 9)), Err(SwapError::Failed(_))), "{what}");
+    }
+}
+
+#[test]
+fn a_register_that_went_back_or_vanished_is_refused() {
+    let (directory, register) = register();
+    reach(&register, 3);
+    fs::remove_file(register.view_path(Epoch(3))).unwrap();
+    assert!(matches!(register.read(), Err(RegisterError::Backwards { held: Epoch(2), known: Epoch(3), .. })));
+    assert!(matches!(register.has_newer(Epoch(3)), Err(RegisterError::Backwards { .. })));
+    // A process that never saw epoch 3 itself, but whose caller did (R11).
+    let fresh = FileRegister::open(directory.path()).unwrap();
+    assert!(matches!(fresh.has_newer(Epoch(3)), Err(RegisterError::Backwards { .. })));
+    assert!(matches!(
+        fresh.swap(Epoch(3), &view(4, 4)),
+        Err(SwapError::Failed(RegisterError::Backwards { .. }))
+    ));
+    fs::remove_dir_all(directory.path()).unwrap();
+    assert!(register.has_newer(Epoch(3)).is_err());
+    assert!(register.read().is_err());
+}
+
+#[test]
+fn another_cluster_is_refused() {
+    let (_directory, register) = register();
+    reach(&register, 1);
+    let mut foreign = view(2, 2);
+    foreign.cluster = ClusterId(0xdead);
+    assert!(matches!(
+        register.swap(Epoch(1), &foreign),
+        Err(SwapError::Failed(RegisterError::OtherCluster { .. }))
+    ));
+}
+
+#[test]
+fn a_crash_after_any_step_of_a_swap_leaves_a_register_that_goes_on() {
+    // Died before the link: half a file, then a whole one.
+    let (directory, register) = register();
+    reach(&register, 2);
+    let whole = format::encode(&view(3, 50));
+    for (name, length) in [("a", whole.len() / 2), ("b", whole.len())] {
+        let path = directory.path().join(format!("tmp-{:020}-1-{name}", 3));
+        fs::write(path, &whole[..length]).unwrap();
+    }
+    assert_eq!(register.read().unwrap(), Some(view(2, 2)));
+    assert!(!register.has_newer(Epoch(2)).unwrap());
+    // Died after the link: it happened.
+    let path = directory.path().join(format!("tmp-{:020}-1-b", 3));
+    fs::hard_link(&path, register.view_path(Epoch(3))).unwrap();
+    assert!(register.has_newer(Epoch(2)).unwrap());
+    assert_eq!(register.read().unwrap(), Some(view(3, 50)));
+    // What was left lying about goes with its epoch.
+    reach(&register, 3 + KEPT);
+    assert!(register.entries().unwrap().unfinished.is_empty());
+}
+
+#[test]
+fn only_the_newest_views_are_kept() {
+    let (_directory, register) = register();
+    reach(&register, KEPT + 10);
+    let views = register.entries().unwrap().views;
+    assert_eq!(views.first(), Some(&Epoch(11)));
+    assert_eq!(views.len() as u64, KEPT);
+}
+
+#[test]
+fn a_reader_that_slept_through_the_pruning_is_not_told_that_nothing_is_newer() {
+    let (directory, sleeper) = register();
+    reach(&sleeper, 5);
+    assert!(!sleeper.has_newer(Epoch(5)).unwrap());
+    reach(&FileRegister::open(directory.path()).unwrap(), 5 + 2 * KEPT);
+    assert!(!sleeper.exists(Epoch(6)).unwrap(), "the test needs epoch 6 to be gone");
+    assert!(sleeper.has_newer(Epoch(5)).unwrap());
+}
+
+#[test]
+fn a_swapper_that_slept_through_the_pruning_neither_wins_nor_hides_newer_views() {
+    let (directory, register) = register();
+    reach(&register, 6);
+    let leader_of_6 = FileRegister::open(directory.path()).unwrap();
+    let leader_of_5 = FileRegister::open(directory.path()).unwrap();
+    assert!(!leader_of_6.has_newer(Epoch(6)).unwrap());
+    let stale = view(6, 999);
+    let newest = 6 + 2 * KEPT;
+    reach(&register, newest);
+    // Its file was pruned with its epoch, so what it would link is written now, as if it had been overlooked.
+    let (unfinished, file) = leader_of_5.write_unfinished(&stale).unwrap();
+    assert!(register.link(&unfinished, Epoch(6)).unwrap(), "the test needs the name to be free");
+    assert!(
+        leader_of_6.has_newer(Epoch(6)).unwrap(),
+        "an old epoch's name with another file in it is no proof"
+    );
+    fs::remove_file(register.view_path(Epoch(6))).unwrap();
+    let Err(SwapError::Conflict(held)) = leader_of_5.publish(&unfinished, file, &stale) else {
+        panic!("epoch 6 came and went long ago")
+    };
+    assert_eq!(held.epoch.0, newest);
+    assert_eq!(register.read().unwrap().unwrap().epoch.0, newest);
+    assert!(!register.exists(Epoch(6)).unwrap(), "what it linked is pruned again");
+    // And the usual case: its unfinished file is gone.
+    let (unfinished, file) = leader_of_5.write_unfinished(&stale).unwrap();
+    fs::remove_file(&unfinished).unwrap();
+    assert!(matches!(leader_of_5.publish(&unfinished, file, &stale), Err(SwapError::Conflict(_))));
+}
+
+#[test]
+fn a_swapper_overtaken_after_its_link_keeps_its_view_in_the_chain() {
+    let (directory, register) = register();
+    reach(&register, 2);
+    let slow = FileRegister::open(directory.path()).unwrap();
+    let (unfinished, file) = slow.write_unfinished(&view(3, 33)).unwrap();
+    assert!(slow.link(&unfinished, Epoch(3)).unwrap());
+    reach(&register, 4);
+    // It must not take its view back: a leader of epoch 2 that wakes up looks for it.
+    assert!(matches!(slow.settle(file, &view(3, 33)), Err(SwapError::Conflict(held)) if held.epoch.0 == 4));
+    let sleeper = FileRegister::open(directory.path()).unwrap();
+    assert!(sleeper.exists(Epoch(3)).unwrap());
+}
+
+#[test]
+fn readers_beside_swappers_never_go_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let register = Arc::new(FileRegister::open(directory.path()).unwrap());
+    reach(&register, 1);
+    std::thread::scope(|scope| {
+        scope.spawn(|| reach(&FileRegister::open(directory.path()).unwrap(), 120));
+        for _ in 0..2 {
+            let register = register.clone();
+            scope.spawn(move || {
+                let mut last = Epoch(0);
+                while last < Epoch(120) {
+                    let read = register.read().unwrap().unwrap().epoch;
+                    assert!(read >= last);
+                    // Whatever was read before is never newer than the newest.
+                    let _ = register.has_newer(read).unwrap();
+                    assert!(read == last || register.has_newer(last).unwrap());
+                    last = read;
+                }
+            });
+        }
+    });
+    assert_eq!(register.read().unwrap().unwrap().epoch, Epoch(120));
+}
+
+#[test]
+fn the_proof_and_the_swap_are_quick() {
+    let (_directory, register) = register();
+    reach(&register, 40);
+    let begun = Instant::now();
+    for _ in 0..10_000 {
+        assert!(!register.has_newer(Epoch(40)).unwrap());
+    }
+    println!("has_newer: {:?} each", begun.elapsed() / 10_000);
+    let begun = Instant::now();
+    reach(&register, 140);
+    println!("swap, with the read before it: {:?} each", begun.elapsed() / 100);
+    assert_eq!(register.read().unwrap(), Some(view(140, 140)));
+}

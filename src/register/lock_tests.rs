@@ -1,0 +1,189 @@
+//! Claims about node locks, and the child process that other tests kill.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
+
+use super::*;
+use crate::register::FileRegister;
+
+const DIRECTORY: &str = "REPLCLUSTER_TEST_REGISTER";
+const NODE: &str = "REPLCLUSTER_TEST_NODE";
+
+pub(crate) fn node(port: u16) -> NodeId {
+    NodeId::parse(&format!("127.0.0.1:{port}")).unwrap()
+}
+
+pub(crate) fn register() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    FileRegister::open(directory.path()).unwrap();
+    directory
+}
+
+fn take(directory: &Path, node: &NodeId) -> Result<NodeLock, LockError> {
+    NodeLock::take(directory, node, &Holder::this_process(node, Path::new("data")).unwrap())
+}
+
+/// A process that holds a node's lock until it is killed or its standard input ends.
+pub(crate) struct HoldingProcess {
+    child: Child,
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl HoldingProcess {
+    pub(crate) fn start(directory: &Path, node: &NodeId) -> HoldingProcess {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "register::lock::tests::the_other_process", "--ignored", "--nocapture"])
+            .env(DIRECTORY, directory)
+            .env(NODE, node.as_str())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("holding") {
+            line.clear();
+            assert_ne!(
+                stdout.read_line(&mut line).unwrap(),
+                0,
+                "the other process ended before it held the lock"
+            );
+        }
+        HoldingProcess { child, _stdout: stdout }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn signal(&self, signal: nix::sys::signal::Signal) {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).unwrap());
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for HoldingProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+#[ignore = "the other half of tests that start it"]
+fn the_other_process() {
+    let directory = std::env::var_os(DIRECTORY).expect("started by a test");
+    let node = NodeId::parse(&std::env::var(NODE).unwrap()).unwrap();
+    let _lock = take(Path::new(&directory), &node).unwrap();
+    println!("\nholding");
+    std::io::stdout().flush().unwrap();
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+#[test]
+fn a_lock_is_held_once_and_names_its_holder() {
+    let directory = register();
+    let held = take(directory.path(), &node(1)).unwrap();
+    let Err(LockError::Held { holder: Some(holder), program: Some(program), .. }) =
+        take(directory.path(), &node(1))
+    else {
+        panic!("it is held and the holder can be seen")
+    };
+    assert_eq!(holder.pid, std::process::id());
+    assert_eq!(holder.address, "127.0.0.1:1");
+    assert!(!program.is_empty());
+    let _another_node = take(directory.path(), &node(2)).unwrap();
+    drop(held);
+    take(directory.path(), &node(1)).unwrap();
+}
+
+#[test]
+fn a_refusal_is_readable() {
+    let directory = register();
+    let _held = take(directory.path(), &node(1)).unwrap();
+    let text = take(directory.path(), &node(1)).unwrap_err().to_string();
+    assert!(text.contains("127.0.0.1:1") && text.contains(&std::process::id().to_string()), "{text}");
+}
+
+#[test]
+fn a_probe_tells_held_from_free_and_takes_nothing() {
+    let directory = register();
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)), "no file is no proof");
+    let held = take(directory.path(), &node(1)).unwrap();
+    for _ in 0..3 {
+        assert!(
+            matches!(probe(directory.path(), &node(1)), Liveness::Alive(holder) if holder.pid == std::process::id())
+        );
+    }
+    drop(held);
+    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    take(directory.path(), &node(1)).expect("the probes left nothing behind");
+}
+
+#[test]
+fn a_killed_process_frees_its_lock_and_a_stopped_one_does_not() {
+    let directory = register();
+    let mut other = HoldingProcess::start(directory.path(), &node(1));
+    let Liveness::Alive(holder) = probe(directory.path(), &node(1)) else {
+        panic!("it said that it holds it")
+    };
+    assert_eq!(holder.pid, other.pid());
+    other.signal(nix::sys::signal::Signal::SIGSTOP);
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Alive(_)));
+    assert!(matches!(take(directory.path(), &node(1)), Err(LockError::Held { .. })));
+    other.kill();
+    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    take(directory.path(), &node(1)).unwrap();
+}
+
+#[test]
+fn a_lock_is_inherited_by_no_program_started_while_it_is_held() {
+    let directory = register();
+    let held = take(directory.path(), &node(1)).unwrap();
+    let heir = HoldingProcess::start(directory.path(), &node(2));
+    drop(held);
+    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    assert!(matches!(probe(directory.path(), &node(2)), Liveness::Alive(holder) if holder.pid == heir.pid()));
+}
+
+#[test]
+fn an_unlinked_lock_is_noticed_by_its_holder_and_is_no_proof_of_death() {
+    let directory = register();
+    let held = take(directory.path(), &node(1)).unwrap();
+    assert!(held.is_named().unwrap());
+    fs::remove_file(lock_path(directory.path(), &node(1))).unwrap();
+    assert!(!held.is_named().unwrap());
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)));
+    let _second = take(directory.path(), &node(1)).unwrap();
+    assert!(!held.is_named().unwrap(), "the name leads to another lock now");
+}
+
+#[test]
+fn a_lock_file_with_a_torn_or_older_longer_text_is_read_as_far_as_it_is_whole() {
+    let directory = register();
+    let held = take(directory.path(), &node(1)).unwrap();
+    let whole = fs::read(&held.path).unwrap();
+    fs::write(&held.path, [whole.as_slice(), b"tail of a longer text\"}\n"].concat()).unwrap();
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Alive(_)));
+    fs::write(&held.path, &whole[..whole.len() / 2]).unwrap();
+    assert!(
+        matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)),
+        "held, but by whom is not known"
+    );
+}
+
+#[test]
+fn no_address_can_leave_the_directory_of_locks_or_meet_another_ones_lock() {
+    let base = Path::new("r");
+    assert_eq!(lock_path(base, &node(2379)), Path::new("r/nodes/127.0.0.1:2379.lock"));
+    let strange = NodeId::parse("[/../../x]:1").unwrap();
+    assert_eq!(lock_path(base, &strange).parent(), Some(Path::new("r/nodes")));
+    let escaped = NodeId::parse("[%2F]:1").unwrap();
+    assert_ne!(lock_path(base, &NodeId::parse("[/]:1").unwrap()), lock_path(base, &escaped));
+}

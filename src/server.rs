@@ -1,0 +1,376 @@
+//! `replserver`: one node in the foreground. Reads its arguments, takes what is its own (address, directory, port),
+//! starts the node, and serves clients and peers on one port until it is told to stop.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Parser;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::node::directory::DataDirectory;
+use crate::node::{self, Ended, Handle, Running, Settings, Start};
+use crate::protocol::Halt;
+use crate::register::{DeathWatch, FileRegister, Holder, LockError, NodeLock, Register};
+use crate::view::NodeId;
+use crate::supervisor::ports;
+use crate::{api, telemetry};
+
+/// How long a connection may stay silent before it says what it is.
+const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
+
+/// One node of a replicated key-value cluster that speaks the etcd v3 API.
+#[derive(Parser, Debug)]
+#[command(name = "replserver", version, about, max_term_width = 100)]
+struct Arguments {
+    /// Where clients and the other nodes call this node; the lowest in-sync address (by bytes) leads.
+    #[arg(long, value_parser = parse_address)]
+    address: NodeId,
+    /// The cluster's name, for people.
+    #[arg(long, default_value = "demo")]
+    cluster: String,
+    /// The node's own directory; made if it is not there.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// Where the cluster's view stands, the same for all its nodes: `file:DIRECTORY`.
+    #[arg(long, value_parser = parse_register)]
+    register: PathBuf,
+    /// Join a cluster and never create one; the addresses are for people, the register says who leads.
+    #[arg(long, value_delimiter = ',', value_parser = parse_address)]
+    join: Vec<NodeId>,
+    /// How often nodes speak to each other when there is nothing to say.
+    #[arg(long, default_value = "50ms", value_parser = parse_duration)]
+    heartbeat_interval: Duration,
+    /// Silence after which a node that still seems to run is suspected.
+    #[arg(long, default_value = "300ms", value_parser = parse_duration)]
+    failure_timeout: Duration,
+    /// Refuse writes while fewer nodes are in sync.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    min_in_sync: u16,
+    /// How long a lower address stays in sync before it leads again, or `never`.
+    #[arg(long, default_value = "5s", value_parser = parse_handback)]
+    handback_after: Handback,
+    /// Largest request, in bytes.
+    #[arg(long, default_value_t = 1_572_864)]
+    max_request_bytes: usize,
+    /// Most operations in one transaction.
+    #[arg(long, default_value_t = 128)]
+    max_txn_operations: usize,
+    /// Threads that serve clients; as many as the machine has cores, unless given.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Log to this file as well.
+    #[arg(long)]
+    log_file: Option<PathBuf>,
+    /// Told back to whoever asks, so that a supervisor knows its own.
+    #[arg(long, default_value = "", hide = true)]
+    nonce: String,
+    /// Say yes before followers hold an entry: shows that the checks can fail.
+    #[cfg(feature = "fault-switches")]
+    #[arg(long, hide = true)]
+    unsafe_acknowledge_early: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Handback(Option<Duration>);
+
+fn parse_address(text: &str) -> Result<NodeId, String> {
+    NodeId::parse(text).map_err(|error| error.to_string())
+}
+
+fn parse_register(text: &str) -> Result<PathBuf, String> {
+    match text.split_once(':') {
+        Some(("file", path)) if !path.is_empty() => Ok(PathBuf::from(path)),
+        Some(("etcd", _)) => Err("a register in etcd is not in this version; use file:DIRECTORY".to_owned()),
+        _ => Err("expected file:DIRECTORY".to_owned()),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let parsed: jiff::SignedDuration = text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 300ms"))?;
+    let duration = Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())?;
+    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+}
+
+fn parse_handback(text: &str) -> Result<Handback, String> {
+    if text == "never" { Ok(Handback(None)) } else { parse_duration(text).map(|after| Handback(Some(after))) }
+}
+
+/// How the process ends, by INTERFACE's table.
+#[derive(Debug, Clone, Copy)]
+enum Exit {
+    Done = 0,
+    Failed = 1,
+    Usage = 2,
+    Conflict = 5,
+    Interrupted = 130,
+}
+
+struct Failure {
+    exit: Exit,
+    text: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, text: impl Into<String>) -> Failure {
+        Failure { exit, text: text.into() }
+    }
+}
+
+/// The whole program.
+#[must_use]
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Done as u8 });
+        }
+    };
+    let exit = match telemetry::start(None, arguments.log_file.as_deref()) {
+        Ok(()) => run(arguments),
+        Err(error) => Err(Failure::new(Exit::Failed, error.to_string())),
+    };
+    match exit {
+        Ok(exit) => ExitCode::from(exit as u8),
+        Err(failure) => {
+            tracing::error!("{}", failure.text);
+            eprintln!("replserver: {}", failure.text);
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    if arguments.failure_timeout < 2 * arguments.heartbeat_interval {
+        return Err(Failure::new(Exit::Usage, "--failure-timeout must be at least twice --heartbeat-interval"));
+    }
+    let (lock, register) = take_address(&arguments)?;
+    let directory = DataDirectory::open(&arguments.data_dir, &arguments.address).map_err(|error| {
+        let exit = if error.is_conflict() { Exit::Conflict } else { Exit::Failed };
+        Failure::new(exit, error.to_string())
+    })?;
+    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.max(1))
+        .thread_name("clients")
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot start threads: {error}")))?;
+    let exit = runtime.block_on(serve(arguments, directory, register));
+    drop(lock);
+    // Connections that clients keep open must not keep the process.
+    runtime.shutdown_background();
+    exit
+}
+
+/// The address first, by its lock in the register: a second process is refused before it touches the port (O10).
+fn take_address(arguments: &Arguments) -> Result<(NodeLock, Arc<dyn Register>), Failure> {
+    let register = FileRegister::open(&arguments.register)
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot use the register: {error}")))?;
+    let holder = Holder::this_process(&arguments.address, &arguments.data_dir)
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let lock = NodeLock::take(&arguments.register, &arguments.address, &holder).map_err(|error| {
+        let exit = if matches!(error, LockError::Held { .. }) { Exit::Conflict } else { Exit::Failed };
+        Failure::new(exit, error.to_string())
+    })?;
+    Ok((lock, Arc::new(register)))
+}
+
+async fn serve(
+    arguments: Arguments,
+    directory: DataDirectory,
+    register: Arc<dyn Register>,
+) -> Result<Exit, Failure> {
+    let listener = bind(&arguments.address).await?;
+    let register_path = arguments.register.clone();
+    let start = Start {
+        address: arguments.address.clone(),
+        directory,
+        register,
+        watch: Box::new(move |tell| DeathWatch::start(&register_path, tell)),
+        settings: Settings {
+            cluster_name: arguments.cluster.clone(),
+            max_request_bytes: arguments.max_request_bytes,
+            max_txn_operations: arguments.max_txn_operations,
+            nonce: arguments.nonce.clone(),
+            min_in_sync: usize::from(arguments.min_in_sync),
+        },
+        heartbeat_interval: arguments.heartbeat_interval,
+        failure_timeout: arguments.failure_timeout,
+        handback_after: arguments.handback_after.0,
+        create: arguments.join.is_empty(),
+        #[cfg(feature = "fault-switches")]
+        acknowledge_early: arguments.unsafe_acknowledge_early,
+        #[cfg(not(feature = "fault-switches"))]
+        acknowledge_early: false,
+    };
+    let running = node::start(start).map_err(|error| {
+        let conflict = matches!(error, node::StartError::OtherCluster { .. });
+        Failure::new(if conflict { Exit::Conflict } else { Exit::Failed }, error.to_string())
+    })?;
+    tracing::info!("{} listens, pid {}", arguments.address, std::process::id());
+    let Running { handle, peers, mut ended, directory } = running;
+    let (connections, incoming) = mpsc::channel(256);
+    tokio::spawn(accept(listener, peers, connections));
+    tokio::spawn(serve_clients(handle.clone(), incoming));
+    tokio::spawn(notify_when_ready(handle.clone()));
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut interrupted = false;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => handle.shutdown().await,
+            _ = interrupt.recv() => {
+                if std::mem::replace(&mut interrupted, true) {
+                    return Ok(Exit::Interrupted);
+                }
+                handle.shutdown().await;
+            }
+            end = &mut ended => {
+                let exit = if interrupted { Exit::Interrupted } else { Exit::Done };
+                return match end {
+                    Ok(end) => conclude(end, &directory, exit),
+                    Err(_) => Err(Failure::new(Exit::Failed, "the replication thread ended without a word")),
+                };
+            }
+        }
+    }
+}
+
+/// What the end of the node means for the process and for its data.
+fn conclude(end: Ended, directory: &DataDirectory, exit: Exit) -> Result<Exit, Failure> {
+    let fail = |text: String| Err(Failure::new(Exit::Failed, text));
+    let set_aside = |why: String| match directory.set_aside() {
+        Ok(aside) => fail(format!(
+            "{why}\nthe data was set aside in {}; start the node again and it joins anew from its peers",
+            aside.display()
+        )),
+        Err(error) => fail(format!("{why}\nthe data could not be set aside: {error}")),
+    };
+    match end {
+        Ended::Stopped => Ok(exit),
+        Ended::Removed => {
+            tracing::info!("this node was removed from the cluster");
+            eprintln!("replserver: this node was removed from the cluster");
+            Ok(Exit::Done)
+        }
+        Ended::Halted(Halt::Diverged { at }) => {
+            set_aside(format!("the log differs from the leader's at entry {at}, where both should agree"))
+        }
+        Ended::Halted(Halt::LogTooShort { last, floor }) => {
+            let alone = directory.promise().view.as_ref().is_none_or(|view| view.in_sync.len() == 1);
+            let why = format!("the log ends at entry {last}, but the cluster counts on this node to hold entry {floor}: the data was restored from an older copy or lost");
+            if alone {
+                fail(format!("{why}\nit is the only in-sync copy: nothing was changed; bring the newer data back"))
+            } else {
+                set_aside(why)
+            }
+        }
+        Ended::Halted(Halt::OtherCluster { ours, register }) => {
+            Err(Failure::new(Exit::Conflict, format!("the data belongs to cluster {ours}, the register to {register}")))
+        }
+        Ended::Halted(Halt::Superseded) => fail("this address belongs to another data directory by now; this one is not needed any more".to_owned()),
+        Ended::Halted(Halt::Removed) => Ok(Exit::Done),
+        Ended::Halted(Halt::RegisterSplit { epoch }) => {
+            fail(format!("the register holds two different views of epoch {epoch}; it cannot be trusted"))
+        }
+    }
+}
+
+async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
+    let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address.as_str())
+        .await
+        .map_err(|error| Failure::new(Exit::Usage, format!("cannot resolve {address}: {error}")))?
+        .collect();
+    TcpListener::bind(resolved.as_slice()).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            let holder = resolved.first().and_then(|address| ports::holder(*address));
+            let who = holder.map_or_else(|| "another process".to_owned(), |holder| ports::describe(&holder));
+            Failure::new(Exit::Conflict, format!("{address} is taken by {who}\nstop it or give this node another address"))
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            Failure::new(Exit::Usage, format!("{address} is not an address of this host"))
+        }
+        _ => Failure::new(Exit::Failed, format!("cannot listen on {address}: {error}")),
+    })
+}
+
+/// Peers and clients share the port: a peer's first bytes are those of no HTTP.
+async fn accept(
+    listener: TcpListener,
+    peers: mpsc::Sender<std::net::TcpStream>,
+    clients: mpsc::Sender<std::io::Result<TcpStream>>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(sort(stream, peers.clone(), clients.clone()))),
+            Err(error) => {
+                // Out of descriptors, most likely: connections that end will free some.
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+async fn sort(
+    stream: TcpStream,
+    peers: mpsc::Sender<std::net::TcpStream>,
+    clients: mpsc::Sender<std::io::Result<TcpStream>>,
+) {
+    let mut first = [0_u8; 4];
+    let peeked = tokio::time::timeout(FIRST_BYTES_MAX, async {
+        // All of HTTP's first words and ours differ within four bytes; a shorter packet brings the rest soon.
+        while stream.peek(&mut first).await? < first.len() {
+            stream.readable().await?;
+            tokio::task::yield_now().await;
+            if stream.peek(&mut first).await? == 0 {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok::<_, std::io::Error>(())
+    })
+    .await;
+    if !matches!(peeked, Ok(Ok(()))) {
+        return;
+    }
+    if first == node::PEER_MAGIC[..4] {
+        if let Ok(stream) = stream.into_std() {
+            let _ = peers.send(stream).await;
+        }
+    } else if stream.set_nodelay(true).is_ok() {
+        let _ = clients.send(Ok(stream)).await;
+    }
+}
+
+async fn serve_clients(handle: Handle, incoming: mpsc::Receiver<std::io::Result<TcpStream>>) {
+    let routes = api::services(handle);
+    let served = api::server_builder().add_routes(routes).serve_with_incoming(ReceiverStream::new(incoming)).await;
+    if let Err(error) = served {
+        tracing::error!("cannot serve clients: {error}");
+        std::process::exit(Exit::Failed as i32);
+    }
+}
+
+/// Tells a service manager that waits on `$NOTIFY_SOCKET` (`sd_notify(3)`).
+async fn notify_when_ready(handle: Handle) {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let mut changes = handle.changes();
+    while !handle.is_ready() {
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+    let path = PathBuf::from(path);
+    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1\n", &path));
+    if let Err(error) = sent {
+        tracing::warn!("cannot tell {} that this node serves: {error}", path.display());
+    }
+}
