@@ -18,8 +18,8 @@ use crate::node::directory::DataDirectory;
 use crate::node::{self, Ended, Handle, Running, Settings, Start};
 use crate::protocol::Halt;
 use crate::register::{DeathWatch, FileRegister, Holder, LockError, NodeLock, Register};
-use crate::view::NodeId;
 use crate::supervisor::ports;
+use crate::view::NodeId;
 use crate::{api, telemetry};
 
 /// How long a connection may stay silent before it says what it is.
@@ -93,7 +93,8 @@ fn parse_register(text: &str) -> Result<PathBuf, String> {
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration = text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 300ms"))?;
+    let parsed: jiff::SignedDuration =
+        text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 300ms"))?;
     let duration = Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())?;
     if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
 }
@@ -149,14 +150,18 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<Exit, Failure> {
     if arguments.failure_timeout < 2 * arguments.heartbeat_interval {
-        return Err(Failure::new(Exit::Usage, "--failure-timeout must be at least twice --heartbeat-interval"));
+        return Err(Failure::new(
+            Exit::Usage,
+            "--failure-timeout must be at least twice --heartbeat-interval",
+        ));
     }
     let (lock, register) = take_address(&arguments)?;
     let directory = DataDirectory::open(&arguments.data_dir, &arguments.address).map_err(|error| {
         let exit = if error.is_conflict() { Exit::Conflict } else { Exit::Failed };
         Failure::new(exit, error.to_string())
     })?;
-    let threads = arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
+    let threads =
+        arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.max(1))
         .thread_name("clients")
@@ -221,8 +226,10 @@ async fn serve(
     tokio::spawn(accept(listener, peers, connections));
     tokio::spawn(serve_clients(handle.clone(), incoming));
     tokio::spawn(notify_when_ready(handle.clone()));
-    let mut terminate = signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut interrupted = false;
     loop {
         tokio::select! {
@@ -266,17 +273,25 @@ fn conclude(end: Ended, directory: &DataDirectory, exit: Exit) -> Result<Exit, F
         }
         Ended::Halted(Halt::LogTooShort { last, floor }) => {
             let alone = directory.promise().view.as_ref().is_none_or(|view| view.in_sync.len() == 1);
-            let why = format!("the log ends at entry {last}, but the cluster counts on this node to hold entry {floor}: the data was restored from an older copy or lost");
+            let why = format!(
+                "the log ends at entry {last}, but the cluster counts on this node to hold entry {floor}: the data was restored from an older copy or lost"
+            );
             if alone {
-                fail(format!("{why}\nit is the only in-sync copy: nothing was changed; bring the newer data back"))
+                fail(format!(
+                    "{why}\nit is the only in-sync copy: nothing was changed; bring the newer data back"
+                ))
             } else {
                 set_aside(why)
             }
         }
-        Ended::Halted(Halt::OtherCluster { ours, register }) => {
-            Err(Failure::new(Exit::Conflict, format!("the data belongs to cluster {ours}, the register to {register}")))
-        }
-        Ended::Halted(Halt::Superseded) => fail("this address belongs to another data directory by now; this one is not needed any more".to_owned()),
+        Ended::Halted(Halt::OtherCluster { ours, register }) => Err(Failure::new(
+            Exit::Conflict,
+            format!("the data belongs to cluster {ours}, the register to {register}"),
+        )),
+        Ended::Halted(Halt::Superseded) => fail(
+            "this address belongs to another data directory by now; this one is not needed any more"
+                .to_owned(),
+        ),
         Ended::Halted(Halt::Removed) => Ok(Exit::Done),
         Ended::Halted(Halt::RegisterSplit { epoch }) => {
             fail(format!("the register holds two different views of epoch {epoch}; it cannot be trusted"))
@@ -293,7 +308,10 @@ async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
         std::io::ErrorKind::AddrInUse => {
             let holder = resolved.first().and_then(|address| ports::holder(*address));
             let who = holder.map_or_else(|| "another process".to_owned(), |holder| ports::describe(&holder));
-            Failure::new(Exit::Conflict, format!("{address} is taken by {who}\nstop it or give this node another address"))
+            Failure::new(
+                Exit::Conflict,
+                format!("{address} is taken by {who}\nstop it or give this node another address"),
+            )
         }
         std::io::ErrorKind::AddrNotAvailable => {
             Failure::new(Exit::Usage, format!("{address} is not an address of this host"))
@@ -352,7 +370,8 @@ async fn sort(
 
 async fn serve_clients(handle: Handle, incoming: mpsc::Receiver<std::io::Result<TcpStream>>) {
     let routes = api::services(handle);
-    let served = api::server_builder().add_routes(routes).serve_with_incoming(ReceiverStream::new(incoming)).await;
+    let served =
+        api::server_builder().add_routes(routes).serve_with_incoming(ReceiverStream::new(incoming)).await;
     if let Err(error) = served {
         tracing::error!("cannot serve clients: {error}");
         std::process::exit(Exit::Failed as i32);
@@ -369,7 +388,8 @@ async fn notify_when_ready(handle: Handle) {
         }
     }
     let path = PathBuf::from(path);
-    let sent = std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1\n", &path));
+    let sent =
+        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1\n", &path));
     if let Err(error) = sent {
         tracing::warn!("cannot tell {} that this node serves: {error}", path.display());
     }

@@ -1,55 +1,80 @@
-//! tmp
-#![allow(missing_docs)]
-use crate::kv;
-use crate::node::{Handle, Unavailable};
-use crate::proto::etcdserverpb::{kv_server::*, maintenance_server::*, *};
-use crate::proto::replcluster::{Mutation, mutation, node_server::*, *};
-use tokio::time::Instant;
-use tonic::{Request, Response, Status};
-#[derive(Clone)]
-struct Api(Handle);
-fn st(u: Unavailable) -> Status { Status::unavailable(u.to_string()) }
-fn rf(u: kv::Refusal) -> Status { Status::invalid_argument(u.to_string()) }
-fn dl() -> Instant { Instant::now() + std::time::Duration::from_secs(7) }
-impl Api {
-    fn h(&self, r: i64) -> Option<ResponseHeader> { let f = self.0.header(); Some(ResponseHeader { cluster_id: f.cluster, member_id: f.member, revision: r, raft_term: f.epoch }) }
-    async fn m(&self, r: mutation::Request) -> Result<kv::Applied, Status> {
-        self.0.mutate(Mutation { request: Some(r) }, dl()).await.map_err(st)?.map_err(rf)
-    }
+//! etcd's API, and what the controller asks beyond it, over gRPC: translation only. What a request means is decided
+//! in `kv`, when it may be answered in `node`; here it is checked as far as that needs no state, given a deadline,
+//! passed on, and its answer gets a header. Every refusal gets its code and text in [`refusal`] and nowhere else.
+//!
+//! Watches, leases, and the parts of Cluster and Maintenance that are not here answer `Unimplemented`.
+
+mod cluster;
+mod deadline;
+mod header;
+mod health;
+mod kv;
+mod maintenance;
+mod node;
+mod refusal;
+mod size;
+
+use std::time::Duration;
+
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic_health::pb::health_server::HealthServer;
+
+use crate::node::Handle;
+use crate::proto::etcdserverpb::cluster_server::ClusterServer;
+use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::{Lease, LeaseServer};
+use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::proto::etcdserverpb::watch_server::{Watch, WatchServer};
+use crate::proto::replcluster::node_server::NodeServer;
+
+/// What a client may send beyond the largest request before its bytes are not even read, as in etcd: room for what
+/// surrounds the request.
+const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
+
+/// Every gRPC service of a node: etcd's, the controller's, health and reflection (v1 and v1alpha).
+#[must_use]
+pub fn services(handle: Handle) -> Routes {
+    let most_bytes = handle.settings().max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES);
+    let kv = KvServer::new(kv::Service { handle: handle.clone() }).max_decoding_message_size(most_bytes);
+    Routes::new(size::TooLargeIsExhausted(kv))
+        .add_service(ClusterServer::new(cluster::Service { handle: handle.clone() }))
+        .add_service(MaintenanceServer::new(maintenance::Service { handle: handle.clone() }))
+        .add_service(WatchServer::new(Unserved))
+        .add_service(LeaseServer::new(Unserved))
+        .add_service(NodeServer::new(node::Service { handle: handle.clone() }))
+        .add_service(HealthServer::new(health::Service { handle }))
+        .add_service(reflection().build_v1().expect("the descriptors were made by the build"))
+        .add_service(reflection().build_v1alpha().expect("the descriptors were made by the build"))
+        .prepare()
 }
-#[tonic::async_trait]
-impl Kv for Api {
-    async fn range(&self, r: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let r = r.into_inner();
-        let mut out = self.0.read(r.serializable, dl(), |s| s.range(&r)).await.map_err(st)?.map_err(rf)?;
-        out.header = self.h(out.header.map_or(0, |h| h.revision));
-        Ok(Response::new(out))
-    }
-    async fn put(&self, r: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        match self.m(mutation::Request::Put(r.into_inner())).await? { kv::Applied::Put(mut p) => { p.header = self.h(p.header.map_or(0, |h| h.revision)); Ok(Response::new(p)) } _ => unreachable!() }
-    }
-    async fn delete_range(&self, r: Request<DeleteRangeRequest>) -> Result<Response<DeleteRangeResponse>, Status> {
-        match self.m(mutation::Request::DeleteRange(r.into_inner())).await? { kv::Applied::DeleteRange(mut p) => { p.header = self.h(p.header.map_or(0, |h| h.revision)); Ok(Response::new(p)) } _ => unreachable!() }
-    }
+
+/// An HTTP/2 server set up for etcd's clients: hundreds of requests at a time on one connection, answers of
+/// megabytes, and keep-alive pings as often as they like.
+#[must_use]
+pub fn server_builder() -> Server {
+    Server::builder()
+        .tcp_nodelay(true)
+        // A client multiplexes everything over one connection; the node bounds its work by its own queue.
+        .max_concurrent_streams(u32::MAX)
+        // A client that cancels many requests at once is no attacker: by default 20 end the connection.
+        .http2_max_pending_accept_reset_streams(Some(4096))
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20)
+        .max_frame_size(1 << 18)
+        // Finds clients whose host is gone, and gives back what their streams hold.
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
 }
-#[tonic::async_trait]
-impl Maintenance for Api {
-    async fn move_leader(&self, r: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        let d = self.0.describe();
-        let to = d.members.into_iter().find(|m| m.member_id() == r.get_ref().target_id).unwrap();
-        self.0.move_leader(to, dl()).await.map_err(|e| Status::internal(e.to_string()))?;
-        Ok(Response::new(MoveLeaderResponse { header: None }))
-    }
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(crate::proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }
-#[tonic::async_trait]
-impl Node for Api {
-    async fn describe(&self, _: Request<DescribeRequest>) -> Result<Response<DescribeResponse>, Status> {
-        let d = self.0.describe();
-        Ok(Response::new(DescribeResponse { address: d.address.to_string(), ready: d.ready, epoch: d.epoch.0, leader: d.leader.map_or(String::new(), |l| l.to_string()), in_sync: d.in_sync.iter().map(|n| n.to_string()).collect(), members: d.members.iter().map(|n| n.to_string()).collect(), role: d.role as i32, pid: std::process::id(), last_index: d.last_index.0, durable_index: d.durable_index.0, commit_index: d.commit_index.0, applied_index: d.applied_index.0, revision: d.revision, waiting_for: d.waiting_for, nonce: self.0.settings().nonce.clone(), uptime_ms: d.uptime_ms, ..Default::default() }))
-    }
-}
-pub fn server_builder() -> tonic::transport::Server { tonic::transport::Server::builder().max_concurrent_streams(None) }
-pub fn services(h: Handle) -> tonic::service::Routes {
-    let a = Api(h);
-    tonic::service::Routes::new(KvServer::new(a.clone())).add_service(MaintenanceServer::new(a.clone())).add_service(NodeServer::new(a))
-}
+
+/// Services that are known by name and answer `Unimplemented` to everything.
+struct Unserved;
+
+impl Watch for Unserved {}
+impl Lease for Unserved {}

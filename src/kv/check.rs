@@ -212,3 +212,95 @@ impl<'a> Changes<'a> {
 fn up_to(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (Bound::Unbounded, Bound::Included(key))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::proto::etcdserverpb::Compare;
+
+    fn operation(request: Request) -> RequestOp {
+        RequestOp { request: Some(request) }
+    }
+
+    fn range() -> RequestOp {
+        operation(Request::RequestRange(RangeRequest { key: "k".into(), ..RangeRequest::default() }))
+    }
+
+    fn key(number: usize) -> Bytes {
+        format!("{number:06}").into()
+    }
+
+    fn put(number: usize) -> RequestOp {
+        operation(Request::RequestPut(PutRequest { key: key(number), ..PutRequest::default() }))
+    }
+
+    fn delete(from: usize, to: usize) -> RequestOp {
+        let request = DeleteRangeRequest { key: key(from), range_end: key(to), prev_kv: false };
+        operation(Request::RequestDeleteRange(request))
+    }
+
+    fn txn(success: Vec<RequestOp>) -> TxnRequest {
+        TxnRequest { success, ..TxnRequest::default() }
+    }
+
+    #[test]
+    fn a_transaction_holds_as_many_operations_as_allowed_and_no_more() {
+        let allowed = 128;
+        assert_eq!(check_txn(&txn(vec![range(); 128]), Limits::DEFAULT), Ok(()));
+        let refused = Err(Refusal::TooManyOperations { given: 129, allowed });
+        assert_eq!(check_txn(&txn(vec![range(); 129]), Limits::DEFAULT), refused);
+        let failure = TxnRequest { failure: vec![range(); 129], ..TxnRequest::default() };
+        assert_eq!(check_txn(&failure, Limits::DEFAULT), refused);
+        let compare = Compare { key: "k".into(), ..Compare::default() };
+        let compares = TxnRequest { compare: vec![compare; 129], ..TxnRequest::default() };
+        assert_eq!(check_txn(&compares, Limits::DEFAULT), refused);
+        assert_eq!(check_txn(&compares, Limits::NONE), Ok(()));
+    }
+
+    #[test]
+    fn a_transaction_inside_has_what_the_outer_leaves() {
+        let inner = |operations| operation(Request::RequestTxn(txn(vec![range(); operations])));
+        let outer = |inner: RequestOp| {
+            let mut operations = vec![range(); 99];
+            operations.push(inner);
+            txn(operations)
+        };
+        assert_eq!(check_txn(&outer(inner(28)), Limits::DEFAULT), Ok(()));
+        let refused = Err(Refusal::TooManyOperations { given: 29, allowed: 28 });
+        assert_eq!(check_txn(&outer(inner(29)), Limits::DEFAULT), refused);
+    }
+
+    #[test]
+    fn deleted_spans_are_joined_where_they_touch() {
+        let mut changes = Changes::default();
+        for (from, to) in [("d", "f"), ("a", "b"), ("m", "p"), ("b", "c"), ("e", "g"), ("x", "a")] {
+            changes.add_delete(KeyRange::new(from.as_bytes(), to.as_bytes()));
+        }
+        let spans = |changes: &Changes<'_>| {
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let spans = changes.deleted_spans.iter();
+            spans
+                .map(|(from, to)| format!("{}-{}", text(from), text(to.unwrap_or_default())))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(spans(&changes), ["a-c", "d-g", "m-p"]);
+        changes.add_delete(KeyRange::new(b"bb", b"n"));
+        assert_eq!(spans(&changes), ["a-p"]);
+        changes.add_delete(KeyRange::new(b"z", b"\0"));
+        changes.add_delete(KeyRange::new(b"p", b"\0"));
+        assert_eq!(spans(&changes), ["a-"]);
+        assert!(changes.deletes(b"zzz") && changes.deletes(b"a") && !changes.deletes(b"A"));
+    }
+
+    #[test]
+    fn a_hundred_thousand_puts_and_spans_are_compared_without_meeting_each_other() {
+        // Every pair looked at would be ten thousand million comparisons.
+        let mut operations: Vec<RequestOp> = (0..100_000).map(|number| put(number * 2)).collect();
+        operations.extend((0..100_000).map(|number| delete(number * 2 + 1, number * 2 + 2)));
+        assert_eq!(check_txn(&txn(operations.clone()), Limits::NONE), Ok(()));
+        operations.push(put(777));
+        assert_eq!(check_txn(&txn(operations), Limits::NONE), Err(Refusal::DuplicateKey));
+    }
+}

@@ -36,9 +36,13 @@ mod check;
 mod compact;
 mod index;
 mod keys;
+#[cfg(test)]
+mod model;
 mod range;
 mod record;
 mod refusal;
+#[cfg(test)]
+mod scripts;
 mod txn;
 
 pub use apply::Applied;
@@ -153,4 +157,53 @@ fn restore(index: &mut Index, at: RevisionKey, bytes: bytes::Bytes) -> Result<()
 /// A header that says what the store knows: the revision.
 fn header(revision: i64) -> ResponseHeader {
     ResponseHeader { revision, ..ResponseHeader::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::proto::etcdserverpb::PutRequest;
+    use crate::proto::replcluster::{Mutation, mutation};
+
+    fn backend_with_one_record() -> MemoryBackend {
+        let mut store = Store::open(MemoryBackend::default()).unwrap();
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        store.apply(&Mutation { request: Some(mutation::Request::Put(put)) }).unwrap();
+        store.backend
+    }
+
+    #[test]
+    fn a_damaged_record_is_named_and_refused() {
+        let good = backend_with_one_record().get(RevisionKey { main: 2, sub: 0 }).unwrap();
+        let cases = [
+            (RevisionKey { main: 2, sub: 0 }, good.slice(..5)),
+            (RevisionKey { main: 2, sub: 0 }, Bytes::from_static(b"\x09")),
+            (RevisionKey { main: 3, sub: 0 }, good.clone()),
+            (RevisionKey { main: 1, sub: 0 }, good.clone()),
+            (RevisionKey { main: 3, sub: -1 }, good),
+            (RevisionKey { main: 3, sub: 0 }, Bytes::from_static(b"\x01")),
+        ];
+        for (at, bytes) in cases {
+            let mut backend = backend_with_one_record();
+            backend.put(at, bytes);
+            let refused = Store::open(backend).unwrap_err();
+            assert!(matches!(&refused, Damaged::Record { at: named, .. } if *named == at), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_damaged_compaction_mark_is_refused() {
+        let mut backend = backend_with_one_record();
+        backend.put_meta("compacted", Bytes::from_static(b"7"));
+        assert_eq!(Store::open(backend).unwrap_err(), Damaged::Meta { name: "compacted", length: 1 });
+    }
+
+    #[test]
+    fn a_mutation_without_content_is_refused() {
+        let mut store = Store::open(backend_with_one_record()).unwrap();
+        assert_eq!(store.apply(&Mutation { request: None }), Err(Refusal::EmptyMutation));
+        assert_eq!(store.revision(), 2);
+    }
 }

@@ -229,8 +229,9 @@ impl Driver {
             Internal::Message { envelope, entries } => self.feed(Input::Received(envelope), entries.as_ref()),
             Internal::Frame { from, epoch, body } => self.frame(&from, epoch, body),
             Internal::PeerArrived(node) => {
-                self.link(&node);
-                self.links[&node].dial_now();
+                if let Some(link) = self.links.get(&node) {
+                    link.dial_now();
+                }
                 let _ = self.registrar.send(Ask::Watch(node));
             }
             Internal::LinkUp(node) => {
@@ -410,11 +411,13 @@ impl Driver {
         let in_sync: Vec<&str> = view.in_sync.keys().map(NodeId::as_str).collect();
         tracing::info!("epoch {}: {} leads, in sync: {}", view.epoch, view.leader, in_sync.join(", "));
         let before = self.shared.view();
-        if before.as_ref().is_none_or(|old| old.led_since != view.led_since) {
+        let new_leadership = before.as_ref().is_none_or(|old| old.led_since != view.led_since);
+        if new_leadership {
             self.taken.clear();
             self.forwarded.clear();
         }
-        if view.leader != self.shared.address {
+        // Only what a leader gave itself in this leadership cannot have been lost on the way.
+        if new_leadership || view.leader != self.shared.address {
             self.requests.submit_again();
         }
         self.reads.ask_again();

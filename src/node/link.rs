@@ -95,9 +95,13 @@ impl Dialer {
             if let Ok(Ok(stream)) = dialled
                 && stream.set_nodelay(true).is_ok()
             {
-                backoff = BACKOFF_MIN;
+                let begun = tokio::time::Instant::now();
                 if let Err(error) = self.talk(stream).await {
                     tracing::debug!("link to {}: {error}", self.hello.to);
+                }
+                // A peer that closes at once has refused us: it is not asked ever faster.
+                if begun.elapsed() > CONNECT_MAX {
+                    backoff = BACKOFF_MIN;
                 }
             }
             if !self.wait(backoff).await {

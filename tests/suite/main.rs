@@ -1,1 +1,8 @@
-//! Tests that run the built programs.
+//! Tests that run the built programs as processes, and the rules that the source itself keeps.
+#![allow(clippy::disallowed_methods, reason = "tests measure real time")]
+#![allow(missing_docs, reason = "a test's name is its claim")]
+
+mod cluster;
+mod failover;
+mod refusals;
+mod tidy;

@@ -1,0 +1,62 @@
+//! etcd's Maintenance service: how a node is, and moving leadership.
+
+use tonic::{Request, Response, Status};
+
+use super::deadline::deadline;
+use super::header;
+use super::refusal::{NO_LEADER, Rejection};
+use crate::node::{CommandError, Handle, RoleName};
+use crate::proto::etcdserverpb::maintenance_server::Maintenance;
+use crate::proto::etcdserverpb::{MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse};
+use crate::view::NodeId;
+
+/// The version of etcd whose API this is, for clients that look before they use one of its parts.
+const API_VERSION: &str = "3.5.0";
+
+pub(super) struct Service {
+    pub(super) handle: Handle,
+}
+
+#[tonic::async_trait]
+impl Maintenance for Service {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        // Answered by the node for itself, whoever leads.
+        let until = deadline(request.metadata());
+        let record_bytes = self.handle.read(true, until, |store| store.record_bytes()).await?;
+        let node = self.handle.describe();
+        let errors = if node.leader.is_none() { vec![NO_LEADER.to_owned()] } else { Vec::new() };
+        Ok(Response::new(StatusResponse {
+            header: Some(header::now(&self.handle)),
+            version: API_VERSION.to_owned(),
+            db_size: i64::try_from(node.disk_bytes).unwrap_or(i64::MAX),
+            leader: node.leader.as_ref().map_or(0, NodeId::member_id),
+            raft_index: node.last_index.0,
+            raft_term: node.epoch.0,
+            raft_applied_index: node.applied_index.0,
+            errors,
+            db_size_in_use: i64::try_from(record_bytes).unwrap_or(i64::MAX),
+            is_learner: match node.role {
+                RoleName::Joining => true,
+                RoleName::None | RoleName::Leader | RoleName::Follower => false,
+            },
+        }))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<MoveLeaderRequest>,
+    ) -> Result<Response<MoveLeaderResponse>, Status> {
+        let until = deadline(request.metadata());
+        let target = request.get_ref().target_id;
+        let members = self.handle.describe().members;
+        let Some(node) = members.into_iter().find(|node| node.member_id() == target) else {
+            return Err(Rejection::BadLeaderTransferee.into());
+        };
+        self.handle.move_leader(node, until).await.map_err(|error| match error {
+            CommandError::UnknownMember(_) => Rejection::BadLeaderTransferee.into(),
+            CommandError::Unavailable(_) | CommandError::Refused(_) => Status::from(error),
+        })?;
+        // As in etcd, without a header.
+        Ok(Response::new(MoveLeaderResponse { header: None }))
+    }
+}

@@ -1,0 +1,136 @@
+//! The one table of refusals: every reason for which a request is not served, with the gRPC code and the exact text
+//! that etcd gives for it. Clients match by text. What etcd has no word for has ours.
+
+use tonic::{Code, Status};
+
+use crate::kv::Refusal;
+use crate::node::{CommandError, Unavailable};
+
+/// What the API itself refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rejection {
+    /// The request is larger than the node accepts.
+    RequestTooLarge,
+    /// No member has the number to which leadership should move.
+    BadLeaderTransferee,
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Status {
+        let (code, text) = match refusal {
+            Refusal::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+            Refusal::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+            Refusal::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+            // etcd answers an operation without content as a key that is not there.
+            Refusal::KeyNotFound | Refusal::EmptyOperation | Refusal::EmptyMutation => {
+                (Code::InvalidArgument, "etcdserver: key not found")
+            }
+            Refusal::LeaseNotFound(_) => (Code::NotFound, "etcdserver: requested lease not found"),
+            Refusal::TooManyOperations { .. } => {
+                (Code::InvalidArgument, "etcdserver: too many operations in txn request")
+            }
+            Refusal::DuplicateKey => {
+                (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
+            }
+            Refusal::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
+            Refusal::Compacted { .. } => {
+                (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted")
+            }
+            Refusal::FutureRevision { .. } => {
+                (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision")
+            }
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<Unavailable> for Status {
+    fn from(unavailable: Unavailable) -> Status {
+        let (code, text) = match unavailable {
+            Unavailable::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
+            Unavailable::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
+            Unavailable::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
+            Unavailable::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
+            Unavailable::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
+            Unavailable::TooFewInSync { have, need } => {
+                let text = format!(
+                    "replcluster: writes need {need} nodes in sync, and {have} are; start more nodes"
+                );
+                return Status::unavailable(text);
+            }
+        };
+        Status::new(code, text)
+    }
+}
+
+impl From<CommandError> for Status {
+    fn from(error: CommandError) -> Status {
+        match error {
+            CommandError::Unavailable(unavailable) => unavailable.into(),
+            CommandError::UnknownMember(_) => Status::not_found("etcdserver: member not found"),
+            CommandError::Refused(why) => Status::failed_precondition(format!("replcluster: {why}")),
+        }
+    }
+}
+
+impl From<Rejection> for Status {
+    fn from(rejection: Rejection) -> Status {
+        match rejection {
+            Rejection::RequestTooLarge => Status::invalid_argument("etcdserver: request is too large"),
+            Rejection::BadLeaderTransferee => {
+                Status::failed_precondition("etcdserver: bad leader transferee")
+            }
+        }
+    }
+}
+
+/// What [`Unavailable::NoLeader`] is called where it is reported and not answered.
+pub(super) const NO_LEADER: &str = "etcdserver: no leader";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_has_the_code_and_the_text_that_clients_match() {
+        let revisions = Refusal::Compacted { requested: 1, compacted: 2 };
+        let future = Refusal::FutureRevision { requested: 2, current: 1 };
+        let too_many = Refusal::TooManyOperations { given: 129, allowed: 128 };
+        let invalid = Code::InvalidArgument;
+        let table: Vec<(Status, Code, &str)> = vec![
+            (Refusal::EmptyKey.into(), invalid, "etcdserver: key is not provided"),
+            (Refusal::ValueProvided.into(), invalid, "etcdserver: value is provided"),
+            (Refusal::LeaseProvided.into(), invalid, "etcdserver: lease is provided"),
+            (Refusal::KeyNotFound.into(), invalid, "etcdserver: key not found"),
+            (Refusal::EmptyOperation.into(), invalid, "etcdserver: key not found"),
+            (Refusal::LeaseNotFound(7).into(), Code::NotFound, "etcdserver: requested lease not found"),
+            (too_many.into(), invalid, "etcdserver: too many operations in txn request"),
+            (Refusal::DuplicateKey.into(), invalid, "etcdserver: duplicate key given in txn request"),
+            (Refusal::InvalidSort.into(), invalid, "etcdserver: invalid sort option"),
+            (revisions.into(), Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
+            (future.into(), Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision"),
+            (Unavailable::NoLeader.into(), Code::Unavailable, NO_LEADER),
+            (Unavailable::LeaderChanged.into(), Code::Unavailable, "etcdserver: leader changed"),
+            (Unavailable::TimedOut.into(), Code::Unavailable, "etcdserver: request timed out"),
+            (Unavailable::TooManyRequests.into(), Code::ResourceExhausted, "etcdserver: too many requests"),
+            (Unavailable::Stopping.into(), Code::Unavailable, "etcdserver: server stopped"),
+            (
+                Unavailable::TooFewInSync { have: 1, need: 2 }.into(),
+                Code::Unavailable,
+                "replcluster: writes need 2 nodes in sync, and 1 are; start more nodes",
+            ),
+            (CommandError::Unavailable(Unavailable::NoLeader).into(), Code::Unavailable, NO_LEADER),
+            (CommandError::UnknownMember("x".into()).into(), Code::NotFound, "etcdserver: member not found"),
+            (CommandError::Refused("why".into()).into(), Code::FailedPrecondition, "replcluster: why"),
+            (Rejection::RequestTooLarge.into(), invalid, "etcdserver: request is too large"),
+            (
+                Rejection::BadLeaderTransferee.into(),
+                Code::FailedPrecondition,
+                "etcdserver: bad leader transferee",
+            ),
+        ];
+        for (status, code, text) in table {
+            assert_eq!((status.code(), status.message()), (code, text));
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A cluster of real `replserver` processes in a temporary directory, ended by pid when the test ends.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use replcluster::client::{Client, Options};
+use replcluster::proto::etcdserverpb as pb;
+use replcluster::proto::replcluster::node_client::NodeClient;
+use replcluster::proto::replcluster::{DescribeRequest, DescribeResponse};
+
+/// Long enough for any machine; nothing waits for it to pass.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Ports that no other test of this run gets; outside the range that the kernel gives to outgoing connections.
+pub fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 12_000 + u16::try_from(std::process::id() % 150).unwrap() * 100;
+    loop {
+        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+pub struct Cluster {
+    pub directory: tempfile::TempDir,
+    pub nodes: BTreeMap<String, Process>,
+    pub flags: Vec<String>,
+}
+
+pub struct Process {
+    pub address: String,
+    pub data: PathBuf,
+    pub log: PathBuf,
+    child: Option<Child>,
+}
+
+impl Process {
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.as_ref().expect("it runs").id()).unwrap())
+    }
+
+    pub fn runs(&self) -> bool {
+        self.child.is_some()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).unwrap();
+    }
+
+    /// SIGKILL, and wait until it is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("it runs");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "{} does not end; {}", self.address, self.tail());
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn tail(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        format!("log of {}:\n{}", self.address, lines[lines.len().saturating_sub(30)..].join("\n"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for process in self.nodes.values_mut() {
+            if std::thread::panicking() {
+                eprintln!("{}", process.tail());
+            }
+            process.kill();
+        }
+    }
+}
+
+pub fn replserver() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_replserver"))
+}
+
+impl Cluster {
+    /// `count` nodes, all in sync.
+    pub async fn start(count: usize) -> Cluster {
+        Cluster::start_with(count, &[]).await
+    }
+
+    pub async fn start_with(count: usize, flags: &[&str]) -> Cluster {
+        let directory = tempfile::tempdir().unwrap();
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut cluster = Cluster { directory, nodes: BTreeMap::new(), flags };
+        let mut addresses: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        addresses.sort();
+        for address in &addresses {
+            cluster.spawn(address);
+        }
+        cluster.wait_in_sync().await;
+        cluster
+    }
+
+    pub fn addresses(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+
+    pub fn register(&self) -> PathBuf {
+        self.directory.path().join("register")
+    }
+
+    pub fn command(&self, address: &str, data: &Path) -> Command {
+        let mut command = Command::new(replserver());
+        command.args(["--address", address, "--cluster", "test", "--register"]);
+        command.arg(format!("file:{}", self.register().display())).arg("--data-dir").arg(data);
+        if let Some(first) = self.nodes.keys().find(|other| *other != address) {
+            command.args(["--join", first]);
+        }
+        command.args(&self.flags).env("RUST_LOG", "info").stdin(Stdio::null());
+        command
+    }
+
+    /// Starts a node, new or again.
+    pub fn spawn(&mut self, address: &str) {
+        let data = self.directory.path().join(address.replace(':', "_"));
+        let log = self.directory.path().join(format!("{}.log", address.replace(':', "_")));
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let mut command = self.command(address, &data);
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let child = Some(command.spawn().unwrap());
+        self.nodes.insert(address.to_owned(), Process { address: address.to_owned(), data, log, child });
+    }
+
+    pub async fn describe(&self, address: &str) -> Option<DescribeResponse> {
+        let asked = async {
+            let mut client = NodeClient::connect(format!("http://{address}")).await.ok()?;
+            Some(client.describe(DescribeRequest {}).await.ok()?.into_inner())
+        };
+        tokio::time::timeout(Duration::from_secs(2), asked).await.ok().flatten()
+    }
+
+    /// Waits until every running node says what `wanted` wants of it, all of the same epoch; answers with the leader.
+    pub async fn wait_until(&self, what: &str, wanted: impl Fn(&DescribeResponse) -> bool) -> String {
+        let start = Instant::now();
+        loop {
+            let mut said = Vec::new();
+            for process in self.nodes.values().filter(|process| process.runs()) {
+                said.push(self.describe(&process.address).await);
+            }
+            let said: Option<Vec<DescribeResponse>> = said.into_iter().collect();
+            if let Some(said) = &said
+                && !said.is_empty()
+                && said.iter().all(&wanted)
+                && said.iter().all(|one| one.epoch == said[0].epoch && one.leader == said[0].leader)
+            {
+                return said[0].leader.clone();
+            }
+            assert!(start.elapsed() < PATIENCE, "never {what}: {said:#?}");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits until all running nodes are ready, and in sync, and agree; answers with the leader.
+    pub async fn wait_in_sync(&self) -> String {
+        let running = self.nodes.values().filter(|process| process.runs()).count();
+        self.wait_until("all in sync", |said| said.ready && said.in_sync.len() == running).await
+    }
+
+    pub fn client(&self, addresses: &[String]) -> Client {
+        Client::new(addresses, Options::default()).unwrap()
+    }
+}
+
+pub fn put_request(key: &str, value: &str) -> pb::PutRequest {
+    pb::PutRequest {
+        key: bytes::Bytes::copy_from_slice(key.as_bytes()),
+        value: bytes::Bytes::copy_from_slice(value.as_bytes()),
+        ..Default::default()
+    }
+}
+
+pub async fn get(client: &Client, key: &str) -> Option<String> {
+    let request =
+        pb::RangeRequest { key: bytes::Bytes::copy_from_slice(key.as_bytes()), ..Default::default() };
+    let response = client.range(request).await.unwrap();
+    response.kvs.first().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap())
+}

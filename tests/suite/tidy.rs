@@ -1,0 +1,224 @@
+//! The shape of the source as a test: who may import whom (see the square in `src/lib.rs`), and what never stands in it.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// For each module what it may not name, as crate modules or as crates.
+const FORBIDDEN: &[(&str, &[&str])] = &[
+    ("view", &["crate::", "tokio", "tonic", "std::fs", "std::net"]),
+    (
+        "protocol",
+        &[
+            "crate::kv",
+            "crate::node",
+            "crate::api",
+            "crate::register",
+            "crate::config",
+            "crate::control",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+            "crate::clock",
+            "crate::proto",
+            "tokio",
+            "tonic",
+            "prost",
+            "std::fs",
+            "std::net",
+            "std::time",
+            "std::thread",
+            "rand::",
+        ],
+    ),
+    (
+        "kv",
+        &[
+            "crate::protocol",
+            "crate::view",
+            "crate::node",
+            "crate::api",
+            "crate::register",
+            "crate::config",
+            "crate::control",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+            "crate::clock",
+            "tokio",
+            "tonic",
+            "std::fs",
+            "std::net",
+            "std::time",
+            "std::thread",
+            "rand::",
+        ],
+    ),
+    (
+        "control",
+        &[
+            "crate::protocol",
+            "crate::kv",
+            "crate::node",
+            "crate::api",
+            "crate::register",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+            "crate::clock",
+            "crate::proto",
+            "tokio",
+            "tonic",
+            "std::fs",
+            "std::net",
+            "std::thread",
+            "rand::",
+        ],
+    ),
+    (
+        "register",
+        &[
+            "crate::protocol",
+            "crate::kv",
+            "crate::node",
+            "crate::api",
+            "crate::control",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+        ],
+    ),
+    (
+        "node",
+        &[
+            "crate::api",
+            "crate::control",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+            "crate::config",
+        ],
+    ),
+    (
+        "api",
+        &[
+            "crate::protocol",
+            "crate::register",
+            "crate::control",
+            "crate::supervisor",
+            "crate::cli",
+            "crate::client",
+            "crate::config",
+        ],
+    ),
+    ("supervisor", &["crate::protocol", "crate::kv", "crate::node", "crate::api", "crate::cli"]),
+    ("cli", &["crate::node", "crate::protocol", "crate::kv", "crate::api"]),
+    (
+        "client",
+        &["crate::node", "crate::protocol", "crate::kv", "crate::api", "crate::supervisor", "crate::cli"],
+    ),
+];
+
+fn sources(under: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(under).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The crate module that a file belongs to.
+fn module_of(path: &Path) -> String {
+    let inner = path.strip_prefix(root().join("src")).unwrap();
+    let first = inner.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+/// Lines of code: comments and what only tests see are left out.
+fn code(text: &str) -> Vec<(usize, &str)> {
+    let numbered = text.lines().enumerate().map(|(number, line)| (number + 1, line));
+    numbered
+        .take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+        .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        .collect()
+}
+
+fn is_test_file(path: &Path) -> bool {
+    let name = path.file_name().unwrap().to_string_lossy();
+    name == "tests.rs"
+        || name.ends_with("_tests.rs")
+        || path.components().any(|part| part.as_os_str() == "testing")
+}
+
+/// What a module names that it may not.
+fn violations(module: &str, text: &str) -> Vec<String> {
+    let Some((_, forbidden)) = FORBIDDEN.iter().find(|(name, _)| *name == module) else { return Vec::new() };
+    let mut found = Vec::new();
+    for (number, line) in code(text) {
+        for word in *forbidden {
+            let named = line.match_indices(word).any(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                !before.is_some_and(|letter| letter.is_alphanumeric() || letter == '_' || letter == ':')
+            });
+            if named {
+                found.push(format!("{number}: {word}"));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_module_names_what_it_may_not() {
+    let mut found = Vec::new();
+    let mut seen = BTreeSet::new();
+    for path in sources(&root().join("src")) {
+        let module = module_of(&path);
+        seen.insert(module.clone());
+        if !is_test_file(&path) {
+            let text = std::fs::read_to_string(&path).unwrap();
+            found.extend(
+                violations(&module, &text).into_iter().map(|what| format!("{}:{what}", path.display())),
+            );
+        }
+    }
+    assert!(found.is_empty(), "arrows that go the wrong way:\n{}", found.join("\n"));
+    for (module, _) in FORBIDDEN {
+        assert!(seen.contains(*module), "the table names {module}, which is not there");
+    }
+}
+
+#[test]
+fn the_table_would_notice_a_wrong_arrow() {
+    assert_eq!(violations("protocol", "use crate::view::View;\nuse crate::kv::Store;\n"), ["2: crate::kv"]);
+    assert_eq!(violations("kv", "let x = tokio::spawn(y);"), ["1: tokio"]);
+    assert!(violations("kv", "// tokio is not named here\n#[cfg(test)]\nuse std::fs;").is_empty());
+}
+
+#[test]
+fn every_file_says_what_it_is_for_and_nothing_is_left_for_later() {
+    let mut found = Vec::new();
+    for path in sources(&root().join("src")).into_iter().chain(sources(&root().join("tests"))) {
+        let text = std::fs::read_to_string(&path).unwrap();
+        if !text.starts_with("//!") && !is_test_file(&path) {
+            found.push(format!("{} does not open with //!", path.display()));
+        }
+        for word in
+            [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("#[ig", "nore")]
+        {
+            if text.contains(word) {
+                found.push(format!("{} holds {word}", path.display()));
+            }
+        }
+    }
+    assert!(found.is_empty(), "{}", found.join("\n"));
+}
