@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::{byte_order_warnings, edit, parse_duration};
-use crate::supervisor::events::Event;
 use crate::supervisor::ports;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
@@ -70,7 +69,7 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
     say(&format!("added {} to {}", list(&added), context.config.path.display()));
     let mut supervisor = context.ensure_supervisor().await?;
     ask(&mut supervisor, &Request::Reload).await?;
-    let event = Event::Command { command: "add-follower".to_owned(), nodes: names(&added), signal: None };
+    let event = found.command("add-follower".to_owned(), &added);
     context.note(Some(&mut supervisor), event).await;
     ask_nodes(&mut supervisor, &Request::Start { nodes: names(&added) }).await?;
     wait::in_sync(context, &added, verb.timeout).await?;

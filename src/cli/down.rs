@@ -9,7 +9,6 @@ use crate::clock;
 use crate::config::parse_duration;
 use crate::control::life::SIGKILL;
 use crate::control::plan::{self, Step};
-use crate::supervisor::events::Event;
 use crate::supervisor::lock;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
@@ -83,7 +82,7 @@ pub(super) async fn end_all(
     // Without a supervisor one is started for the purpose: it takes over what lives and ends it by the same rules.
     let mut supervisor = context.ensure_supervisor().await?;
     let command = if now { "down --now" } else { "down" }.to_owned();
-    let event = Event::Command { command, nodes: names(&mine), signal: None };
+    let event = found.command(command, &mine);
     context.note(Some(&mut supervisor), event).await;
     // Nodes that wait for a restart have no process: they are told to stay down as well.
     let patience_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);

@@ -91,7 +91,7 @@ pub(super) fn sentence(event: &Event) -> String {
         Event::View { epoch, leader, in_sync } => {
             format!("epoch {epoch}: {leader} leads, in sync {}", in_sync.join(", "))
         }
-        Event::Command { command, nodes, signal } => {
+        Event::Command { command, nodes, signal, .. } => {
             let nodes = nodes.join(", ");
             let signal = signal.as_ref().map_or(String::new(), |signal| format!("{signal}, "));
             format!("{command} ({nodes}{}{signal}operator)", if nodes.is_empty() { "" } else { ", " })
@@ -128,6 +128,7 @@ mod tests {
             command: "down".to_owned(),
             nodes: nodes.iter().map(ToString::to_string).collect(),
             signal: None,
+            leader: None,
         };
         assert_eq!(sentence(&command(&["h:1", "h:2"])), "down (h:1, h:2, operator)");
         assert_eq!(sentence(&command(&[])), "down (operator)");

@@ -74,6 +74,7 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         command: format!("kill {}", verb.target),
         nodes: intent.victims.iter().map(|(node, ..)| node.to_string()).collect(),
         signal: Some(verb.signal.as_str().to_owned()),
+        leader: intent.leader_before.as_ref().map(ToString::to_string),
     };
     let probe = if verb.no_probe { None } else { Some(load(context, &found).await?) };
     if context.interrupt.is_cancelled() {

@@ -3,10 +3,9 @@
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::supervisor::events::Event;
 use crate::view::NodeId;
 
-use super::context::{Context, names};
+use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
 use super::{nodes, survey, target, wait};
 
@@ -35,8 +34,7 @@ pub(super) async fn run(verb: &MoveLeader, context: &Context) -> Outcome {
         return Err(Failure::new(Exit::Failed, message).with_node_log(&context.layout, &node));
     }
     let mut supervisor = context.supervisor().await?;
-    let nodes = names(std::slice::from_ref(&node));
-    let event = Event::Command { command: "move-leader".to_owned(), nodes, signal: None };
+    let event = found.command("move-leader".to_owned(), std::slice::from_ref(&node));
     context.note(supervisor.as_mut(), event).await;
     let after = wait::lead(context, &node).await?;
     let before = found.sum.leader.map_or("nobody".to_owned(), |leader| leader.to_string());

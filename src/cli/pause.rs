@@ -5,14 +5,13 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::{parse_duration, show};
-use crate::supervisor::events::Event;
 use crate::supervisor::wire::{OutcomeKind, Request};
 use crate::view::NodeId;
 
 use super::Target;
 use super::context::{Context, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
-use super::survey;
+use super::survey::{self, Survey};
 
 #[derive(Debug, Args)]
 pub(super) struct Pause {
@@ -30,13 +29,9 @@ pub(super) struct Resume {
 }
 
 pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
-    let nodes = targets(context, &verb.target.target).await?;
+    let (found, nodes) = targets(context, &verb.target.target).await?;
     let mut supervisor = context.ensure_supervisor().await?;
-    let event = Event::Command {
-        command: format!("pause {}", verb.target.target),
-        nodes: names(&nodes),
-        signal: None,
-    };
+    let event = found.command(format!("pause {}", verb.target.target), &nodes);
     context.note(Some(&mut supervisor), event).await;
     let for_ms = verb.span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
     ask_nodes(&mut supervisor, &Request::Pause { nodes: names(&nodes), for_ms }).await?;
@@ -56,7 +51,7 @@ pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
     // By role a frozen node is hard to name: it has none while it cannot answer. "all" means all that are frozen.
     let nodes: Vec<NodeId> = match verb.target.target.as_str() {
         "all" => found.nodes.iter().filter(|one| one.is_paused()).map(|one| one.node.clone()).collect(),
-        _ => targets(context, &verb.target.target).await?,
+        _ => targets(context, &verb.target.target).await?.1,
     };
     if nodes.is_empty() {
         return Err(Failure::new(
@@ -65,11 +60,7 @@ pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
         ));
     }
     let mut supervisor = context.ensure_supervisor().await?;
-    let event = Event::Command {
-        command: format!("resume {}", verb.target.target),
-        nodes: names(&nodes),
-        signal: None,
-    };
+    let event = found.command(format!("resume {}", verb.target.target), &nodes);
     context.note(Some(&mut supervisor), event).await;
     let outcomes = ask_nodes(&mut supervisor, &Request::Resume { nodes: names(&nodes) }).await?;
     let changed = outcomes.iter().filter(|outcome| outcome.result == OutcomeKind::Accepted).count();
@@ -77,10 +68,11 @@ pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
     Ok(Exit::Done)
 }
 
-async fn targets(context: &Context, text: &str) -> Result<Vec<NodeId>, Failure> {
+async fn targets(context: &Context, text: &str) -> Result<(Survey, Vec<NodeId>), Failure> {
     let found = survey::survey(context).await?;
     if found.running().is_empty() {
         return Err(Failure::not_running(&context.config.name));
     }
-    found.targets(text)
+    let nodes = found.targets(text)?;
+    Ok((found, nodes))
 }

@@ -7,11 +7,10 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
 use crate::config::edit;
-use crate::supervisor::events::Event;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
-use super::context::{Context, ask, ask_nodes, confirm, names};
+use super::context::{Context, ask, ask_nodes, confirm};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
@@ -61,11 +60,7 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
         confirm(&format!("delete the copy of the data in {}?", directory.display()), verb.yes)?;
     }
     let mut supervisor = context.ensure_supervisor().await?;
-    let event = Event::Command {
-        command: "remove".to_owned(),
-        nodes: names(std::slice::from_ref(&node)),
-        signal: None,
-    };
+    let event = found.command("remove".to_owned(), std::slice::from_ref(&node));
     context.note(Some(&mut supervisor), event).await;
     let through = leave_view(context, &found, &node, leader).await?;
     let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);

@@ -6,7 +6,6 @@ use clap::Args;
 
 use crate::config::parse_duration;
 use crate::control::plan::{self, Step};
-use crate::supervisor::events::Event;
 use crate::supervisor::ports;
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::Request;
@@ -57,7 +56,7 @@ pub(super) async fn start(verb: &Start, context: &Context) -> Outcome {
     for one in found.nodes.iter().filter(|one| nodes.contains(&one.node) && one.process.is_none()) {
         ports::check(&one.node)?;
     }
-    let mut supervisor = begin(context, &format!("start {}", verb.target.target), &nodes).await?;
+    let mut supervisor = begin(context, &found, format!("start {}", verb.target.target), &nodes).await?;
     ask_nodes(&mut supervisor, &Request::Start { nodes: names(&nodes) }).await?;
     wait::in_sync(context, &nodes, verb.timeout).await?;
     anstream::println!("{} in sync", list(&nodes));
@@ -66,7 +65,7 @@ pub(super) async fn start(verb: &Start, context: &Context) -> Outcome {
 
 pub(super) async fn stop(verb: &Stop, context: &Context) -> Outcome {
     let (found, nodes) = running_targets(context, &verb.target.target).await?;
-    let mut supervisor = begin(context, &format!("stop {}", verb.target.target), &nodes).await?;
+    let mut supervisor = begin(context, &found, format!("stop {}", verb.target.target), &nodes).await?;
     let patience_ms = u64::try_from(verb.timeout.as_millis()).unwrap_or(u64::MAX);
     for step in plan::down(&nodes, found.sum.leader.as_ref(), false) {
         let Step::Stop(group) = step else { continue };
@@ -81,7 +80,7 @@ pub(super) async fn stop(verb: &Stop, context: &Context) -> Outcome {
 
 pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
     let (found, nodes) = running_targets(context, &verb.target.target).await?;
-    let mut supervisor = begin(context, &format!("restart {}", verb.target.target), &nodes).await?;
+    let mut supervisor = begin(context, &found, format!("restart {}", verb.target.target), &nodes).await?;
     for step in plan::roll(&nodes, found.sum.leader.as_ref(), &found.sum.in_sync) {
         say(&step.to_string());
         match step {
@@ -121,9 +120,13 @@ async fn running_targets(context: &Context, text: &str) -> Result<(Survey, Vec<N
     Ok((found, nodes))
 }
 
-async fn begin(context: &Context, command: &str, nodes: &[NodeId]) -> Result<Conversation, Failure> {
+async fn begin(
+    context: &Context,
+    found: &Survey,
+    command: String,
+    nodes: &[NodeId],
+) -> Result<Conversation, Failure> {
     let mut supervisor = context.ensure_supervisor().await?;
-    let event = Event::Command { command: command.to_owned(), nodes: names(nodes), signal: None };
-    context.note(Some(&mut supervisor), event).await;
+    context.note(Some(&mut supervisor), found.command(command, nodes)).await;
     Ok(supervisor)
 }

@@ -204,7 +204,20 @@ fn last(history: &[Entry]) -> Option<String> {
     })?;
     let entry = &history[index];
     let mut text = format!("{} {}", render::time_of_day(&entry.at), super::events::sentence(&entry.event));
-    let leader_before = history[..index].iter().rev().find_map(|entry| view_leader(&entry.event));
+    let leader_before = match &entry.event {
+        Event::Command { leader, .. } => leader.clone(),
+        Event::SupervisorStarted { .. }
+        | Event::SupervisorEnded { .. }
+        | Event::Started { .. }
+        | Event::Adopted { .. }
+        | Event::Ready { .. }
+        | Event::Exited { .. }
+        | Event::GaveUp { .. }
+        | Event::View { .. }
+        | Event::Verdict { .. } => {
+            history[..index].iter().rev().find_map(|entry| view_leader(&entry.event)).map(str::to_owned)
+        }
+    };
     let verdict = history[index..].iter().find_map(|entry| match &entry.event {
         Event::Verdict { leader, unavailable_ms, .. } => Some((leader.clone(), *unavailable_ms)),
         Event::SupervisorStarted { .. }
@@ -217,7 +230,9 @@ fn last(history: &[Entry]) -> Option<String> {
         | Event::View { .. }
         | Event::Command { .. } => None,
     });
-    let leader_after = history[index..].iter().find_map(|entry| view_leader(&entry.event));
+    // Views are told a moment late, so the first one after the event can still be the one before it.
+    let mut leaders_after = history[index..].iter().filter_map(|entry| view_leader(&entry.event));
+    let leader_after = leaders_after.find(|leader| leader_before.as_deref() != Some(*leader));
     match (verdict, leader_after) {
         (Some((Some(leader), Some(gap))), _) => {
             let _ = write!(text, " → {leader} leads after {}", render::milliseconds(gap));
@@ -225,10 +240,10 @@ fn last(history: &[Entry]) -> Option<String> {
         (Some((Some(leader), None)), _) => {
             let _ = write!(text, " → {leader} leads");
         }
-        (Some((None, _)) | None, Some(leader)) if leader_before != Some(leader) => {
+        (Some((None, _)) | None, Some(leader)) => {
             let _ = write!(text, " → {leader} leads");
         }
-        (Some((None, _)) | None, Some(_) | None) => {}
+        (Some((None, _)) | None, None) => {}
     }
     Some(text)
 }
@@ -396,7 +411,9 @@ mod tests {
             command: "kill leader".to_owned(),
             nodes: vec!["h:1".to_owned()],
             signal: Some("SIGKILL".to_owned()),
+            leader: Some("h:1".to_owned()),
         };
+        let late = Event::View { epoch: 4, leader: "h:1".to_owned(), in_sync: vec![] };
         let view = Event::View { epoch: 5, leader: "h:2".to_owned(), in_sync: vec![] };
         let verdict = Event::Verdict {
             nodes: vec![],

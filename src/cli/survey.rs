@@ -9,6 +9,7 @@ use crate::control::plan::{Observed, Running};
 use crate::proto::replcluster::DescribeResponse;
 use crate::supervisor::adopt;
 use crate::supervisor::ask;
+use crate::supervisor::events::Event;
 use crate::supervisor::os::{self, ProcessId, Stat};
 use crate::supervisor::record::{self, NodeRecord, Phase, Record};
 use crate::supervisor::wire::{Reply, Request};
@@ -150,6 +151,13 @@ impl Survey {
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.nodes.iter().filter(|one| one.answer.is_some()).map(|one| one.node.to_string()).collect()
+    }
+
+    /// What the operator asks for, for the history.
+    #[must_use]
+    pub fn command(&self, command: String, nodes: &[NodeId]) -> Event {
+        let leader = self.sum.leader.as_ref().map(NodeId::to_string);
+        Event::Command { command, nodes: super::context::names(nodes), signal: None, leader }
     }
 
     /// What a user means by `text`.

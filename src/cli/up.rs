@@ -64,12 +64,12 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         }
     }
     if verb.foreground {
-        return foreground(verb, context, &spec, &steps).await;
+        return foreground(verb, context, &spec, (&found, &steps)).await;
     }
     let supervisor = context.ensure_supervisor().await?;
     let interrupted = context.interrupt.cancelled();
     let found = tokio::select! {
-        found = carry_out(verb, context, &spec, &steps, supervisor) => found?,
+        found = carry_out(verb, context, &spec, (&found, &steps), supervisor) => found?,
         () = interrupted => {
             anstream::eprintln!("interrupted: what was started goes on; end it with `replcluster down`");
             return Ok(Exit::Interrupted);
@@ -82,7 +82,7 @@ async fn carry_out(
     verb: &Up,
     context: &Context,
     spec: &Spec,
-    steps: &[Step],
+    (found, steps): (&Survey, &[Step]),
     mut supervisor: Conversation,
 ) -> Result<Survey, Failure> {
     let wanted = spec.wanted();
@@ -90,6 +90,10 @@ async fn carry_out(
         if matches!(step, Step::Spawn { .. } | Step::Resume { .. } | Step::Keep { adopt: true, .. }) {
             say(&step.to_string());
         }
+    }
+    let begun: Vec<NodeId> = steps.iter().filter_map(begins).cloned().collect();
+    if !begun.is_empty() {
+        context.note(Some(&mut supervisor), found.command("up".to_owned(), &begun)).await;
     }
     // One request for all: they are started together, and those that run are left alone.
     let started = ask_nodes(&mut supervisor, &Request::Start { nodes: names(&wanted) }).await?;
@@ -111,6 +115,22 @@ async fn carry_out(
         }
     }
     survey::survey(context).await
+}
+
+/// The node that a step makes run.
+fn begins(step: &Step) -> Option<&NodeId> {
+    match step {
+        Step::Spawn { node, .. } | Step::Resume { node, .. } => Some(node),
+        Step::StartSupervisor
+        | Step::Keep { .. }
+        | Step::AwaitInSync(_)
+        | Step::Lead(_)
+        | Step::ConfirmWrite
+        | Step::Stop(_)
+        | Step::Kill(_)
+        | Step::Restart(_)
+        | Step::EndSupervisor => None,
+    }
 }
 
 async fn lead_lowest(context: &Context, lowest: &NodeId, found: Survey) -> Result<Survey, Failure> {
@@ -142,7 +162,7 @@ fn finish(context: &Context, found: &Survey) -> Outcome {
 }
 
 /// The supervisor runs in this process. It ends with it, and with it the cluster: that is what was asked for.
-async fn foreground(verb: &Up, context: &Context, spec: &Spec, steps: &[Step]) -> Outcome {
+async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, &[Step])) -> Outcome {
     if let Some(pid) = context.supervisor_pid() {
         let message = format!(
             "a supervisor runs already (pid {pid})\nwork with it as it is, or end it first with `replcluster down`"
@@ -158,7 +178,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, steps: &[Step]) -
                 None => tokio::time::sleep(Duration::from_millis(2)).await,
             }
         };
-        let found = carry_out(verb, context, spec, steps, conversation).await?;
+        let found = carry_out(verb, context, spec, begin, conversation).await?;
         status::print_table(context, &found);
         anstream::println!(
             "\nrunning {} in the foreground; end the cluster with Ctrl-C",
