@@ -240,10 +240,11 @@ fn last(history: &[Entry]) -> Option<String> {
         (Some((Some(leader), None)), _) => {
             let _ = write!(text, " → {leader} leads");
         }
-        (Some((None, _)) | None, Some(leader)) => {
+        (Some((None, _)), _) => text.push_str(" → nobody leads"),
+        (None, Some(leader)) => {
             let _ = write!(text, " → {leader} leads");
         }
-        (Some((None, _)) | None, None) => {}
+        (None, None) => {}
     }
     Some(text)
 }
@@ -426,9 +427,9 @@ mod tests {
         assert_eq!(last(&[]), None);
         let told = last(&[at(kill.clone()), at(view.clone()), at(verdict)]).unwrap();
         assert_eq!(told, "x kill leader (h:1, SIGKILL, operator) → h:2 leads after 11 ms");
-        assert_eq!(
-            last(&[at(kill), at(view)]).unwrap(),
-            "x kill leader (h:1, SIGKILL, operator) → h:2 leads"
-        );
+        let unchanged = "x kill leader (h:1, SIGKILL, operator)";
+        assert_eq!(last(&[at(kill.clone()), at(late.clone())]).unwrap(), unchanged);
+        let moved = "x kill leader (h:1, SIGKILL, operator) → h:2 leads";
+        assert_eq!(last(&[at(kill), at(late), at(view)]).unwrap(), moved);
     }
 }
