@@ -1,2 +1,7 @@
-//! placeholder
-fn main() {}
+//! The controller's program. All of it is in [`replcluster::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    replcluster::cli::main()
+}

@@ -1,3 +1,294 @@
-//! The verbs of `replcluster`.
+//! The command line: a file a verb. Verbs render from values; what runs is asked of the supervisor and of the nodes.
 
+use std::ffi::OsStr;
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use tokio_util::sync::CancellationToken;
+
+mod add_follower;
+mod check;
 pub mod client;
+mod completions;
+mod context;
+mod down;
+mod events;
+mod exit;
+mod init;
+mod kill;
+mod logs;
+mod man;
+mod move_leader;
+mod pause;
+mod remove;
+mod render;
+mod start;
+mod status;
+mod supervise;
+mod survey;
+mod target;
+mod up;
+mod wait;
+
+use context::Context;
+use exit::{Exit, Failure, Outcome};
+
+/// A replicated key-value cluster that speaks the etcd v3 API: start it, break it, and prove what survived.
+#[derive(Debug, Parser)]
+#[command(name = "replcluster", version, max_term_width = 110, after_help = EXIT_CODES)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 no such cluster running, \
+4 timed out, 5 conflict, 6 violated, 7 inconclusive, 8 degraded, 9 unavailable, 130 interrupted.";
+
+#[derive(Debug, Args)]
+struct Global {
+    /// The cluster's configuration, also as --config after the verb [default: $REPLCLUSTER_CONFIG, else
+    /// cluster.toml here or in the nearest parent]
+    #[arg(short = 'f', value_name = "PATH")]
+    short_config: Option<PathBuf>,
+    /// The cluster's configuration
+    #[arg(long, global = true, value_name = "PATH")]
+    config: Option<PathBuf>,
+    /// When to colour what is printed
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
+    color: Colour,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Colour {
+    Auto,
+    Always,
+    Never,
+}
+
+/// A node, or several.
+#[derive(Debug, Args)]
+struct Target {
+    /// An address, an end of it that fits only one (:2380), leader, follower, followers or all
+    #[arg(value_name = "TARGET", add = ArgValueCandidates::new(targets))]
+    target: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write a commented cluster.toml; never overwrites [changes nothing that runs]
+    Init(init::Init),
+    /// Validate the configuration and print what it resolves to [read-only]
+    Check(check::Check),
+    /// Start what is not running and return when it serves [changes the cluster]
+    Up(up::Up),
+    /// End the cluster, followers first [changes the cluster; destructive with --purge]
+    Down(down::Down),
+    /// Show how every node stands, by its own account [read-only]
+    Status(status::Status),
+    /// Kill nodes and prove that no acknowledged write was lost [destructive]
+    Kill(kill::Kill),
+    /// Freeze nodes with SIGSTOP [changes the cluster]
+    Pause(pause::Pause),
+    /// Thaw frozen nodes [changes the cluster]
+    Resume(pause::Resume),
+    /// Start nodes that are down [changes the cluster]
+    Start(start::Start),
+    /// End nodes gracefully; they stay down until started [changes the cluster]
+    Stop(start::Stop),
+    /// End nodes gracefully one by one and start them again, the leader last [changes the cluster]
+    Restart(start::Restart),
+    /// Add followers to the running cluster and to cluster.toml [changes the cluster]
+    AddFollower(add_follower::AddFollower),
+    /// Take a node out of the cluster and out of cluster.toml [destructive with --purge]
+    Remove(remove::Remove),
+    /// Hand leadership to another node, gracefully [changes the cluster]
+    MoveLeader(move_leader::MoveLeader),
+    /// Print the nodes' logs, merged by time [read-only]
+    Logs(logs::Logs),
+    /// Print the cluster's history [read-only]
+    Events(events::Events),
+    /// Talk etcd v3 to the cluster, or to --endpoints; a prompt without a request [read-only, or changes the data]
+    Client(client::ClientArguments),
+    /// Print what makes a shell complete commands and node names [read-only]
+    Completions(completions::Completions),
+    /// Print the manual page, or write all of them to a directory [read-only]
+    Man(man::Man),
+    /// Run the supervisor; started by `up`
+    #[command(hide = true)]
+    Supervise(supervise::Supervise),
+}
+
+/// Runs the program.
+#[must_use]
+pub fn main() -> ExitCode {
+    clap_complete::CompleteEnv::with_factory(command).complete();
+    let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
+    match cli.global.color {
+        Colour::Auto => {}
+        Colour::Always => anstream::ColorChoice::Always.write_global(),
+        Colour::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(interruptible(cli));
+            // Questions that nobody waits for any more may still be under way.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::new(
+            Exit::Failed,
+            format!("cannot start threads: {error}\nraise the limit of processes and try again"),
+        )),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            failure.print();
+            failure.exit.into()
+        }
+    }
+}
+
+/// The command line. `-f` names the configuration after a verb too, except where it means "follow".
+fn command() -> clap::Command {
+    let with_short = |verb: clap::Command| {
+        let taken = verb.get_arguments().any(|argument| argument.get_short() == Some('f'));
+        if taken { verb } else { verb.arg(short_config_of_verb()) }
+    };
+    let command = Cli::command();
+    let verbs: Vec<String> = command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect();
+    verbs.into_iter().fold(command, |command, verb| command.mut_subcommand(verb, with_short))
+}
+
+fn short_config_of_verb() -> clap::Arg {
+    clap::Arg::new(SHORT_CONFIG_OF_VERB)
+        .short('f')
+        .value_name("PATH")
+        .value_parser(clap::value_parser!(PathBuf))
+        .hide(true)
+}
+
+const SHORT_CONFIG_OF_VERB: &str = "short_config_of_verb";
+
+fn parse(
+    arguments: impl IntoIterator<Item = impl Into<std::ffi::OsString> + Clone>,
+) -> Result<Cli, clap::Error> {
+    let matches = command().try_get_matches_from(arguments)?;
+    let of_verb = matches
+        .subcommand()
+        .and_then(|(_, verb)| verb.try_get_one::<PathBuf>(SHORT_CONFIG_OF_VERB).ok().flatten().cloned());
+    let mut cli = Cli::from_arg_matches(&matches)?;
+    cli.global.config = of_verb.or(cli.global.config).or(cli.global.short_config.take());
+    Ok(cli)
+}
+
+/// The first Ctrl-C asks: a verb that has something to put right does so. The second forces.
+async fn interruptible(cli: Cli) -> Outcome {
+    let interrupt = CancellationToken::new();
+    let puts_right = matches!(cli.verb, Verb::Kill(_) | Verb::Up(_) | Verb::Supervise(_));
+    let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
+    tokio::select! {
+        outcome = &mut verb => return outcome,
+        () = interrupted() => {}
+    }
+    if puts_right {
+        interrupt.cancel();
+        tokio::select! {
+            outcome = &mut verb => return outcome,
+            () = interrupted() => {}
+        }
+    }
+    anstream::eprintln!("interrupted: what was begun may go on; see how it stands with `replcluster status`");
+    Ok(Exit::Interrupted)
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> {
+    let config = cli.global.config;
+    async move {
+        let context = |json: bool| Context::load(config.clone(), json, interrupt.clone());
+        match cli.verb {
+            Verb::Init(verb) => init::run(&verb, config.clone()),
+            Verb::Check(verb) => check::run(&verb, &context(verb.json)?),
+            Verb::Up(verb) => up::run(&verb, &context(false)?).await,
+            Verb::Down(verb) => down::run(&verb, &context(false)?).await,
+            Verb::Status(verb) => status::run(&verb, &context(verb.json)?).await,
+            Verb::Kill(verb) => kill::run(&verb, &context(verb.json)?).await,
+            Verb::Pause(verb) => pause::pause(&verb, &context(false)?).await,
+            Verb::Resume(verb) => pause::resume(&verb, &context(false)?).await,
+            Verb::Start(verb) => start::start(&verb, &context(false)?).await,
+            Verb::Stop(verb) => start::stop(&verb, &context(false)?).await,
+            Verb::Restart(verb) => start::restart(&verb, &context(false)?).await,
+            Verb::AddFollower(verb) => add_follower::run(&verb, &mut context(false)?).await,
+            Verb::Remove(verb) => remove::run(&verb, &mut context(false)?).await,
+            Verb::MoveLeader(verb) => move_leader::run(&verb, &context(false)?).await,
+            Verb::Logs(verb) => logs::run(&verb, &context(false)?).await,
+            Verb::Events(verb) => events::run(&verb, &context(verb.json)?).await,
+            Verb::Client(verb) => {
+                // With endpoints no configuration is needed.
+                let configured =
+                    if verb.endpoints.is_empty() { context(false)?.config.nodes } else { Vec::new() };
+                client::run(verb, &context::names(&configured)).await?;
+                Ok(Exit::Done)
+            }
+            Verb::Completions(verb) => completions::run(&verb),
+            Verb::Man(verb) => man::run(&verb),
+            Verb::Supervise(verb) => supervise::run(&verb, config.clone()).await,
+        }
+    }
+}
+
+/// What can stand for a node, for the shell: it asks the configuration, not the cluster, so it answers at once.
+fn targets() -> Vec<CompletionCandidate> {
+    let roles = ["leader", "follower", "followers", "all"];
+    nodes()
+        .into_iter()
+        .chain(roles.into_iter().map(|role| CompletionCandidate::new(OsStr::new(role))))
+        .collect()
+}
+
+/// The nodes of the configuration, for the shell.
+fn nodes() -> Vec<CompletionCandidate> {
+    let config = context::config_path(None).ok().and_then(|path| crate::config::load(&path).ok());
+    let nodes = config.map(|config| config.nodes).unwrap_or_default();
+    nodes.iter().map(|node| CompletionCandidate::new(node.as_str())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_says_what_it_touches() {
+        for verb in Cli::command().get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let about = verb.get_about().map(ToString::to_string).unwrap_or_default();
+            let labels = ["read-only", "changes", "destructive"];
+            assert!(labels.iter().any(|label| about.contains(label)), "{}: {about}", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn the_configuration_can_be_named_before_and_after_the_verb() {
+        for line in ["-f x status", "status -f x", "status --config x", "--config x status", "-f x logs -f"] {
+            let cli = parse(format!("replcluster {line}").split(' ')).unwrap();
+            assert_eq!(cli.global.config, Some(PathBuf::from("x")), "{line}");
+        }
+        assert_eq!(parse(["replcluster", "logs", "-f"]).unwrap().global.config, None);
+    }
+}

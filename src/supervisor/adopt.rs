@@ -59,15 +59,19 @@ struct Candidate {
     paused: bool,
 }
 
+/// The living process of a node, as remembered or as its own lock names it.
+#[must_use]
+pub fn living(layout: &Layout, record: &Record, node: &NodeId) -> Option<ProcessId> {
+    let remembered = record.nodes.get(node.as_str()).and_then(|node| node.process.clone());
+    remembered.filter(os::is_alive).or_else(|| locked_by(layout, node))
+}
+
 /// The process remembered for a node, or else the one that the node's own lock names: the supervisor may have died
 /// between starting a process and remembering it.
 fn candidate(layout: &Layout, record: &Record, node: &NodeId) -> Option<Candidate> {
     let remembered = record.nodes.get(node.as_str());
     let nonce = remembered.map(|node| node.nonce.clone()).unwrap_or_default();
-    let id = remembered
-        .and_then(|node| node.process.clone())
-        .filter(os::is_alive)
-        .or_else(|| locked_by(layout, node))?;
+    let id = living(layout, record, node)?;
     let handle = Handle::open(&id).ok()??;
     let paused = os::stat(id.pid).is_ok_and(|stat| stat.is_frozen());
     Some(Candidate { node: node.clone(), handle, nonce, paused })

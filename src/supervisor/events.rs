@@ -97,8 +97,11 @@ pub enum Event {
         /// The nodes it concerns.
         nodes: Vec<String>,
         /// The signal, for a kill.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         signal: Option<String>,
+        /// Who led when it was asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        leader: Option<String>,
     },
     /// What became of a kill.
     Verdict {

@@ -4,6 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -148,15 +149,16 @@ pub fn detach(command: &mut Command) {
     }
 }
 
-/// Opens a file for appending, and its directory with it.
+/// Opens a file for appending, and makes its directory where there is none. Both are for their owner only,
+/// whatever the umask of the command that came first.
 ///
 /// # Errors
 /// What the system said.
 pub fn append(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// Calls `tell` once with how a child of ours ended, from a thread of its own.

@@ -322,7 +322,7 @@ fn nodes_are_added_and_taken_out_by_a_reload() {
         config::edit::add_nodes(&scene.options.config, std::slice::from_ref(&added)).unwrap();
         assert_eq!(talk.ask(&Request::Reload).await.unwrap(), Reply::Done);
         assert_eq!(snapshot(&mut talk, &[added.to_string()]).await.phase, Phase::Down);
-        config::edit::remove_nodes(&scene.options.config, &[added.clone()]).unwrap();
+        config::edit::remove_nodes(&scene.options.config, std::slice::from_ref(&added)).unwrap();
         talk.ask(&Request::Reload).await.unwrap();
         let (gone, _) = outcome(&mut talk, Request::Start { nodes: vec![added.to_string()] }).await;
         assert!(matches!(gone, OutcomeKind::Denied { .. }));

@@ -1,0 +1,256 @@
+//! What every command needs: the configuration, the cluster's directory, and a way to the supervisor.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::clock;
+use crate::config::{self, Config};
+use crate::supervisor::ask::Asker;
+use crate::supervisor::events::{Event, EventLog};
+use crate::supervisor::layout::Layout;
+use crate::supervisor::lock;
+use crate::supervisor::socket::Conversation;
+use crate::supervisor::spawn;
+use crate::supervisor::wire::{Outcome, OutcomeKind, Reply, Request};
+use crate::view::NodeId;
+
+use super::exit::{Exit, Failure};
+
+/// How long a supervisor may take to answer before it counts as stuck.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a new supervisor may take until it listens.
+const SUPERVISOR_START: Duration = Duration::from_secs(10);
+/// How often something is looked at that is about to change.
+pub const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// What every command needs.
+#[derive(Debug)]
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// The cluster's directory.
+    pub layout: Layout,
+    /// Connections to the nodes.
+    pub asker: Asker,
+    /// Data is printed as JSON.
+    pub json: bool,
+    /// Cancelled by the first Ctrl-C, for commands that have something to put right first.
+    pub interrupt: CancellationToken,
+}
+
+impl Context {
+    /// Finds and reads the configuration. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn load(
+        given: Option<PathBuf>,
+        json: bool,
+        interrupt: CancellationToken,
+    ) -> Result<Context, Failure> {
+        let config = config::load(&config_path(given)?)?;
+        let layout = Layout::new(&config);
+        let asker = Asker::new(&config.nodes);
+        Ok(Context { config, layout, asker, json, interrupt })
+    }
+
+    /// Reads the configuration again after it was changed.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn reload(&mut self) -> Result<(), Failure> {
+        self.config = config::load(&self.config.path)?;
+        self.asker = Asker::new(&self.config.nodes);
+        Ok(())
+    }
+
+    /// A conversation with the supervisor, where one runs.
+    ///
+    /// # Errors
+    /// Where it runs and does not listen.
+    pub async fn supervisor(&self) -> Result<Option<Conversation>, Failure> {
+        match Conversation::connect(&self.layout.socket()).await {
+            Ok(conversation) => Ok(Some(conversation)),
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "cannot talk to the supervisor over {}: {error}\ncheck that you are the user who started it",
+                    self.layout.socket().display()
+                ),
+            )),
+        }
+    }
+
+    /// A conversation with the supervisor, which is started where none runs.
+    ///
+    /// # Errors
+    /// Where it cannot be started.
+    pub async fn ensure_supervisor(&self) -> Result<Conversation, Failure> {
+        if let Some(conversation) = self.supervisor().await? {
+            return Ok(conversation);
+        }
+        let log = self.layout.supervisor_log();
+        let failed = |cause: io::Error| {
+            let message = format!(
+                "cannot start the supervisor: {cause}\ncheck that {} may be written to",
+                self.layout.root().display()
+            );
+            Failure::new(Exit::Failed, message)
+        };
+        let output = spawn::append(&log).map_err(failed)?;
+        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+        command
+            .arg("supervise")
+            .arg("--config")
+            .arg(&self.config.path)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().map_err(failed)?)
+            .stderr(output);
+        spawn::detach(&mut command);
+        let mut child = command.spawn().map_err(failed)?;
+        let deadline = clock::now() + SUPERVISOR_START;
+        let mut ended = None;
+        loop {
+            if let Some(mut conversation) = self.supervisor().await?
+                && conversation.ask(&Request::Snapshot).await.is_ok()
+            {
+                return Ok(conversation);
+            }
+            if ended.is_none() {
+                ended = child.try_wait().map_err(failed)?;
+            }
+            // Another command may have started one at the same moment: then that one serves us too.
+            let lost_the_race =
+                ended.is_some_and(|status| status.code() == Some(i32::from(Exit::Conflict as u8)));
+            if ended.is_some() && !lost_the_race {
+                let message = "the supervisor ended at once\nput right what its log says, then try again";
+                return Err(Failure::new(Exit::Failed, message).with_log(log));
+            }
+            if clock::now() >= deadline {
+                let message = "the supervisor does not listen\nlook at its log, then try again";
+                return Err(Failure::new(Exit::TimedOut, message).with_log(log));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Puts an event into the history, with or without a supervisor.
+    pub async fn note(&self, supervisor: Option<&mut Conversation>, event: Event) {
+        if let Some(supervisor) = supervisor
+            && ask(supervisor, &Request::Note { event: event.clone() }).await.is_ok()
+        {
+            return;
+        }
+        let written = EventLog::open(&self.layout.events()).and_then(|mut log| log.append(event));
+        if let Err(error) = written {
+            anstream::eprintln!("warning: cannot write {}: {error}", self.layout.events().display());
+        }
+    }
+
+    /// The process of the supervisor, where one runs.
+    #[must_use]
+    pub fn supervisor_pid(&self) -> Option<u32> {
+        lock::holding(&self.layout.lock()).map(|id| id.pid)
+    }
+}
+
+/// The configuration file to use.
+///
+/// # Errors
+/// Where none is found.
+pub fn config_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
+    let here = std::env::current_dir().map_err(|error| {
+        Failure::new(
+            Exit::Failed,
+            format!("cannot tell the current directory: {error}\nchange to another one"),
+        )
+    })?;
+    let environment =
+        std::env::var_os(config::FILE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    Ok(config::find(given.as_deref(), environment.as_deref(), &here)?)
+}
+
+/// Asks the supervisor and waits for its answer.
+///
+/// # Errors
+/// Where it went away, is stuck, or refuses.
+pub async fn ask(supervisor: &mut Conversation, request: &Request) -> Result<Reply, Failure> {
+    let advice = "look at supervisor.log in the cluster's directory; `replcluster up` starts another one";
+    match tokio::time::timeout(SUPERVISOR_PATIENCE, supervisor.ask(request)).await {
+        Err(_) => Err(Failure::new(Exit::TimedOut, format!("the supervisor does not answer\n{advice}"))),
+        Ok(Err(error)) => {
+            Err(Failure::new(Exit::Failed, format!("the supervisor went away: {error}\n{advice}")))
+        }
+        Ok(Ok(Reply::Refused { reason })) => Err(Failure::new(Exit::Failed, reason)),
+        Ok(Ok(reply)) => Ok(reply),
+    }
+}
+
+/// Asks for something that concerns nodes; every node must accept it or have it so already.
+///
+/// # Errors
+/// The first node that cannot, and why.
+pub async fn ask_nodes(supervisor: &mut Conversation, request: &Request) -> Result<Vec<Outcome>, Failure> {
+    match ask(supervisor, request).await? {
+        Reply::Outcomes { outcomes } => {
+            for outcome in &outcomes {
+                if let OutcomeKind::Denied { reason } = &outcome.result {
+                    let message =
+                        format!("{}: {reason}\nsee how it stands with `replcluster status`", outcome.node);
+                    return Err(Failure::new(Exit::Failed, message));
+                }
+            }
+            Ok(outcomes)
+        }
+        Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => {
+            Err(Failure::new(
+                Exit::Failed,
+                "the supervisor is of another version\nrestart it: `replcluster down`, then `up`",
+            ))
+        }
+    }
+}
+
+/// Addresses as the wire has them.
+#[must_use]
+pub fn names(nodes: &[NodeId]) -> Vec<String> {
+    nodes.iter().map(NodeId::to_string).collect()
+}
+
+/// Addresses in one line.
+#[must_use]
+pub fn list(nodes: &[NodeId]) -> String {
+    names(nodes).join(", ")
+}
+
+/// Asks the user before something that cannot be undone. `--yes` answers for them.
+///
+/// # Errors
+/// Where the user says no, or nobody is there to ask.
+pub fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
+    use std::io::{BufRead, IsTerminal, Write};
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage(format!("{question}\nnobody is there to say yes: add --yes")));
+    }
+    anstream::eprint!("{question} [y/N] ");
+    let _ = io::stderr().flush();
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    if read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
+        return Ok(());
+    }
+    Err(Failure::new(Exit::Failed, "nothing was done\nsay y, or add --yes"))
+}

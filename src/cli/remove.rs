@@ -1,0 +1,111 @@
+//! `remove`: out of the view and of the member list, then down, then out of `cluster.toml`. In this order, so that at
+//! every moment a node that counts is a node that is listed.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
+
+use crate::config::edit;
+use crate::supervisor::wire::Request;
+use crate::view::NodeId;
+
+use super::context::{Context, ask, ask_nodes, confirm};
+use super::exit::{Exit, Failure, Outcome};
+use super::survey::{self, Survey};
+use super::wait::{self, say};
+use super::{nodes, status, target};
+
+#[derive(Debug, Args)]
+pub(super) struct Remove {
+    /// The node: an address, or an end of it that fits only one
+    #[arg(value_name = "NODE", add = ArgValueCandidates::new(nodes))]
+    node: String,
+    /// Delete its data and logs as well
+    #[arg(long)]
+    purge: bool,
+    /// Do not ask before deleting
+    #[arg(long)]
+    yes: bool,
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
+    let node = target::by_address(&verb.node, &context.config.nodes)
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let left = context.config.nodes.len() - 1;
+    let min_in_sync = context.config.replication.min_in_sync;
+    if left == 0 {
+        return Err(Failure::usage(format!(
+            "{node} is the last node of {}\nend the cluster with `replcluster down`",
+            context.config.name
+        )));
+    }
+    if left < min_in_sync {
+        return Err(Failure::usage(format!(
+            "{left} nodes would be left, and min_in_sync is {min_in_sync}\nlower it in cluster.toml first"
+        )));
+    }
+    let found = survey::survey(context).await?;
+    let Some(leader) = found.sum.leader.clone() else {
+        let message = format!(
+            "no node leads, so nobody can take {node} out\nstart the cluster with `replcluster up` first"
+        );
+        let exit = if found.running().is_empty() { Exit::NotRunning } else { Exit::Failed };
+        return Err(Failure::new(exit, message));
+    };
+    if verb.purge {
+        let directory = context.layout.node(&node);
+        confirm(&format!("delete the copy of the data in {}?", directory.display()), verb.yes)?;
+    }
+    let mut supervisor = context.ensure_supervisor().await?;
+    let event = found.command("remove".to_owned(), std::slice::from_ref(&node));
+    context.note(Some(&mut supervisor), event).await;
+    let through = leave_view(context, &found, &node, leader).await?;
+    let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+    ask_nodes(&mut supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;
+    wait::ended_all(&mut supervisor, std::slice::from_ref(&node), PATIENCE + Duration::from_secs(5)).await?;
+    edit::remove_nodes(&context.config.path, std::slice::from_ref(&node))
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    context.reload()?;
+    ask(&mut supervisor, &Request::Reload).await?;
+    if verb.purge {
+        let directory = context.layout.node(&node);
+        std::fs::remove_dir_all(&directory).map_err(|error| {
+            Failure::new(
+                Exit::Failed,
+                format!("cannot delete {}: {error}\ndelete it by hand", directory.display()),
+            )
+        })?;
+    }
+    say(&format!("{node} is out of the cluster (asked {through}) and of {}", context.config.path.display()));
+    status::print_table(context, &survey::survey(context).await?);
+    Ok(Exit::Done)
+}
+
+/// Takes the node out of the view. The leader hands over first, if it is the one to go.
+async fn leave_view(
+    context: &Context,
+    found: &Survey,
+    node: &NodeId,
+    leader: NodeId,
+) -> Result<NodeId, Failure> {
+    let through = if leader == *node {
+        let successor = found.sum.in_sync.iter().find(|other| *other != node).ok_or_else(|| {
+            let message = format!("{node} is the only node in sync: its data would be lost\nstart another one and wait until it is in sync");
+            Failure::new(Exit::Failed, message)
+        })?;
+        wait::lead(context, successor).await?;
+        successor.clone()
+    } else {
+        leader
+    };
+    context.asker.remove(&through, node, PATIENCE).await.map_err(|error| {
+        let message = format!(
+            "{node} is still in the cluster: {error}\ntry again when `replcluster status` is healthy"
+        );
+        Failure::new(Exit::Failed, message).with_node_log(&context.layout, &through)
+    })?;
+    Ok(through)
+}

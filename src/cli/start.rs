@@ -1,0 +1,132 @@
+//! `start`, `stop`, `restart`: single nodes of a cluster that runs. Each returns when what it asked for is so.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::config::parse_duration;
+use crate::control::plan::{self, Step};
+use crate::supervisor::ports;
+use crate::supervisor::socket::Conversation;
+use crate::supervisor::wire::Request;
+use crate::view::NodeId;
+
+use super::Target;
+use super::context::{Context, ask_nodes, list, names};
+use super::exit::{Exit, Failure, Outcome};
+use super::survey::{self, Survey};
+use super::wait::{self, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Start {
+    #[command(flatten)]
+    target: Target,
+    /// How long the nodes may take to be in sync
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Stop {
+    #[command(flatten)]
+    target: Target,
+    /// How long a node may take to end before it is killed
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Restart {
+    #[command(flatten)]
+    target: Target,
+    /// How long a node may take to be in sync again
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+}
+
+/// How long a node may take to end gracefully during a restart.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) async fn start(verb: &Start, context: &Context) -> Outcome {
+    let found = survey::survey(context).await?;
+    if found.running().is_empty() && found.supervisor.is_none() {
+        return Err(Failure::not_running(&context.config.name));
+    }
+    let nodes = found.targets(&verb.target.target)?;
+    for one in found.nodes.iter().filter(|one| nodes.contains(&one.node) && one.process.is_none()) {
+        ports::check(&one.node)?;
+    }
+    let mut supervisor = begin(context, &found, format!("start {}", verb.target.target), &nodes).await?;
+    ask_nodes(&mut supervisor, &Request::Start { nodes: names(&nodes) }).await?;
+    wait::in_sync(context, &nodes, verb.timeout).await?;
+    anstream::println!("{} in sync", list(&nodes));
+    Ok(Exit::Done)
+}
+
+pub(super) async fn stop(verb: &Stop, context: &Context) -> Outcome {
+    let (found, nodes) = running_targets(context, &verb.target.target).await?;
+    let mut supervisor = begin(context, &found, format!("stop {}", verb.target.target), &nodes).await?;
+    let patience_ms = u64::try_from(verb.timeout.as_millis()).unwrap_or(u64::MAX);
+    for step in plan::down(&nodes, found.sum.leader.as_ref(), false) {
+        let Step::Stop(group) = step else { continue };
+        ask_nodes(&mut supervisor, &Request::Stop { nodes: names(&group), patience_ms }).await?;
+        wait::ended_all(&mut supervisor, &group, verb.timeout + Duration::from_secs(5)).await?;
+    }
+    // Not the role that was given: another node has it now.
+    let again = if let [one] = nodes.as_slice() { format!("start {one}") } else { "up".to_owned() };
+    anstream::println!("stopped {}\nnext: replcluster {again}", list(&nodes));
+    Ok(Exit::Done)
+}
+
+pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
+    let (found, nodes) = running_targets(context, &verb.target.target).await?;
+    let mut supervisor = begin(context, &found, format!("restart {}", verb.target.target), &nodes).await?;
+    for step in plan::roll(&nodes, found.sum.leader.as_ref(), &found.sum.in_sync) {
+        say(&step.to_string());
+        match step {
+            Step::Restart(node) => restart_one(&mut supervisor, &node).await?,
+            Step::AwaitInSync(group) => drop(wait::in_sync(context, &group, verb.timeout).await?),
+            Step::Lead(node) => drop(wait::lead(context, &node).await?),
+            Step::StartSupervisor
+            | Step::Keep { .. }
+            | Step::Resume { .. }
+            | Step::Spawn { .. }
+            | Step::ConfirmWrite
+            | Step::Stop(_)
+            | Step::Kill(_)
+            | Step::EndSupervisor => {}
+        }
+    }
+    anstream::println!("restarted {}", list(&nodes));
+    Ok(Exit::Done)
+}
+
+/// Ends one node and starts it again. In two requests, so that the end is seen before the start is waited for.
+async fn restart_one(supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
+    let nodes = vec![node.to_string()];
+    let patience_ms = u64::try_from(END_PATIENCE.as_millis()).unwrap_or(u64::MAX);
+    ask_nodes(supervisor, &Request::Stop { nodes: nodes.clone(), patience_ms }).await?;
+    wait::ended_all(supervisor, std::slice::from_ref(node), END_PATIENCE + Duration::from_secs(5)).await?;
+    ask_nodes(supervisor, &Request::Start { nodes }).await?;
+    Ok(())
+}
+
+async fn running_targets(context: &Context, text: &str) -> Result<(Survey, Vec<NodeId>), Failure> {
+    let found = survey::survey(context).await?;
+    if found.running().is_empty() {
+        return Err(Failure::not_running(&context.config.name));
+    }
+    let nodes = found.targets(text)?;
+    Ok((found, nodes))
+}
+
+async fn begin(
+    context: &Context,
+    found: &Survey,
+    command: String,
+    nodes: &[NodeId],
+) -> Result<Conversation, Failure> {
+    let mut supervisor = context.ensure_supervisor().await?;
+    context.note(Some(&mut supervisor), found.command(command, nodes)).await;
+    Ok(supervisor)
+}

@@ -1,0 +1,230 @@
+//! How the cluster stands right now: what the supervisor (or its file) knows of the processes, what the kernel says
+//! of them, and what every node says of itself. Reads only; works with the supervisor dead.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::control::health::{self, Found, Process, Sum};
+use crate::control::plan::{Observed, Running};
+use crate::proto::replcluster::DescribeResponse;
+use crate::supervisor::adopt;
+use crate::supervisor::ask;
+use crate::supervisor::events::Event;
+use crate::supervisor::os::{self, ProcessId, Stat};
+use crate::supervisor::record::{self, NodeRecord, Phase, Record};
+use crate::supervisor::wire::{Reply, Request};
+use crate::view::NodeId;
+
+use super::context::Context;
+use super::exit::{Exit, Failure};
+use super::target::{self, Known};
+
+/// How long a node may take to say how it is.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The cluster as found.
+#[derive(Debug)]
+pub struct Survey {
+    /// The supervisor's process, where one answers.
+    pub supervisor: Option<u32>,
+    /// Every configured node, in byte order.
+    pub nodes: Vec<NodeSurvey>,
+    /// What it adds up to; its lists are in the order of `nodes`.
+    pub sum: Sum,
+}
+
+/// One node as found.
+#[derive(Debug)]
+pub struct NodeSurvey {
+    /// Which.
+    pub node: NodeId,
+    /// What is remembered of it.
+    pub record: NodeRecord,
+    /// Its living process.
+    pub process: Option<ProcessId>,
+    /// What the kernel says of it.
+    pub stat: Option<Stat>,
+    /// What it says of itself.
+    pub answer: Option<DescribeResponse>,
+}
+
+/// Looks at everything, all nodes at once.
+///
+/// # Errors
+/// Where the cluster's directory cannot be read.
+pub async fn survey(context: &Context) -> Result<Survey, Failure> {
+    let (supervisor, record) = remembered(context).await?;
+    let looks = context.config.nodes.iter().map(|node| look(context, &record, node));
+    let nodes: Vec<NodeSurvey> = futures_util::future::join_all(looks).await;
+    let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
+    let sum = health::sum(&found, context.config.replication.min_in_sync);
+    Ok(Survey { supervisor, nodes, sum })
+}
+
+async fn remembered(context: &Context) -> Result<(Option<u32>, Record), Failure> {
+    if let Ok(Some(mut supervisor)) = context.supervisor().await
+        && let Ok(Ok(Reply::Snapshot { record })) =
+            tokio::time::timeout(PATIENCE, supervisor.ask(&Request::Snapshot)).await
+    {
+        return Ok((record.supervisor.as_ref().map(|id| id.pid), record));
+    }
+    let path = context.layout.state();
+    let record = record::load(&path).map_err(|error| {
+        let message =
+            format!("cannot read {}: {error}\ncheck that you are the user who started it", path.display());
+        Failure::new(Exit::Failed, message)
+    })?;
+    Ok((None, record))
+}
+
+async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
+    let of_node = record.nodes.get(node.as_str()).cloned().unwrap_or_default();
+    let process = adopt::living(&context.layout, record, node);
+    let stat = process.as_ref().and_then(|id| os::stat(id.pid).ok());
+    // A frozen process cannot answer: asking it would only cost the whole patience.
+    let frozen = stat.as_ref().is_some_and(Stat::is_frozen);
+    let answer = if frozen { None } else { context.asker.describe(node, PATIENCE).await.ok() };
+    let answer = answer.filter(|answer| answer.cluster_name == context.config.name);
+    let stat = stat.or_else(|| answer.as_ref().and_then(|answer| os::stat(answer.pid).ok()));
+    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer }
+}
+
+impl NodeSurvey {
+    fn found(&self) -> Found {
+        let process = if self.process.is_some() {
+            Process::Present { paused: self.is_paused() }
+        } else if self.record.phase == Phase::Failed {
+            Process::GivenUp
+        } else {
+            Process::Absent
+        };
+        Found { node: self.node.clone(), process, account: self.answer.as_ref().map(ask::account) }
+    }
+
+    /// It is frozen.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.stat.as_ref().is_some_and(Stat::is_frozen)
+    }
+
+    /// It runs: a process of ours lives, or somebody answers for it.
+    #[must_use]
+    pub fn runs(&self) -> bool {
+        self.process.is_some() || self.answer.is_some()
+    }
+
+    /// Its process id, from the kernel or from its own words.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|id| id.pid).or_else(|| self.answer.as_ref().map(|answer| answer.pid))
+    }
+
+    /// How long its process has run.
+    #[must_use]
+    pub fn uptime(&self) -> Option<Duration> {
+        let stat = self.stat.as_ref()?;
+        let ticks = os::uptime_ticks().ok()?.saturating_sub(stat.start_time);
+        Some(Duration::from_millis(ticks * 1000 / os::ticks_per_second()))
+    }
+
+    /// Its share of one processor in percent: lately where the supervisor measures it, else since it was started.
+    #[must_use]
+    pub fn cpu_percent(&self) -> Option<f64> {
+        let since_start = || {
+            let stat = self.stat.as_ref()?;
+            let seconds = self.uptime()?.as_secs_f64();
+            let used = stat.cpu_ticks as f64 / os::ticks_per_second() as f64;
+            (seconds > 0.0).then(|| (used / seconds * 1000.0).round() / 10.0)
+        };
+        self.process.as_ref().and(self.record.cpu_percent).or_else(since_start)
+    }
+}
+
+impl Survey {
+    /// The nodes that run.
+    #[must_use]
+    pub fn running(&self) -> Vec<NodeId> {
+        self.nodes.iter().filter(|one| one.runs()).map(|one| one.node.clone()).collect()
+    }
+
+    /// The nodes that answered, as endpoints for clients.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.nodes.iter().filter(|one| one.answer.is_some()).map(|one| one.node.to_string()).collect()
+    }
+
+    /// What the operator asks for, for the history.
+    #[must_use]
+    pub fn command(&self, command: String, nodes: &[NodeId]) -> Event {
+        let leader = self.sum.leader.as_ref().map(NodeId::to_string);
+        Event::Command { command, nodes: super::context::names(nodes), signal: None, leader }
+    }
+
+    /// What a user means by `text`.
+    ///
+    /// # Errors
+    /// Where it names nothing, with the names that would.
+    pub fn targets(&self, text: &str) -> Result<Vec<NodeId>, Failure> {
+        let nodes: Vec<NodeId> = self.nodes.iter().map(|one| one.node.clone()).collect();
+        let leader = self.sum.leader.as_ref();
+        let followers: Vec<NodeId> = self
+            .nodes
+            .iter()
+            .filter(|one| one.runs() && Some(&one.node) != leader)
+            .map(|one| one.node.clone())
+            .collect();
+        let known = Known { nodes: &nodes, leader, followers: &followers };
+        target::resolve(text, known).map_err(|error| {
+            let exit = match error {
+                target::TargetError::Unknown { .. } | target::TargetError::Ambiguous { .. } => Exit::Usage,
+                target::TargetError::Vacant(_) => Exit::Failed,
+            };
+            Failure::new(exit, error.to_string())
+        })
+    }
+
+    /// What a plan starts from.
+    ///
+    /// # Errors
+    /// Where the register cannot be read.
+    pub fn observed(&self, context: &Context) -> Result<Observed, Failure> {
+        let register_has_view = context.layout.has_view().map_err(|error| {
+            let message = format!(
+                "cannot read {}: {error}\ncheck that you are the user who started the cluster",
+                context.layout.register().display()
+            );
+            Failure::new(Exit::Failed, message)
+        })?;
+        let running = self
+            .nodes
+            .iter()
+            .filter_map(|one| {
+                let pid = one.process.as_ref()?.pid;
+                Some((one.node.clone(), Running { pid, paused: one.is_paused() }))
+            })
+            .collect();
+        Ok(Observed { supervisor: self.supervisor, register_has_view, running })
+    }
+}
+
+/// Looks again and again until `done` says so; `None` where that took longer than `patience`.
+///
+/// # Errors
+/// Where the cluster's directory cannot be read.
+pub async fn until(
+    context: &Context,
+    patience: Duration,
+    mut done: impl FnMut(&Survey) -> bool,
+) -> Result<Result<Survey, Survey>, Failure> {
+    let deadline = clock::now() + patience;
+    loop {
+        let survey = survey(context).await?;
+        if done(&survey) {
+            return Ok(Ok(survey));
+        }
+        if clock::now() >= deadline {
+            return Ok(Err(survey));
+        }
+        tokio::time::sleep(super::context::POLL_INTERVAL).await;
+    }
+}

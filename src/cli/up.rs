@@ -1,0 +1,209 @@
+//! `up`: from whatever is there to a cluster that has acknowledged a write. Every step is in the plan first.
+
+use std::time::Duration;
+
+use clap::Args;
+use clap_complete::engine::ArgValueCandidates;
+
+use crate::client::probe;
+use crate::config::{Register, parse_duration};
+use crate::control::plan::{self, Spec, Step};
+use crate::supervisor::ports;
+use crate::supervisor::run::Options;
+use crate::supervisor::socket::Conversation;
+use crate::supervisor::wire::Request;
+use crate::view::NodeId;
+
+use super::context::{Context, ask_nodes, list, names};
+use super::down;
+use super::exit::{Exit, Failure, Outcome};
+use super::survey::{self, Survey};
+use super::wait::{self, say};
+use super::{nodes, status, target};
+
+#[derive(Debug, Args)]
+pub(super) struct Up {
+    /// Start only these nodes
+    #[arg(long, value_name = "ADDR,…", value_delimiter = ',', add = ArgValueCandidates::new(nodes))]
+    only: Vec<String>,
+    /// Stay, print what happens, and end the cluster with Ctrl-C
+    #[arg(long)]
+    foreground: bool,
+    /// How long the nodes may take to be in sync
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    timeout: Duration,
+    /// Print the steps and take none
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
+    if let Register::Etcd { .. } = context.config.register {
+        let message = "a register in etcd is not served by this version\nset kind = \"file\" under [register] to run the cluster on this host";
+        return Err(Failure::usage(message));
+    }
+    let only: Vec<NodeId> = verb
+        .only
+        .iter()
+        .map(|text| target::by_address(text, &context.config.nodes))
+        .collect::<Result<_, _>>()
+        .map_err(|error| Failure::usage(error.to_string()))?;
+    let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
+    let found = survey::survey(context).await?;
+    let steps = plan::up(&spec, &found.observed(context)?);
+    if verb.dry_run {
+        for step in &steps {
+            anstream::println!("{step}");
+        }
+        return Ok(Exit::Done);
+    }
+    // Before anything is started: a conflict on the last port must not leave half a cluster behind.
+    for step in &steps {
+        if let Step::Spawn { node, .. } = step {
+            ports::check(node)?;
+        }
+    }
+    if verb.foreground {
+        return foreground(verb, context, &spec, (&found, &steps)).await;
+    }
+    let supervisor = context.ensure_supervisor().await?;
+    let interrupted = context.interrupt.cancelled();
+    let found = tokio::select! {
+        found = carry_out(verb, context, &spec, (&found, &steps), supervisor) => found?,
+        () = interrupted => {
+            anstream::eprintln!("interrupted: what was started goes on; end it with `replcluster down`");
+            return Ok(Exit::Interrupted);
+        }
+    };
+    finish(context, &found)
+}
+
+async fn carry_out(
+    verb: &Up,
+    context: &Context,
+    spec: &Spec,
+    (found, steps): (&Survey, &[Step]),
+    mut supervisor: Conversation,
+) -> Result<Survey, Failure> {
+    let wanted = spec.wanted();
+    for step in steps {
+        if matches!(step, Step::Spawn { .. } | Step::Resume { .. } | Step::Keep { adopt: true, .. }) {
+            say(&step.to_string());
+        }
+    }
+    let begun: Vec<NodeId> = steps.iter().filter_map(begins).cloned().collect();
+    if !begun.is_empty() {
+        context.note(Some(&mut supervisor), found.command("up".to_owned(), &begun)).await;
+    }
+    // One request for all: they are started together, and those that run are left alone.
+    let started = ask_nodes(&mut supervisor, &Request::Start { nodes: names(&wanted) }).await?;
+    tracing::debug!(?started, "asked the supervisor");
+    let mut found = wait::in_sync(context, &wanted, verb.timeout).await?;
+    for step in steps {
+        match step {
+            Step::Lead(lowest) => found = lead_lowest(context, lowest, found).await?,
+            Step::ConfirmWrite => confirm_write(context, &found).await?,
+            Step::StartSupervisor
+            | Step::Keep { .. }
+            | Step::Resume { .. }
+            | Step::Spawn { .. }
+            | Step::AwaitInSync(_)
+            | Step::Stop(_)
+            | Step::Kill(_)
+            | Step::Restart(_)
+            | Step::EndSupervisor => {}
+        }
+    }
+    survey::survey(context).await
+}
+
+/// The node that a step makes run.
+fn begins(step: &Step) -> Option<&NodeId> {
+    match step {
+        Step::Spawn { node, .. } | Step::Resume { node, .. } => Some(node),
+        Step::StartSupervisor
+        | Step::Keep { .. }
+        | Step::AwaitInSync(_)
+        | Step::Lead(_)
+        | Step::ConfirmWrite
+        | Step::Stop(_)
+        | Step::Kill(_)
+        | Step::Restart(_)
+        | Step::EndSupervisor => None,
+    }
+}
+
+async fn lead_lowest(context: &Context, lowest: &NodeId, found: Survey) -> Result<Survey, Failure> {
+    if found.sum.leader.as_ref() == Some(lowest) {
+        return Ok(found);
+    }
+    say(&Step::Lead(lowest.clone()).to_string());
+    wait::lead(context, lowest).await
+}
+
+/// One write that the cluster acknowledges, below the probes' documented prefix, and taken back at once.
+async fn confirm_write(context: &Context, found: &Survey) -> Result<(), Failure> {
+    let Some(leader) = &found.sum.leader else {
+        return Err(Failure::new(Exit::Failed, "no node leads any more\nlook at `replcluster status`"));
+    };
+    let key = [probe::PREFIX, format!("up-{:016x}", rand::random::<u64>()).as_bytes()].concat();
+    context.asker.canary(leader, &key, Duration::from_secs(10)).await.map_err(|error| {
+        let message =
+            format!("no write is acknowledged: {error}\nlook at `replcluster status` and `replcluster logs`");
+        Failure::new(Exit::Failed, message).with_node_log(&context.layout, leader)
+    })
+}
+
+fn finish(context: &Context, found: &Survey) -> Outcome {
+    status::print_table(context, found);
+    let endpoints = found.endpoints().join(",");
+    anstream::println!("\nnext: replcluster kill leader      (any etcd v3 client: --endpoints {endpoints})");
+    Ok(Exit::Done)
+}
+
+/// The supervisor runs in this process. It ends with it, and with it the cluster: that is what was asked for.
+async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, &[Step])) -> Outcome {
+    if let Some(pid) = context.supervisor_pid() {
+        let message = format!(
+            "a supervisor runs already (pid {pid})\nwork with it as it is, or end it first with `replcluster down`"
+        );
+        return Err(Failure::new(Exit::Conflict, message));
+    }
+    let options = Options { config: context.config.path.clone(), server: None, handles_signals: false };
+    let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
+    let serving = async {
+        let conversation = loop {
+            match context.supervisor().await? {
+                Some(conversation) => break conversation,
+                None => tokio::time::sleep(Duration::from_millis(2)).await,
+            }
+        };
+        let found = carry_out(verb, context, spec, begin, conversation).await?;
+        status::print_table(context, &found);
+        anstream::println!(
+            "\nrunning {} in the foreground; end the cluster with Ctrl-C",
+            list(&found.running())
+        );
+        super::events::follow(context).await
+    };
+    let mut outcome = tokio::select! {
+        ended = &mut supervisor => {
+            return match ended {
+                Ok(Ok(())) => Ok(Exit::Done),
+                Ok(Err(error)) => Err(error.into()),
+                Err(error) => Err(Failure::new(Exit::Failed, format!("the supervisor ended: {error}\nstart it again with `replcluster up`"))),
+            };
+        }
+        outcome = serving => outcome,
+        () = context.interrupt.cancelled() => Ok(Exit::Interrupted),
+    };
+    // A failed start leaves nothing behind in the foreground either; its data stays.
+    anstream::eprintln!("ending the cluster; Ctrl-C again to leave at once");
+    let ended = down::end_all(context, false, down::PATIENCE).await;
+    if let Err(failure) = ended
+        && outcome.is_ok()
+    {
+        outcome = Err(failure);
+    }
+    outcome
+}

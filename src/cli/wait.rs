@@ -1,0 +1,202 @@
+//! Waiting for the cluster to become what was asked for, and saying what is missing where it does not.
+
+use std::time::Duration;
+
+use crate::clock;
+use crate::control::health::Role;
+use crate::supervisor::ask::is_in_sync;
+use crate::supervisor::record::Phase;
+use crate::supervisor::socket::Conversation;
+use crate::supervisor::wire::{Reply, Request};
+use crate::view::NodeId;
+
+use super::context::{Context, POLL_INTERVAL, ask, list};
+use super::exit::{Exit, Failure};
+use super::survey::{self, NodeSurvey, Survey};
+
+/// What `replserver` exits with where somebody else holds its address or directory.
+const SERVER_EXIT_CONFLICT: i32 = 5;
+
+/// How long leadership may take to move.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Says what happens meanwhile: one line after another, so that a log of it reads as well as a terminal.
+pub fn say(line: &str) {
+    anstream::eprintln!("{}•{} {line}", super::render::DIM, super::render::PLAIN);
+}
+
+/// Waits until all of these nodes say that they serve and are in sync, under one leader.
+///
+/// # Errors
+/// A node that cannot start, or what is missing when patience ends.
+pub async fn in_sync(context: &Context, nodes: &[NodeId], patience: Duration) -> Result<Survey, Failure> {
+    let mut told: Vec<(NodeId, String)> = Vec::new();
+    let deadline = clock::now() + patience;
+    loop {
+        let survey = survey::survey(context).await?;
+        let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
+        let ready = |one: &&NodeSurvey| one.answer.as_ref().is_some_and(is_in_sync);
+        let epochs =
+            |one: &&NodeSurvey| one.answer.as_ref().map(|answer| (answer.epoch, answer.leader.clone()));
+        let first = wanted.first().and_then(epochs);
+        if survey.sum.leader.is_some()
+            && wanted.len() == nodes.len()
+            && wanted.iter().all(|one| ready(one) && epochs(one) == first)
+        {
+            return Ok(survey);
+        }
+        for one in &wanted {
+            cannot_start(context, one)?;
+            let Some(exit) = one.record.last_exit.as_ref().filter(|_| one.record.phase == Phase::Waiting)
+            else {
+                continue;
+            };
+            if !told.iter().any(|(node, at)| *node == one.node && *at == exit.at) {
+                say(&format!("{} ended ({}), starting it again", one.node, ended(exit.code, exit.signal)));
+                told.push((one.node.clone(), exit.at.clone()));
+            }
+        }
+        if clock::now() >= deadline {
+            return Err(missing(context, &wanted, patience));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// What nothing will change by waiting.
+fn cannot_start(context: &Context, one: &NodeSurvey) -> Result<(), Failure> {
+    let NodeSurvey { node, record, .. } = one;
+    let how = record
+        .last_exit
+        .as_ref()
+        .map_or("it could not be run".to_owned(), |exit| ended(exit.code, exit.signal));
+    let conflict = record.last_exit.as_ref().is_some_and(|exit| exit.code == Some(SERVER_EXIT_CONFLICT));
+    let failure = match record.phase {
+        Phase::Waiting | Phase::Failed if conflict => {
+            let message = format!(
+                "{node} cannot start: its address or directory is held by another ({how})\nend the holder that its log names, then `replcluster up`"
+            );
+            Failure::new(Exit::Conflict, message)
+        }
+        Phase::Failed => {
+            let message =
+                format!("{node} cannot start ({how})\nput right what its log says, then `replcluster up`");
+            Failure::new(Exit::Failed, message)
+        }
+        Phase::Down if record.last_exit.is_some() && one.answer.is_none() => {
+            let message = format!("{node} ended ({how})\nput right what its log says, then `replcluster up`");
+            Failure::new(Exit::Failed, message)
+        }
+        Phase::Down | Phase::Starting | Phase::Serving | Phase::Paused | Phase::Stopping | Phase::Waiting => {
+            return Ok(());
+        }
+    };
+    Err(failure.with_node_log(&context.layout, node))
+}
+
+fn missing(context: &Context, wanted: &[&NodeSurvey], patience: Duration) -> Failure {
+    let lacking: Vec<&&NodeSurvey> =
+        wanted.iter().filter(|one| !one.answer.as_ref().is_some_and(is_in_sync)).collect();
+    let reasons: Vec<String> = lacking
+        .iter()
+        .map(|one| match &one.answer {
+            Some(answer) if !answer.waiting_for.is_empty() => {
+                format!("{} waits for {}", one.node, answer.waiting_for)
+            }
+            Some(_) => format!("{} is not in sync", one.node),
+            None => format!("{} does not answer", one.node),
+        })
+        .collect();
+    let what =
+        if reasons.is_empty() { "the nodes do not agree on a leader".to_owned() } else { reasons.join("; ") };
+    let message = format!(
+        "not in sync after {}: {what}\nlook at `replcluster status` and `replcluster logs`; what runs was left running",
+        crate::config::show(patience)
+    );
+    let failure = Failure::new(Exit::TimedOut, message);
+    match lacking.first() {
+        Some(one) => failure.with_node_log(&context.layout, &one.node),
+        None => failure,
+    }
+}
+
+/// Waits until none of these nodes has a process any more.
+///
+/// # Errors
+/// Those that still have one when patience ends.
+pub async fn ended_all(
+    supervisor: &mut Conversation,
+    nodes: &[NodeId],
+    patience: Duration,
+) -> Result<(), Failure> {
+    let deadline = clock::now() + patience;
+    loop {
+        let Reply::Snapshot { record } = ask(supervisor, &Request::Snapshot).await? else { continue };
+        let left: Vec<NodeId> = nodes
+            .iter()
+            .filter(|node| record.nodes.get(node.as_str()).is_some_and(|node| node.process.is_some()))
+            .cloned()
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        if clock::now() >= deadline {
+            let message = format!("{} did not end\nend it with `replcluster down --now`", list(&left));
+            return Err(Failure::new(Exit::TimedOut, message));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Has `target` lead: asks the leader to hand over, and waits until every node that answers says the same.
+///
+/// # Errors
+/// A refusal in the leader's own words, or that it took too long.
+pub async fn lead(context: &Context, target: &NodeId) -> Result<Survey, Failure> {
+    let leads = |survey: &Survey| {
+        let answered = || survey.nodes.iter().filter_map(|one| one.answer.as_ref());
+        survey.sum.leader.as_ref() == Some(target)
+            && answered().all(|answer| answer.leader == target.as_str())
+    };
+    let found = survey::survey(context).await?;
+    if leads(&found) {
+        return Ok(found);
+    }
+    if let Some(leader) = found.sum.leader.clone().filter(|leader| leader != target)
+        && let Err(error) = context.asker.move_leader(&leader, target, HANDOVER_PATIENCE).await
+    {
+        // The old leader's answer can be lost with its leadership: what counts is who leads afterwards.
+        let now = survey::until(context, Duration::from_secs(1), |survey| leads(survey)).await?;
+        return now.map_err(|_| {
+            let message = format!(
+                "{target} does not lead: {error}\ntry again when `replcluster status` shows it in sync"
+            );
+            Failure::new(Exit::Failed, message).with_node_log(&context.layout, target)
+        });
+    }
+    survey::until(context, HANDOVER_PATIENCE, |survey| leads(survey)).await?.map_err(|_| {
+        let message = format!("{target} does not lead yet\nlook at `replcluster status`");
+        Failure::new(Exit::TimedOut, message).with_node_log(&context.layout, target)
+    })
+}
+
+/// How a process ended, in words.
+#[must_use]
+pub fn ended(code: Option<i32>, signal: Option<i32>) -> String {
+    match (code, signal) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => super::render::signal_name(signal),
+        (None, None) => "exit status unknown".to_owned(),
+    }
+}
+
+/// The role of a node, for a sentence.
+#[must_use]
+pub fn role(one: &NodeSurvey) -> &'static str {
+    match one.answer.as_ref().map(crate::supervisor::ask::account).map(|account| account.role) {
+        Some(Role::Leader) => "leader",
+        Some(Role::Follower) => "follower",
+        Some(Role::Joining) => "joining",
+        Some(Role::None) | None => "no role",
+    }
+}
