@@ -1,3 +1,4 @@
 //! The verbs of `replcluster`.
 
+pub mod bench;
 pub mod client;
