@@ -1,7 +1,7 @@
 //! `replcluster client`: one request to any etcd v3 cluster, or a prompt where no request is named (O15).
 //! Prints what etcdctl prints, so that scripts may call either. Reading a cluster's config is the caller's part.
 
-mod print;
+pub(super) mod print;
 mod prompt;
 mod txn;
 mod words;

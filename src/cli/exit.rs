@@ -10,6 +10,7 @@ use crate::supervisor::ports::PortError;
 use crate::supervisor::run::SupervisorError;
 use crate::view::NodeId;
 
+use super::bench::BenchFailure;
 use super::client::ClientFailure;
 
 /// Lines of a log shown with a failure.
@@ -186,6 +187,20 @@ impl From<ClientFailure> for Failure {
             2 => Exit::Usage,
             3 => Exit::NotRunning,
             4 => Exit::TimedOut,
+            _ => Exit::Failed,
+        };
+        Failure::new(exit, error.to_string())
+    }
+}
+
+impl From<BenchFailure> for Failure {
+    fn from(error: BenchFailure) -> Failure {
+        let exit = match error.exit_code() {
+            2 => Exit::Usage,
+            3 => Exit::NotRunning,
+            4 => Exit::TimedOut,
+            6 => Exit::Violated,
+            130 => Exit::Interrupted,
             _ => Exit::Failed,
         };
         Failure::new(exit, error.to_string())

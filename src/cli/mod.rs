@@ -10,6 +10,7 @@ use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use tokio_util::sync::CancellationToken;
 
 mod add_follower;
+pub mod bench;
 mod check;
 pub mod client;
 mod completions;
@@ -114,6 +115,8 @@ enum Verb {
     Events(events::Events),
     /// Talk etcd v3 to the cluster, or to --endpoints; a prompt without a request [read-only, or changes the data]
     Client(client::ClientArguments),
+    /// Measure any etcd v3 servers, or ours against a stock etcd [changes the data of --endpoints under one prefix]
+    Bench(bench::BenchArguments),
     /// Print what makes a shell complete commands and node names [read-only]
     Completions(completions::Completions),
     /// Print the manual page, or write all of them to a directory [read-only]
@@ -240,6 +243,13 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 let configured =
                     if verb.endpoints.is_empty() { context(false)?.config.nodes } else { Vec::new() };
                 client::run(verb, &context::names(&configured)).await?;
+                Ok(Exit::Done)
+            }
+            Verb::Bench(verb) => {
+                // Only a running cluster of the configuration needs one.
+                let configured =
+                    if verb.uses_configuration() { context(false)?.config.nodes } else { Vec::new() };
+                bench::run(verb, &context::names(&configured)).await?;
                 Ok(Exit::Done)
             }
             Verb::Completions(verb) => completions::run(&verb),

@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinSet;
 use tonic::Code;
 
@@ -34,6 +36,10 @@ const MOST_WRITERS: usize = 64;
 const MOST_WRITES: u32 = 100_000;
 /// How long a writer waits for an answer: longer than any server here makes a client wait before it gives up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A writer sends its next write after this long even if the last one is not answered.
+const OVERTAKEN_AFTER: Duration = Duration::from_millis(100);
+/// So many writes of one writer may be without an answer at a time.
+const MOST_PENDING: usize = 32;
 /// How long the writes in flight may take once the load is told to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 /// A writer whose write failed tries the next one after this long, so that a dead node is not hammered.
@@ -80,6 +86,14 @@ impl Probe {
     /// # Errors
     /// [`ClientError::NoEndpoints`], [`ClientError::BadEndpoint`].
     pub async fn start(endpoints: Vec<String>) -> Result<Probe, ClientError> {
+        Probe::start_with(endpoints, WRITERS).await
+    }
+
+    /// As [`Probe::start`], with at least so many writers.
+    ///
+    /// # Errors
+    /// As [`Probe::start`].
+    pub async fn start_with(endpoints: Vec<String>, writers: usize) -> Result<Probe, ClientError> {
         let links = endpoints
             .iter()
             .take(MOST_WRITERS)
@@ -97,8 +111,9 @@ impl Probe {
             after_fault: AtomicU64::new(0),
             fault_us: AtomicU64::new(0),
         });
+        let count = links.len().max(writers.min(MOST_WRITERS));
         let mut writers = JoinSet::new();
-        for (writer, link) in (0..).zip(links.iter().cycle().take(links.len().max(WRITERS))) {
+        for (writer, link) in (0..).zip(links.iter().cycle().take(count)) {
             writers.spawn(write(Arc::clone(&shared), link.clone(), writer));
         }
         Ok(Probe { shared, writers, endpoints })
@@ -153,51 +168,68 @@ impl Probe {
     }
 }
 
-/// One writer: one write after another through one endpoint until it is told to stop.
+/// One writer: one write after another through one endpoint until it is told to stop. A write that hangs is left
+/// behind and overtaken, so that it cannot make a cluster that serves again look as if it did not.
 async fn write(shared: Arc<Shared>, link: Link, writer: u16) -> Vec<Attempt> {
     let mut attempts = Vec::new();
-    let mut kv = link.kv();
+    let mut pending = FuturesUnordered::new();
     for number in 0..MOST_WRITES {
         if shared.stop.load(Ordering::SeqCst) {
             break;
         }
-        let id = WriteId { writer, number };
-        let request = pb::PutRequest {
-            key: history::key(&shared.prefix, id).into(),
-            value: history::value(&shared.prefix, id).into(),
-            ..Default::default()
-        };
-        let sent_us = shared.micros();
-        let answer = tokio::select! {
+        pending.push(write_once(&shared, &link, WriteId { writer, number }));
+        let ended = tokio::select! {
             biased;
-            answer = kv.put(request) => Some(answer),
-            () = give_up(&shared) => None,
+            ended = pending.next() => ended,
+            () = tokio::time::sleep(OVERTAKEN_AFTER), if pending.len() < MOST_PENDING => None,
         };
-        let at_us = shared.micros();
-        let outcome = match answer {
-            Some(Ok(answer)) => {
-                let revision = answer.into_inner().header.unwrap_or_default().revision;
-                shared.acknowledged.fetch_add(1, Ordering::SeqCst);
-                if shared.fault_us().is_some_and(|fault_us| at_us > fault_us) {
-                    shared.after_fault.fetch_add(1, Ordering::SeqCst);
+        if let Some(attempt) = ended {
+            attempts.push(attempt);
+            match attempt.outcome {
+                Outcome::Acknowledged { .. } => {}
+                Outcome::Indeterminate { .. } | Outcome::NotDone { .. } => {
+                    tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
                 }
-                Outcome::Acknowledged { revision, at_us }
-            }
-            Some(Err(status)) => match ClientError::from_status(link.endpoint(), status).certainty() {
-                Certainty::NotDone => Outcome::NotDone { at_us },
-                Certainty::Unknown => Outcome::Indeterminate { at_us },
-            },
-            None => Outcome::Indeterminate { at_us },
-        };
-        attempts.push(Attempt { id, sent_us, outcome });
-        match outcome {
-            Outcome::Acknowledged { .. } => {}
-            Outcome::Indeterminate { .. } | Outcome::NotDone { .. } => {
-                tokio::time::sleep(PAUSE_AFTER_FAILURE).await;
             }
         }
     }
+    while let Some(attempt) = pending.next().await {
+        attempts.push(attempt);
+    }
     attempts
+}
+
+/// One write, sent once.
+async fn write_once(shared: &Shared, link: &Link, id: WriteId) -> Attempt {
+    let request = pb::PutRequest {
+        key: history::key(&shared.prefix, id).into(),
+        value: history::value(&shared.prefix, id).into(),
+        ..Default::default()
+    };
+    let mut kv = link.kv();
+    let sent_us = shared.micros();
+    let answer = tokio::select! {
+        biased;
+        answer = kv.put(request) => Some(answer),
+        () = give_up(shared) => None,
+    };
+    let at_us = shared.micros();
+    let outcome = match answer {
+        Some(Ok(answer)) => {
+            let revision = answer.into_inner().header.unwrap_or_default().revision;
+            shared.acknowledged.fetch_add(1, Ordering::SeqCst);
+            if shared.fault_us().is_some_and(|fault_us| at_us > fault_us) {
+                shared.after_fault.fetch_add(1, Ordering::SeqCst);
+            }
+            Outcome::Acknowledged { revision, at_us }
+        }
+        Some(Err(status)) => match ClientError::from_status(link.endpoint(), status).certainty() {
+            Certainty::NotDone => Outcome::NotDone { at_us },
+            Certainty::Unknown => Outcome::Indeterminate { at_us },
+        },
+        None => Outcome::Indeterminate { at_us },
+    };
+    Attempt { id, sent_us, outcome }
 }
 
 /// Ends when a write has waited long enough: its own time, or less once the load was told to stop.

@@ -260,7 +260,7 @@ fn line(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 /// Columns with two blanks between.
-fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
+pub(in crate::cli) fn table(head: &[&str], rows: impl Iterator<Item = Vec<String>>) -> Vec<u8> {
     let mut lines = vec![head.iter().map(|text| (*text).to_owned()).collect::<Vec<String>>()];
     lines.extend(rows);
     let width = |column: usize| {

@@ -1,0 +1,325 @@
+//! `replcluster bench`: load against any etcd v3 endpoints; with `--versus etcd`, ours and a stock etcd side by side
+//! on one disk; with `--failover`, how long a killed leader keeps everybody from writing. The machines this runs on
+//! are shared: only ratios taken in one run mean anything.
+
+mod cluster;
+mod failover;
+mod load;
+mod request;
+mod throughput;
+mod wire;
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::cluster::Scratch;
+use self::load::LoadError;
+use self::request::Mix;
+use crate::client::ClientError;
+
+/// What the user typed after `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// Addresses of any etcd v3 servers, host:port with commas between; the cluster of the config where none is given
+    #[arg(long, value_delimiter = ',', value_name = "ADDR,…", conflicts_with_all = ["versus", "failover"])]
+    pub endpoints: Vec<String>,
+    /// Start ours and another in temporary directories, load them in turn, and print ratios
+    #[arg(long, value_enum)]
+    versus: Option<Versus>,
+    /// Kill leaders of a cluster started for it and measure for how long no write is acknowledged
+    #[arg(long)]
+    failover: bool,
+    /// Numbers of closed-loop clients, over all endpoints
+    #[arg(long, value_delimiter = ',', default_value = "1,64,512", value_parser = parse_clients)]
+    clients: Vec<usize>,
+    /// What the clients do
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "put")]
+    mix: Vec<Mix>,
+    /// How long each number of clients is measured, in seconds, after half a second of warm-up
+    #[arg(long, default_value = "5", value_parser = parse_seconds)]
+    seconds: Duration,
+    /// Bytes in a value; keys have 32
+    #[arg(long, default_value = "256", value_parser = parse_size)]
+    size: usize,
+    /// How many different keys
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    keys: u64,
+    /// Connections to one endpoint at most; clients share them
+    #[arg(long, default_value_t = 2)]
+    connections: usize,
+    /// With --versus: how often everything is measured
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// With --failover: how many leaders are killed, of each cluster
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    kills: u32,
+    /// With --failover: how many clients write at the same time
+    #[arg(long, default_value_t = 4, value_parser = parse_writers)]
+    writers: usize,
+    /// Where the temporary directory of --versus and --failover is made; its disk is the one that is measured
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whom ours is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Versus {
+    /// The `etcd` of the PATH with its defaults.
+    Etcd,
+}
+
+/// What a benchmark found, for people and for programs.
+#[derive(Debug)]
+pub struct Report {
+    /// A table.
+    text: Vec<u8>,
+    /// The same with everything behind it.
+    value: Value,
+}
+
+impl BenchArguments {
+    /// True where the load goes to the cluster of the configuration.
+    #[must_use]
+    pub fn uses_configuration(&self) -> bool {
+        self.endpoints.is_empty() && self.versus.is_none() && !self.failover
+    }
+}
+
+/// Why there is no result, or none to be proud of.
+#[derive(Debug, thiserror::Error)]
+pub enum BenchFailure {
+    /// A request beside the load failed.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The load failed.
+    #[error("{0}")]
+    Load(String),
+    /// A directory or file could not be made.
+    #[error("{0}: {1}\nchoose another place with --dir")]
+    Directory(PathBuf, std::io::Error),
+    /// A server could not be started.
+    #[error("{0} cannot be started: {1}\nis it installed beside this program or on the PATH?")]
+    Spawn(PathBuf, std::io::Error),
+    /// A server did not do what it must before anything can be measured.
+    #[error("{kind}: {address} {what}; the end of its log:\n{tail}\nread the rest in {log}")]
+    Cluster {
+        /// Whose servers.
+        kind: &'static str,
+        /// Which server.
+        address: String,
+        /// What it did not do.
+        what: &'static str,
+        /// The last lines of its log.
+        tail: String,
+        /// Where the log is.
+        log: PathBuf,
+    },
+    /// A cluster acknowledges nothing.
+    #[error("{0}: too few writes were acknowledged {1}\nread the logs in the directory that is left behind")]
+    NoWrites(&'static str, &'static str),
+    /// Something acknowledged is missing or wrong.
+    #[error("violated: {}\nread the logs in the directory that is left behind", .violations.join("; "))]
+    Violated {
+        /// What was measured all the same.
+        report: Report,
+        /// What was seen that must never be.
+        violations: Vec<String>,
+    },
+    /// The user stopped it.
+    #[error("interrupted; everything that was started is ended")]
+    Interrupted,
+    /// Standard output failed.
+    #[error("standard output failed: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+impl From<LoadError> for BenchFailure {
+    fn from(error: LoadError) -> BenchFailure {
+        match error {
+            LoadError::Client(error) => BenchFailure::Client(error),
+            other @ (LoadError::Connection { .. } | LoadError::AllFailed(_) | LoadError::Thread(_)) => {
+                BenchFailure::Load(other.to_string())
+            }
+        }
+    }
+}
+
+impl BenchFailure {
+    /// The exit code that stands for it.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            BenchFailure::Client(ClientError::NoEndpoints | ClientError::BadEndpoint { .. }) => 2,
+            BenchFailure::Client(ClientError::Unreachable { .. }) => 3,
+            BenchFailure::Client(ClientError::TimedOut { .. }) => 4,
+            BenchFailure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
+            | BenchFailure::Load(_)
+            | BenchFailure::Directory(..)
+            | BenchFailure::Spawn(..)
+            | BenchFailure::Cluster { .. }
+            | BenchFailure::NoWrites(..)
+            | BenchFailure::Output(_) => 1,
+            BenchFailure::Violated { .. } => 6,
+            BenchFailure::Interrupted => 130,
+        }
+    }
+
+    /// A directory with the logs helps whoever looks into it.
+    fn keeps_logs(&self) -> bool {
+        match self {
+            BenchFailure::Interrupted | BenchFailure::Spawn(..) | BenchFailure::Directory(..) => false,
+            BenchFailure::Client(_)
+            | BenchFailure::Load(_)
+            | BenchFailure::Cluster { .. }
+            | BenchFailure::NoWrites(..)
+            | BenchFailure::Violated { .. }
+            | BenchFailure::Output(_) => true,
+        }
+    }
+}
+
+/// Runs the benchmark against `--endpoints` or else `configured`, or against clusters of its own.
+///
+/// # Errors
+/// [`BenchFailure`].
+pub async fn run(arguments: BenchArguments, configured: &[String]) -> Result<(), BenchFailure> {
+    let outcome = if arguments.versus.is_some() || arguments.failover {
+        let mut scratch = Scratch::new(&arguments.dir)?;
+        // Dropping the work ends the servers; the directory goes after them.
+        let outcome = tokio::select! {
+            biased;
+            () = interruption() => Err(BenchFailure::Interrupted),
+            outcome = own_clusters(&arguments, &scratch) => outcome,
+        };
+        if outcome.as_ref().is_err_and(BenchFailure::keeps_logs) {
+            scratch.keep();
+        }
+        outcome
+    } else {
+        let endpoints = if arguments.endpoints.is_empty() { configured } else { &arguments.endpoints };
+        let outcome = tokio::select! {
+            biased;
+            () = interruption() => Err(BenchFailure::Interrupted),
+            outcome = throughput::endpoints(&arguments, endpoints) => outcome,
+        };
+        if outcome.is_err() {
+            // The first failure says more than one of cleaning up after it.
+            let _ = tokio::time::timeout(Duration::from_secs(5), load::clear(endpoints)).await;
+        }
+        outcome
+    };
+    match &outcome {
+        Ok(report) | Err(BenchFailure::Violated { report, .. }) => print(report, arguments.json)?,
+        Err(_) => {}
+    }
+    outcome.map(|_| ())
+}
+
+async fn own_clusters(arguments: &BenchArguments, scratch: &Scratch) -> Result<Report, BenchFailure> {
+    if arguments.failover {
+        failover::run(arguments, scratch).await
+    } else {
+        throughput::versus(arguments, scratch).await
+    }
+}
+
+/// Ends at the first Ctrl-C or request to terminate.
+async fn interruption() {
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        // Without handlers the signals end the program themselves.
+        (Err(_), _) | (_, Err(_)) => std::future::pending().await,
+    }
+}
+
+fn print(report: &Report, json: bool) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let mut stdout = std::io::stdout().lock();
+    if json { writeln!(stdout, "{}", report.value) } else { stdout.write_all(&report.text) }
+}
+
+/// Says how far it is, to people who wait.
+fn note(text: &str) {
+    if std::io::stderr().is_terminal() {
+        eprintln!("{text}");
+    }
+}
+
+fn parse_clients(text: &str) -> Result<usize, String> {
+    within(text, 1, 100_000)
+}
+
+fn parse_writers(text: &str) -> Result<usize, String> {
+    within(text, 1, 64)
+}
+
+/// A request must fit into one HTTP/2 frame of the size that every server takes.
+fn parse_size(text: &str) -> Result<usize, String> {
+    within(text, 0, 16_000)
+}
+
+fn within(text: &str, low: usize, high: usize) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (low..=high).contains(number));
+    number.ok_or_else(|| format!("expected a number from {low} to {high}"))
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.1..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "expected seconds from 0.1 to 3600".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: BenchArguments,
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused() {
+        for words in [
+            ["--clients", "0"],
+            ["--size", "20000"],
+            ["--seconds", "0"],
+            ["--keys", "0"],
+            ["--writers", "65"],
+            ["--mix", "watch"],
+            ["--versus", "redis"],
+        ] {
+            assert!(Line::try_parse_from([&["bench"], &words[..]].concat()).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_targets() {
+        let arguments = Line::try_parse_from(["bench"]).unwrap().arguments;
+        assert_eq!(
+            (arguments.clients, arguments.mix, arguments.size),
+            (vec![1, 64, 512], vec![Mix::Put], 256)
+        );
+    }
+
+    #[test]
+    fn clusters_of_its_own_and_endpoints_exclude_each_other() {
+        let words = ["bench", "--endpoints", "a:1", "--failover"];
+        assert!(Line::try_parse_from(words).is_err());
+    }
+}

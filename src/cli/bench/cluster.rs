@@ -1,0 +1,397 @@
+//! Three servers of one kind in a directory of their own, for as long as the benchmark runs: started, killed and
+//! started again by process id, and gone when this value is.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use serde::Serialize;
+
+use super::BenchFailure;
+use super::load::{cpu_time, wait_for};
+use super::request::PREFIX;
+use crate::client::{Client, ClientError, Link, Options};
+use crate::clock;
+use crate::proto::etcdserverpb as pb;
+use crate::proto::replcluster::describe_response::Role;
+use crate::proto::replcluster::node_client::NodeClient;
+use crate::proto::replcluster::{DescribeRequest, DescribeResponse};
+
+/// How long a cluster may take to serve, or a node to be in sync again.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long one question about a node's state may take.
+const ASK: Duration = Duration::from_secs(1);
+
+/// Whose servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Kind {
+    /// `replserver`.
+    Ours,
+    /// `etcd` from the PATH with its defaults.
+    Etcd,
+}
+
+impl Kind {
+    /// As it is printed.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Ours => "ours",
+            Kind::Etcd => "etcd",
+        }
+    }
+
+    /// Ours stands beside this program, or where `$REPLSERVER` says, or on the PATH.
+    fn program(self) -> PathBuf {
+        match self {
+            Kind::Etcd => PathBuf::from("etcd"),
+            Kind::Ours => std::env::current_exe()
+                .ok()
+                .map(|exe| exe.with_file_name("replserver"))
+                .filter(|path| path.is_file())
+                .or_else(|| std::env::var_os("REPLSERVER").map(PathBuf::from))
+                .unwrap_or_else(|| PathBuf::from("replserver")),
+        }
+    }
+}
+
+/// A running cluster.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    pub(super) kind: Kind,
+    program: PathBuf,
+    dir: PathBuf,
+    nodes: Vec<Node>,
+    /// From the first spawn to the first acknowledged write.
+    pub(super) started_in: Duration,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: String,
+    /// Etcd's members talk on another port; ours use one for all.
+    peer_address: String,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts `count` nodes at once in `dir` and waits until all of them serve and are in sync.
+    pub(super) async fn start(kind: Kind, dir: PathBuf, count: usize) -> Result<Cluster, BenchFailure> {
+        let program = kind.program();
+        std::fs::create_dir_all(&dir).map_err(|error| BenchFailure::Directory(dir.clone(), error))?;
+        let mut ports =
+            free_addresses(count * 2).map_err(|error| BenchFailure::Directory(dir.clone(), error))?;
+        let peers = ports.split_off(count);
+        let nodes: Vec<Node> = ports
+            .into_iter()
+            .zip(peers)
+            .map(|(address, peer_address)| Node { address, peer_address, child: None })
+            .collect();
+        let began = clock::now();
+        let mut cluster = Cluster { kind, program, dir, nodes, started_in: Duration::ZERO };
+        for position in 0..count {
+            cluster.spawn(position, position > 0)?;
+        }
+        match tokio::time::timeout(PATIENCE, cluster.first_write()).await {
+            Ok(written) => written?,
+            Err(_) => return Err(cluster.failure(0, "acknowledged no write")),
+        }
+        cluster.started_in = began.elapsed();
+        for position in 0..count {
+            cluster.wait_in_sync(position).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// The client addresses of all nodes.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.address.clone()).collect()
+    }
+
+    /// The client addresses of all nodes but one.
+    pub(super) fn addresses_without(&self, position: usize) -> Vec<String> {
+        let others = self.nodes.iter().enumerate().filter(|(other, _)| *other != position);
+        others.map(|(_, node)| node.address.clone()).collect()
+    }
+
+    /// The address of one node.
+    pub(super) fn address(&self, position: usize) -> &str {
+        &self.nodes[position].address
+    }
+
+    /// Processor time that the living nodes have used since they were started.
+    pub(super) fn cpu_time(&self) -> Duration {
+        self.nodes
+            .iter()
+            .filter_map(|node| node.child.as_ref())
+            .map(|child| cpu_time(&child.id().to_string()))
+            .sum()
+    }
+
+    /// Which node leads, once one does.
+    pub(super) async fn leader(&self) -> Result<usize, BenchFailure> {
+        let mut leader = None;
+        let found = wait_for(PATIENCE, async || {
+            for position in 0..self.nodes.len() {
+                if self.leads(position).await {
+                    leader = Some(position);
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+        match (found, leader) {
+            (Some(_), Some(position)) => Ok(position),
+            _ => Err(self.failure(0, "found no leader")),
+        }
+    }
+
+    /// Sends SIGKILL and does not wait, so that what follows can be timed.
+    pub(super) fn kill(&mut self, position: usize) -> Result<(), BenchFailure> {
+        let node = &mut self.nodes[position];
+        match &mut node.child {
+            Some(child) => child.kill().map_err(|error| BenchFailure::Spawn(self.program.clone(), error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a killed node on its old data and waits until it is in sync again.
+    pub(super) async fn restart(&mut self, position: usize) -> Result<(), BenchFailure> {
+        if let Some(mut child) = self.nodes[position].child.take() {
+            child.wait().map_err(|error| BenchFailure::Spawn(self.program.clone(), error))?;
+        }
+        self.spawn(position, true)?;
+        self.wait_in_sync(position).await
+    }
+
+    fn spawn(&mut self, position: usize, joins: bool) -> Result<(), BenchFailure> {
+        let node = &self.nodes[position];
+        let data = self.dir.join(format!("{}-data", node.address.replace(':', "_")));
+        let mut command = Command::new(&self.program);
+        match self.kind {
+            Kind::Ours => {
+                command
+                    .arg("--address")
+                    .arg(&node.address)
+                    .args(["--cluster", "bench"])
+                    .arg("--data-dir")
+                    .arg(data);
+                command.arg("--register").arg(format!("file:{}", self.dir.join("register").display()));
+                if joins {
+                    command.arg("--join").arg(self.addresses_without(position).join(","));
+                }
+            }
+            Kind::Etcd => {
+                let client_url = format!("http://{}", node.address);
+                let peer_url = format!("http://{}", node.peer_address);
+                let members: Vec<String> = self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("{}=http://{}", node.address, node.peer_address))
+                    .collect();
+                command.args(["--name", &node.address]).arg("--data-dir").arg(data);
+                command.args(["--listen-client-urls", &client_url, "--advertise-client-urls", &client_url]);
+                command.args(["--listen-peer-urls", &peer_url, "--initial-advertise-peer-urls", &peer_url]);
+                command.args(["--initial-cluster", &members.join(","), "--initial-cluster-state", "new"]);
+            }
+        }
+        let path = self.log_path(position);
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.map_err(|error| BenchFailure::Directory(path.clone(), error))?;
+        let error_log = log.try_clone().map_err(|error| BenchFailure::Directory(path, error))?;
+        // Own process group: a Ctrl-C on the terminal reaches this program alone, which then ends its children.
+        command.stdin(Stdio::null()).stdout(log).stderr(error_log).process_group(0);
+        let child = command.spawn().map_err(|error| BenchFailure::Spawn(self.program.clone(), error))?;
+        self.nodes[position].child = Some(child);
+        Ok(())
+    }
+
+    /// Ends with the first acknowledged write. One that came too early may hang until it times out, so others overtake
+    /// it; all write the same, so none does harm.
+    async fn first_write(&self) -> Result<(), BenchFailure> {
+        let client = self.client(self.addresses())?;
+        let write = pb::PutRequest { key: self.ready_key(), ..Default::default() };
+        let mut pending = FuturesUnordered::new();
+        let mut next = tokio::time::interval(Duration::from_millis(5));
+        loop {
+            tokio::select! {
+                Some::<Result<pb::PutResponse, ClientError>>(answer) = pending.next() => {
+                    if answer.is_ok() {
+                        return Ok(());
+                    }
+                }
+                _ = next.tick(), if pending.len() < 64 => pending.push(client.put(write.clone())),
+            }
+        }
+    }
+
+    async fn wait_in_sync(&mut self, position: usize) -> Result<(), BenchFailure> {
+        let this = &*self;
+        if wait_for(PATIENCE, async || this.is_in_sync(position).await).await.is_some() {
+            return Ok(());
+        }
+        Err(self.failure(position, "did not get in sync"))
+    }
+
+    async fn leads(&self, position: usize) -> bool {
+        match self.kind {
+            Kind::Ours => {
+                self.describe(position).await.is_some_and(|node| node.role() == Role::Leader && node.ready)
+            }
+            Kind::Etcd => self.status(position).await.is_some_and(|status| {
+                status.leader != 0 && status.header.is_some_and(|header| header.member_id == status.leader)
+            }),
+        }
+    }
+
+    /// Ours: the node says so of itself and the leader agrees. Etcd: it answers a linearizable read, for which it
+    /// must have caught up with the leader.
+    async fn is_in_sync(&self, position: usize) -> bool {
+        match self.kind {
+            Kind::Ours => {
+                let Some(node) = self.describe(position).await.filter(|node| node.ready) else {
+                    return false;
+                };
+                let leader = self.nodes.iter().position(|other| other.address == node.leader);
+                let Some(leader) = leader else { return false };
+                let address = self.nodes[position].address.as_str();
+                self.describe(leader).await.is_some_and(|leader| {
+                    leader.epoch == node.epoch && leader.in_sync.iter().any(|member| member == address)
+                })
+            }
+            Kind::Etcd => match self.client(vec![self.nodes[position].address.clone()]) {
+                Ok(client) => client.get(self.ready_key()).await.is_ok(),
+                Err(_) => false,
+            },
+        }
+    }
+
+    async fn describe(&self, position: usize) -> Option<DescribeResponse> {
+        let link = Link::new(&self.nodes[position].address, ASK).ok()?;
+        let mut node = NodeClient::new(link.channel());
+        let answer = tokio::time::timeout(ASK, node.describe(DescribeRequest {})).await;
+        Some(answer.ok()?.ok()?.into_inner())
+    }
+
+    async fn status(&self, position: usize) -> Option<pb::StatusResponse> {
+        let client = self.client(vec![self.nodes[position].address.clone()]).ok()?;
+        client.status().await.into_iter().find_map(|(_, answer)| answer.ok())
+    }
+
+    fn client(&self, addresses: Vec<String>) -> Result<Client, BenchFailure> {
+        Ok(Client::new(&addresses, Options { timeout: ASK, ..Options::default() })?)
+    }
+
+    fn ready_key(&self) -> Bytes {
+        [PREFIX, b"ready"].concat().into()
+    }
+
+    fn log_path(&self, position: usize) -> PathBuf {
+        self.dir.join(format!("{}.log", self.nodes[position].address.replace(':', "_")))
+    }
+
+    fn failure(&self, position: usize, what: &'static str) -> BenchFailure {
+        let log = self.log_path(position);
+        let text =
+            std::fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let tail = lines[lines.len().saturating_sub(10)..].join("\n");
+        BenchFailure::Cluster {
+            kind: self.kind.name(),
+            address: self.nodes[position].address.clone(),
+            what,
+            tail,
+            log,
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            // It may have ended by itself; then there is nothing to end.
+            let _ = child.kill();
+        }
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Loopback addresses that nobody listens on, all different; somebody else may still take one before the server does.
+fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
+}
+
+/// The benchmark's directory; removed with everything in it unless it is kept.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Scratch {
+    /// Makes `.replcluster-bench/<pid>` in `parent`.
+    pub(super) fn new(parent: &Path) -> Result<Scratch, BenchFailure> {
+        let path = parent.join(".replcluster-bench").join(std::process::id().to_string());
+        std::fs::create_dir_all(&path).map_err(|error| BenchFailure::Directory(path.clone(), error))?;
+        // Servers get it on their command line and may have another working directory.
+        let path = path.canonicalize().map_err(|error| BenchFailure::Directory(path.clone(), error))?;
+        Ok(Scratch { path, keep: false })
+    }
+
+    /// A directory inside it.
+    pub(super) fn join(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Leaves the logs behind for whoever looks into a failure.
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nothing depends on their being gone.
+            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = self.path.parent().map(std::fs::remove_dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_different() {
+        let addresses = free_addresses(6).unwrap();
+        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
+        assert_eq!(different.len(), 6);
+    }
+
+    #[test]
+    fn the_directory_goes_unless_it_is_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let scratch = Scratch::new(parent.path()).unwrap();
+        std::fs::write(scratch.join("file"), "").unwrap();
+        drop(scratch);
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        let mut scratch = Scratch::new(parent.path()).unwrap();
+        scratch.keep();
+        let path = scratch.join("");
+        drop(scratch);
+        assert!(path.is_dir());
+    }
+}
