@@ -13,6 +13,8 @@ mod maintenance;
 mod node;
 mod refusal;
 mod size;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 

@@ -295,7 +295,7 @@ fn select(keys: &Keys, request: &RangeRequest, newest: i64) -> RangeResponse {
         _ => (0, kv.value.clone()),
     };
     if request.sort_order == 2 {
-        kvs.sort_by(|a, b| by(b).cmp(&by(a)));
+        kvs.sort_by_key(|kv| std::cmp::Reverse(by(kv)));
     } else {
         kvs.sort_by_key(by);
     }
