@@ -194,7 +194,7 @@ fn parse(
 /// The first Ctrl-C asks: a verb that has something to put right does so. The second forces.
 async fn interruptible(cli: Cli) -> Outcome {
     let interrupt = CancellationToken::new();
-    let puts_right = matches!(cli.verb, Verb::Kill(_) | Verb::Up(_) | Verb::Supervise(_));
+    let puts_right = matches!(cli.verb, Verb::Kill(_) | Verb::Up(_) | Verb::Bench(_) | Verb::Supervise(_));
     let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
     tokio::select! {
         outcome = &mut verb => return outcome,
