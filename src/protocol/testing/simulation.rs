@@ -690,7 +690,10 @@ fn letter(machine: usize) -> char {
 }
 
 fn run_seed(seed: u64, broken: Option<Rule>, traced: bool) -> Outcome {
-    let mut simulation = Simulation::new(seed, broken, traced);
+    finish(Simulation::new(seed, broken, traced))
+}
+
+fn finish(mut simulation: Simulation) -> Outcome {
     let result = catch_unwind(AssertUnwindSafe(|| simulation.run()));
     let violation = match result {
         Ok(Ok(())) => None,
@@ -805,6 +808,46 @@ mod tests {
             acknowledged > 20 * seeds && epochs > 3 * seeds,
             "a storm in which nothing happens proves nothing"
         );
+    }
+
+    /// A checker that cannot fail proves nothing: without any one of these rules some seed must break a claim.
+    #[test]
+    fn every_rule_that_is_switched_off_is_missed() {
+        const SEEDS: u64 = 3_000;
+        let rules = [
+            Rule::AcknowledgeBeforeDurable,
+            Rule::CountOwnBeforeDurable,
+            Rule::CommitWithoutEveryone,
+            Rule::ShrinkBeforeConfirmed,
+            Rule::GrowAfterSwap,
+            Rule::JoinBehind,
+            Rule::GuessLostSwap,
+            Rule::ElectOutsideSet,
+            Rule::SkipPromise,
+            Rule::ObeyStaleEpoch,
+            Rule::ServeBeforeOpening,
+            Rule::NoTruncate,
+            Rule::ApplyUncommitted,
+            Rule::TrustWipedNode,
+        ];
+        // Panics are how a node says that an invariant of its own is broken; here they are expected.
+        let mut unnoticed = Vec::new();
+        for rule in rules {
+            for only_consequences in [false, true] {
+                let caught = (0..SEEDS).find_map(|seed| {
+                    let mut simulation = Simulation::new(seed, Some(rule), false);
+                    simulation.cluster.seen.only_consequences = only_consequences;
+                    Some((seed, finish(simulation).violation?))
+                });
+                match caught {
+                    Some((seed, violation)) => {
+                        println!("{rule:?}: seed {seed} breaks \"{}\"", violation.claim)
+                    }
+                    None => unnoticed.push((rule, only_consequences)),
+                }
+            }
+        }
+        assert!(unnoticed.is_empty(), "{SEEDS} seeds do not miss {unnoticed:?}");
     }
 
     #[test]
