@@ -162,7 +162,9 @@ impl Node {
             Input::MoveLeader(to) => self.start_transfer(&to),
             Input::Remove(node) => self.remove(node),
         }
-        self.announce_commit();
+        if !self.halted {
+            self.announce_commit();
+        }
         std::mem::take(&mut self.effects)
     }
 
