@@ -240,6 +240,7 @@ impl Node {
             for peer in self.peers.values_mut() {
                 peer.last_heard = (peer.last_heard + slept).min(self.now);
             }
+            self.forgive_followers(slept);
         }
     }
 

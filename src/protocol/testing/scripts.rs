@@ -473,6 +473,7 @@ mod tests {
         new_leader_drops_who_does_not_answer
         new_leader_serves_only_after_its_opening_is_everywhere
         node_outside_the_set_does_not_lead
+        node_that_lives_but_does_not_follow_is_dropped
         node_that_lost_what_it_acknowledged_leaves_the_set
         node_waits_for_lower_live_ones_but_not_for_ever
         old_leader_waking_up_steps_down
