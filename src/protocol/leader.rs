@@ -8,6 +8,8 @@
 //!   ▼                                                │
 //! Stream ──report: log no longer reaches back──▶ Snapshot
 //! ```
+//!
+//! Only nodes outside the set are ever sent a snapshot: whoever is counted on holds all that is committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -173,7 +173,7 @@ fn every_rule_that_is_switched_off_is_missed() {
             });
             match caught {
                 Some((seed, violation)) => {
-                    println!("{rule:?}: seed {seed} breaks \"{}\"", violation.claim)
+                    println!("{rule:?}: seed {seed} breaks \"{}\"", violation.claim);
                 }
                 None => unnoticed.push((rule, only_consequences)),
             }
