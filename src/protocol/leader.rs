@@ -8,6 +8,8 @@
 //!   ▼                                                │
 //! Stream ──report: log no longer reaches back──▶ Snapshot
 //! ```
+//!
+//! Only nodes outside the set are ever sent a snapshot: whoever is counted on holds all that is committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +46,8 @@ pub struct Progress {
     pub next: Index,
     /// The commit index it was last told.
     told_commit: Index,
+    /// When it last took entries or a heartbeat from us under our view.
+    answered_at: Millis,
     /// Since when it is in sync without a break, as far as this leader knows.
     in_sync_since: Option<Millis>,
 }
@@ -104,6 +108,7 @@ impl Node {
                 matched: Index(0),
                 next,
                 told_commit: Index(0),
+                answered_at: now,
                 in_sync_since: Some(now),
             };
             progress.insert(node.clone(), known);
@@ -126,6 +131,16 @@ impl Node {
     pub(super) fn propose(&mut self, count: u64) {
         assert!(self.can_propose() && count > 0, "proposed {count} entries to a node that does not order");
         self.append_own(count, false);
+    }
+
+    /// We did not run for that long, and nobody could answer.
+    pub(super) fn forgive_followers(&mut self, slept: Millis) {
+        let now = self.now;
+        if let Role::Leader(leader) = &mut self.role {
+            for known in leader.progress.values_mut() {
+                known.answered_at = (known.answered_at + slept).min(now);
+            }
+        }
     }
 
     pub(super) fn leader_tick(&mut self) {
@@ -221,12 +236,13 @@ impl Node {
 
     pub(super) fn appended_received(&mut self, from: &NodeId, incarnation: Incarnation, durable: Index) {
         let last = self.log.last().index;
-        let trusting = self.breaks(Rule::TrustWipedNode);
+        let (now, trusting) = (self.now, self.breaks(Rule::TrustWipedNode));
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(known) = leader.progress.get_mut(from) else { return };
         if known.incarnation != incarnation && !trusting {
             return;
         }
+        known.answered_at = now;
         known.matched = known.matched.max(durable.min(last));
         known.next = known.next.max(known.matched.next());
         self.advance_commit();
@@ -260,6 +276,7 @@ impl Node {
             matched: Index(0),
             next: commit.next(),
             told_commit: Index(0),
+            answered_at: self.now,
             in_sync_since: None,
         };
         let known = leader.progress.entry(from.clone()).or_insert_with(|| fresh.clone());
@@ -336,9 +353,18 @@ impl Node {
             return;
         }
         let commit = self.log.commit();
+        // A node may live and yet not follow: it has promised another epoch, or cannot read the register and so not
+        // learn of ours. It would be waited for as long as that lasts (R7).
+        let mute = |node: &NodeId| {
+            let known = leader.progress.get(node);
+            known.is_some_and(|known| self.now - known.answered_at > self.config.failure_timeout)
+        };
         let leaves = |node: &NodeId| {
             *node != self.config.id
-                && (self.is_gone(node) || leader.expelled.contains(node) || self.removing.contains(node))
+                && (self.is_gone(node)
+                    || mute(node)
+                    || leader.expelled.contains(node)
+                    || self.removing.contains(node))
         };
         // R30: reached the commit index, reached our opening entry, and has said so to us in this epoch. A known
         // address with another directory waits until the old one has left the set (R24).
@@ -390,6 +416,7 @@ impl Node {
             known.told_commit = Index(0); // everyone hears of the new epoch at once
             if view.in_sync.contains_key(node) {
                 known.phase = Phase::Stream;
+                known.answered_at = now;
                 known.in_sync_since.get_or_insert(now);
             }
         }

@@ -14,10 +14,11 @@
 //! Each says up to where its disk agrees with the leader's log (`Appended`). The commit index is the lowest of these
 //! over the in-sync set (R13), and everybody applies up to it (R15).
 //!
-//! *Losing a follower.* When one is proved dead (its lock is free) or silent for `failure_timeout`, the leader swaps
-//! in a view without it and only then stops waiting for it (R3).
+//! *Losing a follower.* When one is proved dead (its lock is free; another data directory speaks from its address), or
+//! is silent, or does not answer under this view for `failure_timeout`, the leader swaps in a view without it and only
+//! then stops waiting for it (R3).
 //!
-//! *Losing the leader.* The lowest live in-sync node ([`takeover`]) looks at the register, durably promises to obey
+//! *Losing the leader.* The lowest live in-sync node (`takeover`) looks at the register, durably promises to obey
 //! no older epoch (R5), swaps itself in, appends an entry of its own epoch, and serves once that entry, and so its
 //! whole tail, is durable on every in-sync node of its view (R7). Tails of others that differ are cut above their
 //! commit index (R14): everything up to it is surely in the new leader's log, because the new leader was in sync.
@@ -59,8 +60,12 @@
 //! * A leader that is cut off learns of it by silence or by a refusal. Until then it orders entries that nobody will
 //!   acknowledge. Whether a *read* may be answered is the driver's to prove, after the value was read (R17).
 //! * While the register cannot be reached, views stay as they are: a healthy set goes on, a broken one waits (R10).
-//! * A candidate that has promised cannot go back: if its swap cannot be settled, writes wait until it can. It
-//!   therefore looks at the register before it promises.
+//! * A candidate that has promised cannot go back, not even by a restart: it must bring the next epoch about. If its
+//!   swap cannot be settled, writes wait until it can, or until a leader drops it. It therefore looks at the register
+//!   before it promises.
+//!
+//! What all this is worth is tried in `testing/`: seeded storms of faults with claims checked after every step, and
+//! `scripts/`, one short story for each rule; read those first.
 
 mod follower;
 mod leader;

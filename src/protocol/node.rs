@@ -80,7 +80,6 @@ pub struct Node {
     pub(super) config: Config,
     pub(super) started_at: Millis,
     pub(super) now: Millis,
-    last_tick: Millis,
     pub(super) view: Option<View>,
     pub(super) promised: Epoch,
     pub(super) log: Outline,
@@ -115,7 +114,6 @@ impl Node {
         Node {
             started_at: now,
             now,
-            last_tick: now,
             role: Role::Follower(Follower::new(log.commit())),
             announced_commit: Index(0),
             config,
@@ -144,10 +142,12 @@ impl Node {
     /// On a broken invariant: a bug here or in the driver. The process must not go on.
     pub fn step(&mut self, now: Millis, input: Input) -> Vec<Effect> {
         assert!(now >= self.now, "time went back from {} to {now}", self.now);
+        let slept = now - self.now;
         self.now = now;
         if self.halted {
             return Vec::new();
         }
+        self.forgive(slept);
         match input {
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
@@ -162,7 +162,9 @@ impl Node {
             Input::MoveLeader(to) => self.start_transfer(&to),
             Input::Remove(node) => self.remove(node),
         }
-        self.announce_commit();
+        if !self.halted {
+            self.announce_commit();
+        }
         std::mem::take(&mut self.effects)
     }
 
@@ -231,15 +233,18 @@ impl Node {
 
     // --- time ---
 
-    fn tick(&mut self) {
-        // If we ourselves did not run for a while, nobody could be heard: silence in that time proves nothing.
-        let slept = self.now - self.last_tick;
+    /// If we ourselves did not run for a while, nobody could be heard: silence in that time proves nothing. Done before
+    /// any input is looked at, since what wakes us is as likely a message as a tick.
+    fn forgive(&mut self, slept: Millis) {
         if slept > self.config.failure_timeout / 2 {
             for peer in self.peers.values_mut() {
                 peer.last_heard = (peer.last_heard + slept).min(self.now);
             }
+            self.forgive_followers(slept);
         }
-        self.last_tick = self.now;
+    }
+
+    fn tick(&mut self) {
         self.retry_swap();
         self.read_register_when_lost();
         match &self.role {

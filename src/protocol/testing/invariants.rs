@@ -1,7 +1,7 @@
 //! What must be true after every step, each as a sentence. The checks look at the world from outside: at disks, logs
 //! and the register, never at what a node believes, save where the claim is about that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::cluster::{Cluster, Disk, outline_runs};
@@ -89,6 +89,10 @@ pub struct Seen {
     leaders: BTreeMap<Epoch, u64>,
     /// How much was acknowledged when an epoch came into the register.
     acknowledged: BTreeMap<Epoch, usize>,
+    /// Machines whose disks a script has tampered with: what they hold is not held against anybody.
+    pub(super) spoilt: BTreeSet<usize>,
+    /// Leave out the claims about how a rule is followed, and see what comes of breaking it.
+    pub(super) only_consequences: bool,
 }
 
 fn check(holds: bool, claim: Claim, detail: impl FnOnce() -> String) -> Result<(), Violation> {
@@ -106,6 +110,10 @@ impl Cluster {
         check(to.0 <= place.disk.log.len() as u64, Claim::DurableMeansOnDisk, || {
             format!("{name} applies {to} and has {} on disk", place.disk.log.len())
         })?;
+        if self.seen.spoilt.contains(&machine) {
+            process.announced = to;
+            return Ok(());
+        }
         let known = self.truth.len();
         for at in from.0 as usize..to.0 as usize {
             let entry = process.log[at];
@@ -131,6 +139,9 @@ impl Cluster {
     fn check_held(&self, from: usize) -> Result<(), Violation> {
         let Some(view) = &self.register else { return Ok(()) };
         for (node, incarnation) in &view.in_sync {
+            if self.seen.spoilt.contains(&self.machine_of(node)) {
+                continue;
+            }
             let disk = self.disk_of(*incarnation);
             self.check_disk_holds(disk, from, text::name(node), Claim::AcknowledgedIsOnEveryCountedDisk)?;
         }
@@ -185,9 +196,12 @@ impl Cluster {
         caller: usize,
         incarnation: Incarnation,
     ) -> Result<(), Violation> {
+        if self.seen.only_consequences {
+            return Ok(());
+        }
         let say = || format!("{} swaps in {}", self.name(caller), text::view(next));
         let id = &self.machines[caller].id;
-        let counted = next.in_sync.get(&next.leader).is_some() && next.leader == *id;
+        let counted = next.in_sync.contains_key(&next.leader) && next.leader == *id;
         check(counted, Claim::SetHoldsItsLeader, say)?;
         if let Some(stands) = &self.register {
             let follows = stands.cluster == next.cluster && stands.epoch.next() == next.epoch;
@@ -221,7 +235,10 @@ impl Cluster {
     pub(super) fn check_disk(&self, machine: usize) -> Result<(), Violation> {
         let place = &self.machines[machine];
         match &self.register {
-            Some(view) if view.is_in_sync(&place.id, place.disk.incarnation) => {
+            Some(view)
+                if view.is_in_sync(&place.id, place.disk.incarnation)
+                    && !self.seen.spoilt.contains(&machine) =>
+            {
                 let claim = Claim::AcknowledgedIsOnEveryCountedDisk;
                 self.check_disk_holds(&place.disk, 0, text::name(&place.id), claim)
             }
@@ -244,7 +261,8 @@ impl Cluster {
         let ours = view.leader == self.machines[machine].id
             && view.is_in_sync(&view.leader, self.machines[machine].disk.incarnation);
         let epoch = process.node.epoch();
-        if !matches!(process.node.role(), Role::Leader(_)) || !ours || view.epoch > epoch.next() {
+        let leads = matches!(process.node.role(), Role::Leader(_));
+        if !leads || !ours || view.epoch > epoch.next() || self.seen.only_consequences {
             return Ok(());
         }
         let waited: BTreeMap<_, _> = process.node.waited_for().collect();

@@ -1,5 +1,5 @@
 //! A cluster of real [`Node`](super::Node)s in a made-up world: disks, a network, a register and a clock that do what
-//! the test says. Two things drive it: `simulation`, a random schedule that a seed repeats to the byte, and `scripts`,
+//! the test says. Two things drive it: `simulation` (tests: `seeds`), a random schedule that a seed repeats to the byte, and `scripts`,
 //! short stories with one claim each. `invariants` is checked after every step of both.
 //!
 //! Nothing here is part of a program.
@@ -8,5 +8,7 @@ mod cluster;
 mod invariants;
 mod random;
 mod scripts;
+mod seeds;
 mod simulation;
 mod text;
+mod weather;

@@ -1,22 +1,15 @@
 //! A random schedule: clients, faults and the delays of disks, network and register, all from one seed; then a time
 //! without faults in which the cluster must become whole again.
-//!
-//! Run more or other seeds, or one seed with all that happened in it:
-//!
-//! ```text
-//! REPLCLUSTER_SEEDS=100000 cargo test --lib simulation::every_seed_keeps_every_claim -- --nocapture
-//! REPLCLUSTER_SEED=17 cargo test --lib simulation::every_seed_keeps_every_claim -- --nocapture
-//! ```
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::cluster::{Answer, Call, Cluster, Flight, Settings, Snapshot};
 use super::invariants::{Claim, Violation};
 use super::random::Random;
+use super::weather::Weather;
 use crate::protocol::rules::Rule;
 use crate::protocol::{Halt, Input, Millis, RegisterUnreachable, Swapped};
-use crate::view::{Epoch, Index};
+use crate::view::Index;
 
 /// How long faults go on, in virtual milliseconds.
 const STORM: Millis = 700;
@@ -24,63 +17,6 @@ const STORM: Millis = 700;
 const RECOVERY: Millis = 2_500;
 /// Nodes want a tick at least every quarter of a heartbeat.
 const TICK: Millis = 5;
-
-/// How hard a seed is on the cluster; drawn from the seed itself, so that some seeds are gentle in some way.
-#[derive(Clone, Debug)]
-struct Weather {
-    machines: usize,
-    /// Messages of one sender to one receiver keep their order.
-    ordered: bool,
-    /// Per mille of messages.
-    loss: u64,
-    duplicates: u64,
-    network_delay: Millis,
-    disk_delay: Millis,
-    register_delay: Millis,
-    /// Per mille of operations whose outcome is lost.
-    register_failures: u64,
-    /// Per mille of deaths that are proved to the others.
-    proofs: u64,
-    between_faults: Millis,
-    between_proposals: Millis,
-    drops_log: bool,
-    wipes: bool,
-    removes: bool,
-}
-
-impl Weather {
-    fn draw(random: &mut Random) -> Weather {
-        Weather {
-            machines: random.pick(&[2, 3, 3, 3, 4, 5]),
-            ordered: random.chance(400),
-            loss: random.pick(&[0, 0, 10, 100]),
-            duplicates: random.pick(&[0, 0, 20]),
-            network_delay: random.pick(&[0, 1, 4, 30]),
-            disk_delay: random.pick(&[0, 1, 5, 40]),
-            register_delay: random.pick(&[0, 2, 10]),
-            register_failures: random.pick(&[0, 0, 50, 300]),
-            proofs: random.pick(&[0, 500, 1000, 1000]),
-            between_faults: random.pick(&[20, 40, 80]),
-            between_proposals: random.pick(&[2, 8, 30]),
-            drops_log: random.chance(600),
-            wipes: random.chance(500),
-            removes: random.chance(200),
-        }
-    }
-
-    /// No faults, and a world that answers soon.
-    fn calm(&self) -> Weather {
-        Weather {
-            loss: 0,
-            duplicates: 0,
-            network_delay: self.network_delay.min(4),
-            disk_delay: self.disk_delay.min(5),
-            register_failures: 0,
-            proofs: 1000,
-            ..self.clone()
-        }
-    }
-}
 
 #[derive(Debug)]
 enum Event {
@@ -134,10 +70,10 @@ struct Place {
     restarting: bool,
 }
 
-struct Simulation {
+pub struct Simulation {
     random: Random,
     weather: Weather,
-    cluster: Cluster,
+    pub cluster: Cluster,
     places: Vec<Place>,
     /// Links that deliver nothing until then, by direction.
     cut: BTreeMap<(usize, usize), Millis>,
@@ -146,22 +82,12 @@ struct Simulation {
     queue: BTreeMap<(Millis, u64), Event>,
     next_event: u64,
     storm: bool,
-    steps: u64,
+    pub steps: u64,
     proposed: u64,
 }
 
-/// What a seed came to.
-#[derive(Debug)]
-struct Outcome {
-    violation: Option<Violation>,
-    trace: Vec<String>,
-    acknowledged: usize,
-    epochs: u64,
-    steps: u64,
-}
-
 impl Simulation {
-    fn new(seed: u64, broken: Option<Rule>, traced: bool) -> Simulation {
+    pub fn new(seed: u64, broken: Option<Rule>, traced: bool) -> Simulation {
         let mut random = Random::new(seed);
         let weather = Weather::draw(&mut random);
         let handback_after = random.pick(&[None, Some(60), Some(250)]);
@@ -201,7 +127,7 @@ impl Simulation {
     }
 
     /// The whole life of a seed.
-    fn run(&mut self) -> Result<(), Violation> {
+    pub fn run(&mut self) -> Result<(), Violation> {
         let storm_ends = self.cluster.now + STORM;
         self.run_until(storm_ends)?;
         self.cluster.check_all()?;
@@ -687,132 +613,4 @@ impl Simulation {
 
 fn letter(machine: usize) -> char {
     (b'a' + machine as u8) as char
-}
-
-fn run_seed(seed: u64, broken: Option<Rule>, traced: bool) -> Outcome {
-    let mut simulation = Simulation::new(seed, broken, traced);
-    let result = catch_unwind(AssertUnwindSafe(|| simulation.run()));
-    let violation = match result {
-        Ok(Ok(())) => None,
-        Ok(Err(violation)) => Some(violation),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Some(Violation::new(Claim::NoPanic, text.unwrap_or_default()))
-        }
-    };
-    Outcome {
-        violation,
-        trace: simulation.cluster.trace.take().unwrap_or_default(),
-        acknowledged: simulation.cluster.truth.len(),
-        epochs: simulation.cluster.register.as_ref().map_or(Epoch(0), |view| view.epoch).0,
-        steps: simulation.steps,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn from_environment(name: &str) -> Option<u64> {
-        std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-    }
-
-    /// Runs seeds on all cores; gives back those that broke a claim, lowest first.
-    fn run_seeds(
-        seeds: std::ops::Range<u64>,
-        broken: Option<Rule>,
-        until_first: bool,
-    ) -> (Vec<(u64, Outcome)>, [u64; 4]) {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-        let mut bad = Vec::new();
-        let mut sums = [0; 4];
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..cores)
-                .map(|core| {
-                    let seeds = seeds.clone();
-                    scope.spawn(move || {
-                        let (mut bad, mut sums) = (Vec::new(), [0; 4]);
-                        for seed in seeds.skip(core as usize).step_by(cores as usize) {
-                            let outcome = run_seed(seed, broken, false);
-                            sums[0] += 1;
-                            sums[1] += outcome.acknowledged as u64;
-                            sums[2] += outcome.epochs;
-                            sums[3] += outcome.steps;
-                            if outcome.violation.is_some() {
-                                bad.push((seed, outcome));
-                                if until_first {
-                                    break;
-                                }
-                            }
-                        }
-                        (bad, sums)
-                    })
-                })
-                .collect();
-            for worker in workers {
-                let (found, counts) = worker.join().expect("a worker reports panics, it does not panic");
-                bad.extend(found);
-                for (sum, count) in sums.iter_mut().zip(counts) {
-                    *sum += count;
-                }
-            }
-        });
-        bad.sort_by_key(|(seed, _)| *seed);
-        (bad, sums)
-    }
-
-    fn explain(seed: u64) -> String {
-        let outcome = run_seed(seed, None, true);
-        let Some(violation) = outcome.violation else { return format!("seed {seed} is well when repeated") };
-        let tail = outcome.trace.len().saturating_sub(60);
-        format!(
-            "seed {seed} breaks \"{}\": {}\n{}\nrepeat with: REPLCLUSTER_SEED={seed} cargo test --lib \
-             simulation::tests::every_seed_keeps_every_claim -- --nocapture",
-            violation.claim,
-            violation.detail,
-            outcome.trace[tail..].join("\n"),
-        )
-    }
-
-    #[test]
-    fn every_seed_keeps_every_claim() {
-        if let Some(seed) = from_environment("REPLCLUSTER_SEED") {
-            let outcome = run_seed(seed, None, true);
-            println!("{}", outcome.trace.join("\n"));
-            assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
-            return;
-        }
-        let first = from_environment("REPLCLUSTER_FIRST_SEED").unwrap_or(0);
-        let count = from_environment("REPLCLUSTER_SEEDS").unwrap_or(2_000);
-        let started = crate::clock::now();
-        let (bad, [seeds, acknowledged, epochs, steps]) = run_seeds(first..first + count, None, false);
-        println!(
-            "{seeds} seeds in {:.1?}: {acknowledged} entries acknowledged, {epochs} epochs, {steps} events",
-            started.elapsed()
-        );
-        let mut claims: BTreeMap<Claim, Vec<u64>> = BTreeMap::new();
-        for (seed, outcome) in &bad {
-            claims.entry(outcome.violation.as_ref().expect("bad").claim).or_default().push(*seed);
-        }
-        for (claim, seeds) in &claims {
-            println!("{} seeds break \"{claim}\": {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
-        }
-        if let Some((seed, _)) = bad.first() {
-            panic!("{}", explain(*seed));
-        }
-        assert!(
-            acknowledged > 20 * seeds && epochs > 3 * seeds,
-            "a storm in which nothing happens proves nothing"
-        );
-    }
-
-    #[test]
-    fn a_seed_gives_the_same_trace_twice() {
-        for seed in 0..20 {
-            let (first, second) = (run_seed(seed, None, true), run_seed(seed, None, true));
-            assert!(first.trace.len() > 100, "seed {seed} does nothing");
-            assert!(first.trace == second.trace, "seed {seed} differs from itself");
-        }
-    }
 }

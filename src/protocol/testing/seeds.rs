@@ -1,0 +1,192 @@
+//! The tests: seeds, and seeds with a rule switched off.
+//!
+//! Run more or other seeds, or one seed with all that happened in it:
+//!
+//! ```text
+//! REPLCLUSTER_SEEDS=100000 cargo test --lib every_seed_keeps_every_claim -- --nocapture
+//! REPLCLUSTER_SEED=17 cargo test --lib every_seed_keeps_every_claim -- --nocapture
+//! ```
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::invariants::{Claim, Violation};
+use super::simulation::Simulation;
+use crate::protocol::rules::Rule;
+use crate::view::Epoch;
+
+/// What a seed came to.
+#[derive(Debug)]
+struct Outcome {
+    violation: Option<Violation>,
+    trace: Vec<String>,
+    acknowledged: usize,
+    epochs: u64,
+    steps: u64,
+}
+
+fn run_seed(seed: u64, broken: Option<Rule>, traced: bool) -> Outcome {
+    finish(Simulation::new(seed, broken, traced))
+}
+
+fn finish(mut simulation: Simulation) -> Outcome {
+    let result = catch_unwind(AssertUnwindSafe(|| simulation.run()));
+    let violation = match result {
+        Ok(Ok(())) => None,
+        Ok(Err(violation)) => Some(violation),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Some(Violation::new(Claim::NoPanic, text.unwrap_or_default()))
+        }
+    };
+    Outcome {
+        violation,
+        trace: simulation.cluster.trace.take().unwrap_or_default(),
+        acknowledged: simulation.cluster.truth.len(),
+        epochs: simulation.cluster.register.as_ref().map_or(Epoch(0), |view| view.epoch).0,
+        steps: simulation.steps,
+    }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Runs seeds on all cores; gives back those that broke a claim, lowest first.
+fn run_seeds(
+    seeds: std::ops::Range<u64>,
+    broken: Option<Rule>,
+    until_first: bool,
+) -> (Vec<(u64, Outcome)>, [u64; 4]) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let mut bad = Vec::new();
+    let mut sums = [0; 4];
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores)
+            .map(|core| {
+                let seeds = seeds.clone();
+                scope.spawn(move || {
+                    let (mut bad, mut sums) = (Vec::new(), [0; 4]);
+                    for seed in seeds.skip(core as usize).step_by(cores as usize) {
+                        let outcome = run_seed(seed, broken, false);
+                        sums[0] += 1;
+                        sums[1] += outcome.acknowledged as u64;
+                        sums[2] += outcome.epochs;
+                        sums[3] += outcome.steps;
+                        if outcome.violation.is_some() {
+                            bad.push((seed, outcome));
+                            if until_first {
+                                break;
+                            }
+                        }
+                    }
+                    (bad, sums)
+                })
+            })
+            .collect();
+        for worker in workers {
+            let (found, counts) = worker.join().expect("a worker reports panics, it does not panic");
+            bad.extend(found);
+            for (sum, count) in sums.iter_mut().zip(counts) {
+                *sum += count;
+            }
+        }
+    });
+    bad.sort_by_key(|(seed, _)| *seed);
+    (bad, sums)
+}
+
+fn explain(seed: u64) -> String {
+    let outcome = run_seed(seed, None, true);
+    let Some(violation) = outcome.violation else { return format!("seed {seed} is well when repeated") };
+    let tail = outcome.trace.len().saturating_sub(60);
+    format!(
+        "seed {seed} breaks \"{}\": {}\n{}\nrepeat with: REPLCLUSTER_SEED={seed} cargo test --lib \
+         every_seed_keeps_every_claim -- --nocapture",
+        violation.claim,
+        violation.detail,
+        outcome.trace[tail..].join("\n"),
+    )
+}
+
+#[test]
+fn every_seed_keeps_every_claim() {
+    if let Some(seed) = from_environment("REPLCLUSTER_SEED") {
+        let outcome = run_seed(seed, None, true);
+        println!("{}", outcome.trace.join("\n"));
+        assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
+        return;
+    }
+    let first = from_environment("REPLCLUSTER_FIRST_SEED").unwrap_or(0);
+    let count = from_environment("REPLCLUSTER_SEEDS").unwrap_or(2_000);
+    let started = crate::clock::now();
+    let (bad, [seeds, acknowledged, epochs, steps]) = run_seeds(first..first + count, None, false);
+    println!(
+        "{seeds} seeds in {:.1?}: {acknowledged} entries acknowledged, {epochs} epochs, {steps} events",
+        started.elapsed()
+    );
+    let mut claims: BTreeMap<Claim, Vec<u64>> = BTreeMap::new();
+    for (seed, outcome) in &bad {
+        claims.entry(outcome.violation.as_ref().expect("bad").claim).or_default().push(*seed);
+    }
+    for (claim, seeds) in &claims {
+        println!("{} seeds break \"{claim}\": {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
+    }
+    if let Some((seed, _)) = bad.first() {
+        panic!("{}", explain(*seed));
+    }
+    assert!(
+        acknowledged > 20 * seeds && epochs > 3 * seeds,
+        "a storm in which nothing happens proves nothing"
+    );
+}
+
+/// A checker that cannot fail proves nothing: without any one of these rules some seed must break a claim.
+#[test]
+fn every_rule_that_is_switched_off_is_missed() {
+    const SEEDS: u64 = 3_000;
+    let rules = [
+        Rule::AcknowledgeBeforeDurable,
+        Rule::CountOwnBeforeDurable,
+        Rule::CommitWithoutEveryone,
+        Rule::ShrinkBeforeConfirmed,
+        Rule::GrowAfterSwap,
+        Rule::JoinBehind,
+        Rule::GuessLostSwap,
+        Rule::ElectOutsideSet,
+        Rule::SkipPromise,
+        Rule::ObeyStaleEpoch,
+        Rule::ServeBeforeOpening,
+        Rule::NoTruncate,
+        Rule::ApplyUncommitted,
+        Rule::TrustWipedNode,
+    ];
+    // Panics are how a node says that an invariant of its own is broken; here they are expected.
+    let mut unnoticed = Vec::new();
+    for rule in rules {
+        for only_consequences in [false, true] {
+            let caught = (0..SEEDS).find_map(|seed| {
+                let mut simulation = Simulation::new(seed, Some(rule), false);
+                simulation.cluster.seen.only_consequences = only_consequences;
+                Some((seed, finish(simulation).violation?))
+            });
+            match caught {
+                Some((seed, violation)) => {
+                    println!("{rule:?}: seed {seed} breaks \"{}\"", violation.claim);
+                }
+                None => unnoticed.push((rule, only_consequences)),
+            }
+        }
+    }
+    assert!(unnoticed.is_empty(), "{SEEDS} seeds do not miss {unnoticed:?}");
+}
+
+#[test]
+fn a_seed_gives_the_same_trace_twice() {
+    for seed in 0..20 {
+        let (first, second) = (run_seed(seed, None, true), run_seed(seed, None, true));
+        assert!(first.trace.len() > 100, "seed {seed} does nothing");
+        assert!(first.trace == second.trace, "seed {seed} differs from itself");
+    }
+}
