@@ -8,7 +8,7 @@ use super::index::History;
 use super::keys::KeyRange;
 use super::record;
 use super::refusal::Refusal;
-use super::txn::Path;
+use super::txn::{Path, check_lease};
 use super::{Store, header};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
@@ -42,7 +42,9 @@ impl<B: Backend> Store<B> {
         match &mutation.request {
             Some(mutation::Request::Put(request)) => {
                 check(mutation, Limits::NONE)?;
-                self.check_put_here(request)?;
+                // Inside a transaction it is the other way round, in etcd and so here.
+                check_lease(request)?;
+                self.check_kept(request)?;
                 Ok(Applied::Put(self.write(|write| write.put(request))))
             }
             Some(mutation::Request::DeleteRange(request)) => {

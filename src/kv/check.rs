@@ -115,102 +115,95 @@ fn check_operations(request: &TxnRequest, allowed: usize) -> Result<(), Refusal>
 #[derive(Default)]
 struct Changes<'a> {
     puts: BTreeSet<&'a [u8]>,
-    deleted_keys: BTreeSet<&'a [u8]>,
-    /// Start of a deleted span to its end (none: without end). Never overlapping, so that one look-up tells
-    /// whether a key is inside: a request of a megabyte can hold a hundred thousand of each.
-    deleted_spans: BTreeMap<&'a [u8], Option<&'a [u8]>>,
+    deletes: Deletes<'a>,
 }
 
-/// Collects the changes of operations that run one after the other, and refuses two that put the same key, or
-/// put and delete it. Deleting it twice is harmless. The branches of one transaction exclude each other.
+/// Collects the changes of operations that run one after the other, and refuses two that put the same key, or put
+/// and delete it. Deleting it twice is harmless, and the branches of one transaction exclude each other.
+///
+/// This is etcd's rule with what it lets pass: a delete without end meets nothing, and a delete in a transaction
+/// inside does not meet a put in one before it. Whoever relies on that finds the operations carried out in order.
 fn changes_of(operations: &[RequestOp]) -> Result<Changes<'_>, Refusal> {
     let mut all = Changes::default();
     for operation in operations {
-        let changes = match &operation.request {
-            Some(Request::RequestPut(request)) => {
-                Changes { puts: [&*request.key].into(), ..Changes::default() }
-            }
-            Some(Request::RequestDeleteRange(request)) => {
-                let mut changes = Changes::default();
-                changes.add_delete(KeyRange::new(&request.key, &request.range_end));
-                changes
-            }
-            Some(Request::RequestTxn(inner)) => {
-                let mut either = changes_of(&inner.success)?;
-                either.merge(changes_of(&inner.failure)?);
-                either
-            }
-            Some(Request::RequestRange(_)) | None => continue,
-        };
-        if all.collides_with(&changes) {
-            return Err(Refusal::DuplicateKey);
+        if let Some(Request::RequestDeleteRange(request)) = &operation.request {
+            all.deletes.add(KeyRange::new(&request.key, &request.range_end));
         }
-        all.merge(changes);
+    }
+    for operation in operations {
+        if let Some(Request::RequestTxn(inner)) = &operation.request {
+            let mut either = changes_of(&inner.success)?;
+            either.merge(changes_of(&inner.failure)?);
+            if either.puts.iter().any(|key| all.meets(key)) {
+                return Err(Refusal::DuplicateKey);
+            }
+            all.merge(either);
+        }
+    }
+    for operation in operations {
+        if let Some(Request::RequestPut(request)) = &operation.request {
+            if all.meets(&request.key) {
+                return Err(Refusal::DuplicateKey);
+            }
+            all.puts.insert(&request.key);
+        }
     }
     Ok(all)
 }
 
 impl<'a> Changes<'a> {
-    fn collides_with(&self, other: &Changes<'a>) -> bool {
-        other.puts.iter().any(|key| self.puts.contains(key) || self.deletes(key))
-            || other.deletes_any(&self.puts)
-    }
-
-    fn deletes(&self, key: &[u8]) -> bool {
-        let inside = |(_, end): (&&[u8], &Option<&[u8]>)| end.is_none_or(|end| key < end);
-        self.deleted_keys.contains(key)
-            || self.deleted_spans.range::<[u8], _>(up_to(key)).next_back().is_some_and(inside)
-    }
-
-    fn deletes_any(&self, puts: &BTreeSet<&'a [u8]>) -> bool {
-        self.deleted_keys.iter().any(|key| puts.contains(key))
-            || self
-                .deleted_spans
-                .iter()
-                .any(|(from, to)| puts.range::<[u8], _>(KeyRange::Span(from, *to).bounds()).next().is_some())
+    fn meets(&self, put: &[u8]) -> bool {
+        self.puts.contains(put) || self.deletes.contain(put)
     }
 
     fn merge(&mut self, other: Changes<'a>) {
         self.puts.extend(other.puts);
-        self.deleted_keys.extend(other.deleted_keys);
-        for (from, to) in other.deleted_spans {
-            self.add_delete(KeyRange::Span(from, to));
+        self.deletes.keys.extend(other.deletes.keys);
+        for (from, to) in other.deletes.spans {
+            self.deletes.add_span(from, to);
         }
-    }
-
-    fn add_delete(&mut self, range: KeyRange<'a>) {
-        match range {
-            KeyRange::One(key) => {
-                self.deleted_keys.insert(key);
-            }
-            KeyRange::Span(..) if range.is_empty() => {}
-            KeyRange::Span(from, to) => self.add_span(from, to),
-        }
-    }
-
-    fn add_span(&mut self, mut from: &'a [u8], mut to: Option<&'a [u8]>) {
-        let reaches = |end: Option<&[u8]>, start: &[u8]| end.is_none_or(|end| start <= end);
-        // Those that start at or before the new end, last first; the first that ends before it starts is the
-        // last to look at, because none overlap.
-        loop {
-            let touching = match to {
-                Some(to) => self.deleted_spans.range::<[u8], _>(up_to(to)).next_back(),
-                None => self.deleted_spans.last_key_value(),
-            };
-            let Some((&start, &end)) = touching.filter(|(_, end)| reaches(**end, from)) else { break };
-            self.deleted_spans.remove(start);
-            from = from.min(start);
-            to = match (to, end) {
-                (Some(one), Some(other)) => Some(one.max(other)),
-                (None, _) | (_, None) => None,
-            };
-        }
-        self.deleted_spans.insert(from, to);
     }
 }
 
-fn up_to(key: &[u8]) -> (Bound<&[u8]>, Bound<&[u8]>) {
-    (Bound::Unbounded, Bound::Included(key))
+/// Deleted keys. A request of a megabyte can hold a hundred thousand deletes and as many puts: one look-up has to
+/// tell whether they meet.
+#[derive(Default)]
+struct Deletes<'a> {
+    keys: BTreeSet<&'a [u8]>,
+    /// Start to end, exclusive. Never overlapping nor touching.
+    spans: BTreeMap<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Deletes<'a> {
+    fn contain(&self, key: &[u8]) -> bool {
+        self.keys.contains(key) || self.last_from(key).is_some_and(|(_, to)| key < to)
+    }
+
+    fn add(&mut self, range: KeyRange<'a>) {
+        match range {
+            KeyRange::One(key) => {
+                self.keys.insert(key);
+            }
+            KeyRange::Span(from, Some(to)) if from < to => self.add_span(from, to),
+            KeyRange::Span(_, Some(_) | None) => {}
+        }
+    }
+
+    fn add_span(&mut self, mut from: &'a [u8], mut to: &'a [u8]) {
+        // Takes in every span that touches this one, the last first: the first that ends before this one starts
+        // ends the search, because none overlap.
+        while let Some((start, end)) = self.last_from(to).filter(|(_, end)| from <= *end) {
+            self.spans.remove(start);
+            (from, to) = (from.min(start), to.max(end));
+        }
+        self.spans.insert(from, to);
+    }
+
+    /// The last span that starts at or before `key`.
+    fn last_from(&self, key: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+        let up_to = (Bound::Unbounded, Bound::Included(key));
+        self.spans.range::<[u8], _>(up_to).next_back().map(|(from, to)| (*from, *to))
+    }
 }
 
 #[cfg(test)]
@@ -274,24 +267,19 @@ mod tests {
 
     #[test]
     fn deleted_spans_are_joined_where_they_touch() {
-        let mut changes = Changes::default();
+        let mut deletes = Deletes::default();
         for (from, to) in [("d", "f"), ("a", "b"), ("m", "p"), ("b", "c"), ("e", "g"), ("x", "a")] {
-            changes.add_delete(KeyRange::new(from.as_bytes(), to.as_bytes()));
+            deletes.add(KeyRange::new(from.as_bytes(), to.as_bytes()));
         }
-        let spans = |changes: &Changes<'_>| {
+        let spans = |deletes: &Deletes<'_>| {
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-            let spans = changes.deleted_spans.iter();
-            spans
-                .map(|(from, to)| format!("{}-{}", text(from), text(to.unwrap_or_default())))
-                .collect::<Vec<_>>()
+            deletes.spans.iter().map(|(from, to)| format!("{}-{}", text(from), text(to))).collect::<Vec<_>>()
         };
-        assert_eq!(spans(&changes), ["a-c", "d-g", "m-p"]);
-        changes.add_delete(KeyRange::new(b"bb", b"n"));
-        assert_eq!(spans(&changes), ["a-p"]);
-        changes.add_delete(KeyRange::new(b"z", b"\0"));
-        changes.add_delete(KeyRange::new(b"p", b"\0"));
-        assert_eq!(spans(&changes), ["a-"]);
-        assert!(changes.deletes(b"zzz") && changes.deletes(b"a") && !changes.deletes(b"A"));
+        assert_eq!(spans(&deletes), ["a-c", "d-g", "m-p"]);
+        deletes.add(KeyRange::new(b"bb", b"n"));
+        assert_eq!(spans(&deletes), ["a-p"]);
+        assert!(deletes.contain(b"a") && deletes.contain(b"oz"));
+        assert!(!deletes.contain(b"A") && !deletes.contain(b"p"));
     }
 
     #[test]

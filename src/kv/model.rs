@@ -1,5 +1,5 @@
 //! Random mutations and reads against a model too simple to be wrong in the same way: a full copy of the keys for
-//! every revision, and conflicts found by comparing every pair of operations. The store is reopened, compacted
+//! every revision, and sets of keys where the store has ranges. The store is reopened, compacted
 //! and cleaned up at random points; none of it may show.
 
 use std::collections::BTreeMap;
@@ -27,12 +27,14 @@ type Keys = BTreeMap<Bytes, KeyValue>;
 #[derive(Clone)]
 struct Model {
     revisions: Vec<Keys>,
+    /// Every change in order: its revision, its key, and whether it is a put.
+    changes: Vec<(i64, Bytes, bool)>,
     compacted: i64,
 }
 
 impl Model {
     fn new() -> Model {
-        Model { revisions: vec![Keys::new()], compacted: -1 }
+        Model { revisions: vec![Keys::new()], changes: Vec::new(), compacted: -1 }
     }
 
     fn revision(&self) -> i64 {
@@ -44,11 +46,14 @@ impl Model {
     }
 
     fn apply(&mut self, mutation: &Mutation) -> Result<Applied, Refusal> {
-        let mut next = Draft { model: self, keys: self.at(self.revision()).clone(), changed: false };
+        let mut next = Draft { model: self, keys: self.at(self.revision()).clone(), changes: Vec::new() };
         let applied = match mutation.request.as_ref().ok_or(Refusal::EmptyMutation)? {
             mutation::Request::Put(request) => {
                 form(&Request::RequestPut(request.clone()))?;
-                next.check(&Request::RequestPut(request.clone()))?;
+                if request.lease != 0 {
+                    return Err(Refusal::LeaseNotFound(request.lease));
+                }
+                next.check(&Request::RequestPut(request.clone()), &next.keys)?;
                 Applied::Put(next.put(request))
             }
             mutation::Request::DeleteRange(request) => {
@@ -68,8 +73,10 @@ impl Model {
                 return Ok(Applied::Compact(CompactionResponse { header: header(current) }));
             }
         };
-        if next.changed {
-            let keys = next.keys;
+        let Draft { keys, changes, .. } = next;
+        if !changes.is_empty() {
+            let revision = self.revision() + 1;
+            self.changes.extend(changes.into_iter().map(|(key, is_put)| (revision, key, is_put)));
             self.revisions.push(keys);
         }
         Ok(applied)
@@ -90,20 +97,13 @@ impl Model {
 
     /// How many records a store holds when nothing is left to remove.
     fn kept_records(&self) -> usize {
-        let mut kept = 0;
-        for revision in 2..=self.revision() {
-            let (before, after) = (self.at(revision - 1), self.at(revision));
-            let puts = after.values().filter(|kv| kv.mod_revision == revision);
-            let still_needed = |kv: &&KeyValue| {
-                revision >= self.compacted
-                    || self.at(self.compacted).get(&kv.key).is_some_and(|last| last.mod_revision == revision)
-            };
-            kept += puts.filter(still_needed).count();
-            if revision >= self.compacted {
-                kept += before.keys().filter(|key| !after.contains_key(*key)).count();
-            }
-        }
-        kept
+        let kept = |(place, change): &(usize, &(i64, Bytes, bool))| {
+            let (revision, key, is_put) = change;
+            let later = &self.changes[place + 1..];
+            let hidden = later.iter().any(|(next, same, _)| same == key && *next <= self.compacted);
+            *revision > self.compacted || (!hidden && (*is_put || *revision == self.compacted))
+        };
+        self.changes.iter().enumerate().filter(kept).count()
     }
 }
 
@@ -111,12 +111,12 @@ impl Model {
 struct Draft<'m> {
     model: &'m Model,
     keys: Keys,
-    changed: bool,
+    changes: Vec<(Bytes, bool)>,
 }
 
 impl Draft<'_> {
     fn newest(&self) -> i64 {
-        self.model.revision() + i64::from(self.changed)
+        self.model.revision() + i64::from(!self.changes.is_empty())
     }
 
     fn before(&self) -> &Keys {
@@ -124,7 +124,7 @@ impl Draft<'_> {
     }
 
     fn put(&mut self, request: &PutRequest) -> PutResponse {
-        self.changed = true;
+        self.changes.push((request.key.clone(), true));
         let revision = self.newest();
         let previous = self.keys.get(&request.key).cloned();
         let (created, version) =
@@ -147,7 +147,7 @@ impl Draft<'_> {
         let inside = |key: &Bytes| inside(key, &request.key, &request.range_end);
         let gone: Vec<KeyValue> = self.keys.values().filter(|kv| inside(&kv.key)).cloned().collect();
         self.keys.retain(|key, _| !inside(key));
-        self.changed |= !gone.is_empty();
+        self.changes.extend(gone.iter().map(|kv| (kv.key.clone(), false)));
         DeleteRangeResponse {
             header: header(self.newest()),
             deleted: i64::try_from(gone.len()).unwrap(),
@@ -162,8 +162,12 @@ impl Draft<'_> {
         let mut puts_then_ranges = Vec::new();
         self.walk(request, &mut puts_then_ranges);
         puts_then_ranges.sort_by_key(|operation| matches!(operation, Request::RequestRange(_)));
+        let mut left = self.keys.clone();
         for operation in &puts_then_ranges {
-            self.check(operation)?;
+            self.check(operation, &left)?;
+            if let Request::RequestDeleteRange(delete) = operation {
+                left.retain(|key, _| !inside(key, &delete.key, &delete.range_end));
+            }
         }
         let before = self.before().clone();
         let mut answer = self.run(request, &before);
@@ -180,11 +184,11 @@ impl Draft<'_> {
         }
     }
 
-    fn check(&self, operation: &Request) -> Result<(), Refusal> {
+    fn check(&self, operation: &Request, keys: &Keys) -> Result<(), Refusal> {
         let (current, compacted) = (self.model.revision(), self.model.compacted);
         match operation {
             Request::RequestPut(put)
-                if (put.ignore_value || put.ignore_lease) && !self.keys.contains_key(&put.key) =>
+                if (put.ignore_value || put.ignore_lease) && !keys.contains_key(&put.key) =>
             {
                 Err(Refusal::KeyNotFound)
             }
@@ -333,37 +337,42 @@ fn form(operation: &Request) -> Result<(), Refusal> {
     }
 }
 
-/// The keys that an operation may change, and whether by a put.
-fn touched(operation: &RequestOp) -> Vec<(&'static str, bool)> {
-    match operation.request.as_ref().unwrap() {
-        Request::RequestPut(put) => {
-            KEYS.into_iter().filter(|key| key.as_bytes() == put.key).map(|key| (key, true)).collect()
-        }
-        Request::RequestDeleteRange(delete) => {
+/// The keys that are put and those that are deleted, by etcd's rule: deletes of this level, then the transactions
+/// inside in order, then puts of this level. A delete without end counts for nothing.
+fn collide(operations: &[RequestOp]) -> Result<(Vec<Bytes>, Vec<Bytes>), Refusal> {
+    let (mut puts, mut deletes) = (Vec::new(), Vec::new());
+    let requests = || operations.iter().map(|operation| operation.request.as_ref().unwrap());
+    for request in requests() {
+        if let Request::RequestDeleteRange(delete) = request
+            && delete.range_end != "\0"
+        {
             let doomed =
                 KEYS.into_iter().filter(|key| inside(key.as_bytes(), &delete.key, &delete.range_end));
-            doomed.map(|key| (key, false)).collect()
+            deletes.extend(doomed.map(Bytes::from));
         }
-        Request::RequestTxn(inner) => inner.success.iter().chain(&inner.failure).flat_map(touched).collect(),
-        Request::RequestRange(_) => Vec::new(),
     }
-}
-
-fn collide(operations: &[RequestOp]) -> Result<(), Refusal> {
-    for (place, one) in operations.iter().enumerate() {
-        if let Some(Request::RequestTxn(inner)) = &one.request {
-            collide(&inner.success)?;
-            collide(&inner.failure)?;
-        }
-        for other in &operations[place + 1..] {
-            for (key, put) in touched(one) {
-                if touched(other).iter().any(|(same, also_put)| key == *same && (put || *also_put)) {
-                    return Err(Refusal::DuplicateKey);
-                }
+    for request in requests() {
+        if let Request::RequestTxn(inner) = request {
+            let (mut new_puts, mut new_deletes) = collide(&inner.success)?;
+            let (other_puts, other_deletes) = collide(&inner.failure)?;
+            new_puts.extend(other_puts);
+            new_deletes.extend(other_deletes);
+            if new_puts.iter().any(|key| puts.contains(key) || deletes.contains(key)) {
+                return Err(Refusal::DuplicateKey);
             }
+            puts.extend(new_puts);
+            deletes.extend(new_deletes);
         }
     }
-    Ok(())
+    for request in requests() {
+        if let Request::RequestPut(put) = request {
+            if puts.contains(&put.key) || deletes.contains(&put.key) {
+                return Err(Refusal::DuplicateKey);
+            }
+            puts.push(put.key.clone());
+        }
+    }
+    Ok((puts, deletes))
 }
 
 /// Makes requests that meet each other: few keys, few values, revisions around those that exist.

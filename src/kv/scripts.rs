@@ -65,7 +65,8 @@ scripts! {
     a_range_compare_must_hold_for_every_key
     compares_see_the_state_before_the_transaction
     reads_in_a_transaction_see_the_writes_before_them
-    a_key_is_changed_once_on_a_path
+    a_put_meets_no_other_put_and_no_delete
+    what_etcd_lets_meet_is_done_in_order
     a_refused_transaction_leaves_nothing_done
     a_transaction_reads_old_revisions_by_its_own_rules
     compaction_keeps_what_is_alive_at_its_revision

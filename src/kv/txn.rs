@@ -59,25 +59,36 @@ impl<B: Backend> Store<B> {
         check_txn(request, Limits::NONE)?;
         let path = self.compare_all(request);
         // etcd's order: first the puts of the whole path, then its ranges.
-        self.check_path(request, &path, &|request| match request {
-            Request::RequestPut(put) => self.check_put_here(put),
-            Request::RequestRange(_) | Request::RequestDeleteRange(_) | Request::RequestTxn(_) => Ok(()),
+        let mut swept: Option<&[u8]> = None;
+        self.check_path(request, &path, &mut |request| match request {
+            Request::RequestPut(put) => {
+                // The one way in which a put finds less than was there before: a delete without end went ahead of
+                // it. etcd ends its process here.
+                if keeps_something(put) && swept.is_some_and(|from| from <= &*put.key) {
+                    return Err(Refusal::KeyNotFound);
+                }
+                self.check_kept(put)?;
+                check_lease(put)
+            }
+            Request::RequestDeleteRange(delete) => {
+                if let KeyRange::Span(from, None) = KeyRange::new(&delete.key, &delete.range_end) {
+                    swept = swept.into_iter().chain([from]).min();
+                }
+                Ok(())
+            }
+            Request::RequestRange(_) | Request::RequestTxn(_) => Ok(()),
         })?;
-        self.check_path(request, &path, &|request| match request {
+        self.check_path(request, &path, &mut |request| match request {
             Request::RequestRange(range) => self.check_range_here(range),
             Request::RequestPut(_) | Request::RequestDeleteRange(_) | Request::RequestTxn(_) => Ok(()),
         })?;
         Ok(path)
     }
 
-    /// What the state holds against a put.
-    pub(super) fn check_put_here(&self, request: &PutRequest) -> Result<(), Refusal> {
-        let keeps_something = request.ignore_value || request.ignore_lease;
-        if keeps_something && self.index.get(&request.key).and_then(History::live_now).is_none() {
-            return Err(Refusal::KeyNotFound);
-        }
-        // There are no leases yet, so every lease is an unknown one.
-        if request.lease != 0 { Err(Refusal::LeaseNotFound(request.lease)) } else { Ok(()) }
+    /// Refuses to keep the value or lease of a key that does not exist.
+    pub(super) fn check_kept(&self, request: &PutRequest) -> Result<(), Refusal> {
+        let lives = || self.index.get(&request.key).and_then(History::live_now).is_some();
+        if keeps_something(request) && !lives() { Err(Refusal::KeyNotFound) } else { Ok(()) }
     }
 
     /// What the state holds against a range inside a transaction. Unlike one outside, a negative revision is taken
@@ -125,11 +136,11 @@ impl<B: Backend> Store<B> {
         Path { succeeded, inner: inner.collect() }
     }
 
-    fn check_path(
+    fn check_path<'r>(
         &self,
-        request: &TxnRequest,
+        request: &'r TxnRequest,
         path: &Path,
-        check: &dyn Fn(&Request) -> Result<(), Refusal>,
+        check: &mut dyn FnMut(&'r Request) -> Result<(), Refusal>,
     ) -> Result<(), Refusal> {
         let mut inner = path.inner();
         for operation in path.branch(request) {
@@ -167,6 +178,15 @@ impl<B: Backend> Store<B> {
             compares(compare, &KeyValue { create_revision, mod_revision, version, ..KeyValue::default() })
         })
     }
+}
+
+/// There are no leases yet, so every lease is an unknown one.
+pub(super) fn check_lease(request: &PutRequest) -> Result<(), Refusal> {
+    if request.lease == 0 { Ok(()) } else { Err(Refusal::LeaseNotFound(request.lease)) }
+}
+
+fn keeps_something(request: &PutRequest) -> bool {
+    request.ignore_value || request.ignore_lease
 }
 
 /// As etcd: a target that does not match the operand given compares with zero, a result that does not exist holds.
