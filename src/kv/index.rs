@@ -1,6 +1,6 @@
 //! Which changes each key went through, in memory: it finds the record that holds a key at a revision without
 //! reading any other. Values stay in the backend. A key that was written once costs its own bytes and about a
-//! hundred more; each further change that is still kept costs 16.
+//! hundred and fifty more; each further change that is still kept costs 16.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
