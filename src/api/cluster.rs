@@ -22,11 +22,12 @@ impl Cluster for Service {
     ) -> Result<Response<MemberListResponse>, Status> {
         // Without a view there are no members, and a client that is told so forgets every endpoint it has.
         header::check(&self.handle, request.metadata())?;
-        if request.get_ref().linearizable {
-            self.handle.read(false, deadline(request.metadata()), |store| store.revision()).await?;
-        }
+        let until = deadline(request.metadata());
+        let serializable = !request.get_ref().linearizable;
+        let revision = self.handle.read(serializable, until, |store| store.revision()).await?;
+        let header = Some(header::with_revision(&self.handle, revision));
         let members = self.handle.describe().members.iter().map(member).collect();
-        Ok(Response::new(MemberListResponse { header: Some(header::now(&self.handle)), members }))
+        Ok(Response::new(MemberListResponse { header, members }))
     }
 }
 

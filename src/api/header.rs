@@ -6,15 +6,11 @@ use tonic::metadata::MetadataMap;
 use crate::node::{Handle, Unavailable};
 use crate::proto::etcdserverpb::ResponseHeader;
 
-/// A header with a revision of the caller's choice.
+/// A header with a revision that was read from the store itself: what a node publishes beside it may lag behind
+/// what it has just acknowledged, and a client must never see a revision go back.
 pub(super) fn with_revision(handle: &Handle, revision: i64) -> ResponseHeader {
     let facts = handle.header();
     ResponseHeader { cluster_id: facts.cluster, member_id: facts.member, revision, raft_term: facts.epoch }
-}
-
-/// A header with the newest revision that this node holds.
-pub(super) fn now(handle: &Handle) -> ResponseHeader {
-    with_revision(handle, handle.revision())
 }
 
 /// Completes the header of an answer that the store made: it knows the revision and nothing else.

@@ -22,11 +22,12 @@ impl Maintenance for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         // Answered by the node for itself, whoever leads.
         let until = deadline(request.metadata());
-        let record_bytes = self.handle.read(true, until, |store| store.record_bytes()).await?;
+        let (revision, record_bytes) =
+            self.handle.read(true, until, |store| (store.revision(), store.record_bytes())).await?;
         let node = self.handle.describe();
         let errors = if node.leader.is_none() { vec![NO_LEADER.to_owned()] } else { Vec::new() };
         Ok(Response::new(StatusResponse {
-            header: Some(header::now(&self.handle)),
+            header: Some(header::with_revision(&self.handle, revision)),
             version: API_VERSION.to_owned(),
             db_size: i64::try_from(node.disk_bytes).unwrap_or(i64::MAX),
             leader: node.leader.as_ref().map_or(0, NodeId::member_id),
