@@ -244,9 +244,14 @@ impl Node {
         let (last, committed) = (self.log.last().index, self.log.commit());
         let patience = self.patience();
         let (now, trusting) = (self.now, self.breaks(Rule::TrustWipedNode));
+        let counted = self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(from));
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(known) = leader.progress.get_mut(from) else { return };
         if known.incarnation != incarnation && !trusting {
+            // One of the two is a straggler from before a wipe. Forget what we know; whoever lives there reports anew.
+            if !counted {
+                leader.progress.remove(from);
+            }
             return;
         }
         known.answered_at = now;
