@@ -48,6 +48,10 @@ pub struct Progress {
     told_commit: Index,
     /// When it last took entries or a heartbeat from us under our view.
     answered_at: Millis,
+    /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
+    round: (Millis, Index),
+    /// The last round was short enough for writers to wait for the next.
+    quick: bool,
     /// Since when it is in sync without a break, as far as this leader knows.
     in_sync_since: Option<Millis>,
 }
@@ -109,6 +113,8 @@ impl Node {
                 next,
                 told_commit: Index(0),
                 answered_at: now,
+                round: (now, Index(0)),
+                quick: false,
                 in_sync_since: Some(now),
             };
             progress.insert(node.clone(), known);
@@ -235,15 +241,25 @@ impl Node {
     // --- what followers say ---
 
     pub(super) fn appended_received(&mut self, from: &NodeId, incarnation: Incarnation, durable: Index) {
-        let last = self.log.last().index;
+        let (last, committed) = (self.log.last().index, self.log.commit());
+        let patience = self.patience();
         let (now, trusting) = (self.now, self.breaks(Rule::TrustWipedNode));
+        let counted = self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(from));
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(known) = leader.progress.get_mut(from) else { return };
         if known.incarnation != incarnation && !trusting {
+            // One of the two is a straggler from before a wipe. Forget what we know; whoever lives there reports anew.
+            if !counted {
+                leader.progress.remove(from);
+            }
             return;
         }
         known.answered_at = now;
         known.matched = known.matched.max(durable.min(last));
+        if known.matched >= known.round.1 {
+            known.quick = now - known.round.0 <= patience;
+            known.round = (now, committed);
+        }
         known.next = known.next.max(known.matched.next());
         self.advance_commit();
         self.change_set();
@@ -277,6 +293,8 @@ impl Node {
             next: commit.next(),
             told_commit: Index(0),
             answered_at: self.now,
+            round: (self.now, self.log.commit()),
+            quick: false,
             in_sync_since: None,
         };
         let known = leader.progress.entry(from.clone()).or_insert_with(|| fresh.clone());
@@ -366,30 +384,43 @@ impl Node {
                     || leader.expelled.contains(node)
                     || self.removing.contains(node))
         };
-        // R30: reached the commit index, reached our opening entry, and has said so to us in this epoch. A known
-        // address with another directory waits until the old one has left the set (R24).
-        let joins = |node: &NodeId, known: &Progress| {
+        // A known address with another directory waits until the old one has left the set (R24).
+        let may_join = |node: &NodeId, known: &Progress| {
             leader.serving
                 && leader.transfer.is_none()
                 && !view.in_sync.contains_key(node)
                 && known.phase == Phase::Stream
-                && (known.matched >= commit.max(leader.start) || self.breaks(Rule::JoinBehind))
                 && !self.is_gone(node)
                 && !self.removing.contains(node)
         };
-        let growing: BTreeMap<NodeId, Incarnation> = leader
-            .progress
-            .iter()
-            .filter(|(node, known)| joins(node, known))
-            .map(|(node, known)| (node.clone(), known.incarnation))
-            .collect();
+        // R30: reached the commit index, reached our opening entry, and has said so to us in this epoch.
+        let joins =
+            |known: &Progress| known.matched >= commit.max(leader.start) || self.breaks(Rule::JoinBehind);
+        // Under steady load the commit index runs ahead of whoever has the slowest disk for ever. Who is that close is
+        // waited for a moment, until it has reached it.
+        let close = |known: &Progress| known.quick && self.now - known.round.0 <= self.patience();
+        let mut growing = BTreeMap::new();
+        let mut joining = BTreeMap::new();
+        for (node, known) in leader.progress.iter().filter(|(node, known)| may_join(node, known)) {
+            if joins(known) {
+                joining.insert(node.clone(), known.incarnation);
+            }
+            if joins(known) || close(known) {
+                growing.insert(node.clone(), known.incarnation);
+            }
+        }
         let mut in_sync = view.in_sync.clone();
         in_sync.retain(|node, _| !leaves(node));
-        in_sync.extend(growing.clone());
+        in_sync.extend(joining.clone());
         let mut members = view.members.clone();
         members.retain(|node, _| !self.removing.contains(node));
-        members.extend(growing.clone());
+        members.extend(joining);
+        let relieved = leader.growing.keys().any(|node| !growing.contains_key(node));
         if in_sync == view.in_sync && members == view.members {
+            self.leader().growing = growing;
+            if relieved {
+                self.advance_commit();
+            }
             return;
         }
         // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
@@ -423,6 +454,11 @@ impl Node {
         self.advance_commit();
         self.flush();
         self.change_set();
+    }
+
+    /// How long writers may have to wait for a joiner that is close, in milliseconds.
+    fn patience(&self) -> Millis {
+        2 * self.config.heartbeat_interval
     }
 
     fn forget_silent_joiners(&mut self) {

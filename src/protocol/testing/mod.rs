@@ -5,6 +5,7 @@
 //! Nothing here is part of a program.
 
 mod cluster;
+mod event;
 mod invariants;
 mod random;
 mod scripts;

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use super::cluster::{Answer, Call, Cluster, Flight, Settings, Snapshot};
+use super::cluster::{Answer, Call, Cluster, Flight, Settings};
+use super::event::Event;
 use super::invariants::{Claim, Violation};
 use super::random::Random;
 use super::weather::Weather;
@@ -17,45 +18,6 @@ const STORM: Millis = 700;
 const RECOVERY: Millis = 2_500;
 /// Nodes want a tick at least every quarter of a heartbeat.
 const TICK: Millis = 5;
-
-#[derive(Debug)]
-enum Event {
-    Tick {
-        machine: usize,
-        session: u64,
-    },
-    Flush {
-        machine: usize,
-        session: u64,
-    },
-    Deliver(Flight),
-    Arrives(Snapshot),
-    SnapshotLost(Snapshot),
-    Disk {
-        machine: usize,
-        session: u64,
-    },
-    /// The register carries out an operation; the answer goes back where `answers`.
-    AtRegister {
-        machine: usize,
-        session: u64,
-        call: Call,
-        answers: bool,
-    },
-    Answer {
-        machine: usize,
-        session: u64,
-        answer: Result<Answer, bool>,
-    },
-    Died {
-        to: usize,
-        machine: usize,
-        session: Option<u64>,
-    },
-    Propose,
-    Fault,
-    Start(usize),
-}
 
 /// What only the schedule knows of a machine.
 #[derive(Clone, Debug, Default)]
