@@ -8,7 +8,7 @@ use clap_complete::engine::ArgValueCandidates;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::client::probe::{Evidence, Probe, Verdict};
+use crate::client::probe::{Evidence, PREFIX, Probe, Verdict};
 use crate::clock;
 use crate::supervisor::events::Event;
 use crate::supervisor::lock::Lock;
@@ -109,6 +109,12 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         verdict: evidence.as_ref().map_or("none", |evidence| word(evidence.verdict)).to_owned(),
     };
     context.note(supervisor.as_mut(), verdict).await;
+    if evidence.is_some() && after.endpoints().is_empty() {
+        let prefix = String::from_utf8_lossy(PREFIX);
+        anstream::eprintln!(
+            "the load's keys are still in the cluster; once it is up: replcluster client del --prefix {prefix}"
+        );
+    }
     if context.json {
         anstream::println!("{}", json(&intent, leader_after.as_ref(), evidence.as_ref()));
     } else {

@@ -11,6 +11,7 @@ use crate::control::plan::{self, Spec, Step};
 use crate::supervisor::ports;
 use crate::supervisor::run::Options;
 use crate::supervisor::socket::Conversation;
+use crate::supervisor::spawn;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
@@ -62,6 +63,10 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         if let Step::Spawn { node, .. } = step {
             ports::check(node)?;
         }
+    }
+    if steps.contains(&Step::StartSupervisor) {
+        // Said here rather than in the log of a supervisor that cannot begin.
+        spawn::find_server().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     }
     if verb.foreground {
         return foreground(verb, context, &spec, (&found, &steps)).await;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use indicatif::ProgressBar;
+
 use crate::clock;
 use crate::control::health::Role;
 use crate::supervisor::ask::is_in_sync;
@@ -30,6 +32,19 @@ pub fn say(line: &str) {
 /// # Errors
 /// A node that cannot start, or what is missing when patience ends.
 pub async fn in_sync(context: &Context, nodes: &[NodeId], patience: Duration) -> Result<Survey, Failure> {
+    // Drawn on a terminal only; elsewhere the lines that are said have to do.
+    let progress = ProgressBar::new_spinner();
+    let waited = in_sync_quietly(context, nodes, patience, &progress).await;
+    progress.finish_and_clear();
+    waited
+}
+
+async fn in_sync_quietly(
+    context: &Context,
+    nodes: &[NodeId],
+    patience: Duration,
+    progress: &ProgressBar,
+) -> Result<Survey, Failure> {
     let mut told: Vec<(NodeId, String)> = Vec::new();
     let deadline = clock::now() + patience;
     loop {
@@ -45,6 +60,9 @@ pub async fn in_sync(context: &Context, nodes: &[NodeId], patience: Duration) ->
         {
             return Ok(survey);
         }
+        let count = wanted.iter().filter(|one| ready(one)).count();
+        progress.set_message(format!("{count} of {} in sync", nodes.len()));
+        progress.tick();
         for one in &wanted {
             cannot_start(context, one)?;
             let Some(exit) = one.record.last_exit.as_ref().filter(|_| one.record.phase == Phase::Waiting)
@@ -52,7 +70,8 @@ pub async fn in_sync(context: &Context, nodes: &[NodeId], patience: Duration) ->
                 continue;
             };
             if !told.iter().any(|(node, at)| *node == one.node && *at == exit.at) {
-                say(&format!("{} ended ({}), starting it again", one.node, ended(exit.code, exit.signal)));
+                let how = ended(exit.code, exit.signal);
+                progress.suspend(|| say(&format!("{} ended ({how}), starting it again", one.node)));
                 told.push((one.node.clone(), exit.at.clone()));
             }
         }

@@ -1,5 +1,6 @@
 //! The supervisor's loop. One task owns everything: it waits for a message, hands it to the life it concerns, and
-//! does what that answers. Connections, watchers and questions to nodes run beside it and only send it messages.
+//! does what that answers. Connections ([`connections`]), watchers and questions to nodes run beside it and only send
+//! it messages; what it does before the first message, with what an earlier one left, is in [`inherit`].
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,13 +16,13 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::config::{self, Config, ConfigError};
 use crate::control::cause::Ended;
-use crate::control::life::{Action, Answer, Event, Life, Moment, State};
+use crate::control::life::{Action, Answer, Event, Moment, State};
 use crate::control::plan;
 use crate::proto::replcluster::DescribeResponse;
 use crate::telemetry::stamp;
 use crate::view::NodeId;
 
-use super::adopt::{self, Survivor};
+use super::adopt;
 use super::ask::{self, Asker};
 use super::events::{self, Entry, EventLog};
 use super::layout::Layout;
@@ -29,9 +30,12 @@ use super::lock::{Lock, LockError};
 use super::os;
 use super::record::{self, LastExit, Record};
 use super::slot::{Process, Slot};
-use super::socket::{self, Conversation};
+use super::socket;
 use super::spawn::{self, Job, SpawnError, Spawner};
 use super::wire::{Outcome, OutcomeKind, Reply, Request};
+
+mod connections;
+mod inherit;
 
 /// How often nodes that serve are asked how they are.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
@@ -180,7 +184,8 @@ impl Supervisor {
         let failed = |cause| SupervisorError::File { path: self.layout.socket(), cause };
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let connections = tokio::spawn(accept(listener, self.inbox.clone(), self.followers.clone()));
+        let connections =
+            tokio::spawn(connections::accept(listener, self.inbox.clone(), self.followers.clone()));
         let _connections = AbortOnDropHandle::new(connections);
         let mut next_look = clock::now();
         let mut next_housekeeping = clock::now();
@@ -503,111 +508,6 @@ impl Supervisor {
         }
     }
 
-    /// Takes over what an earlier supervisor left running. What it left wanted and is dead now is treated like any
-    /// other exit, where at least one node lives; a cluster that is dead as a whole waits for `up`.
-    async fn take_over(&mut self, record: &Record) {
-        let nodes = self.known_nodes(record);
-        let survivors = adopt::survivors(&self.layout, record, &nodes, &self.asker).await;
-        let any_lives = !survivors.is_empty();
-        let mut survivors = survivors;
-        for node in nodes {
-            let remembered = record.nodes.get(node.as_str()).cloned().unwrap_or_default();
-            let slot = Slot {
-                wanted: remembered.wanted && any_lives,
-                spawns: remembered.spawns,
-                last_exit: remembered.last_exit.clone(),
-                life: Life { state: State::Down, failures: 0 },
-                ..Slot::default()
-            };
-            let configured = self.config.nodes.contains(&node);
-            match survivors.remove(&node) {
-                Some(survivor) => {
-                    self.nodes.insert(node.clone(), slot);
-                    self.adopt(&node, survivor, &remembered);
-                }
-                None if configured => {
-                    self.nodes.insert(node.clone(), slot);
-                    if let Some(process) = remembered.process.filter(|_| any_lives) {
-                        self.missed_exit(&node, process.pid, remembered.wanted);
-                    }
-                }
-                None => {}
-            }
-        }
-        self.remember();
-    }
-
-    /// The configured nodes, and those that were taken out of the configuration while they ran.
-    fn known_nodes(&self, record: &Record) -> Vec<NodeId> {
-        let mut nodes = self.config.nodes.clone();
-        nodes.extend(record.nodes.keys().filter_map(|name| NodeId::parse(name).ok()));
-        nodes.sort();
-        nodes.dedup();
-        nodes
-    }
-
-    fn adopt(&mut self, node: &NodeId, survivor: Survivor, remembered: &record::NodeRecord) {
-        let pid = survivor.handle.id.pid;
-        let number = self.next_number;
-        self.next_number += 1;
-        let (inbox, name) = (self.inbox.clone(), node.clone());
-        let watched = survivor.handle.try_clone().and_then(|handle| {
-            spawn::watch_adopted(handle, move |ended| {
-                let _ = inbox.blocking_send(Message::Ended { node: name, number, ended });
-            })
-        });
-        if let Err(error) = watched {
-            tracing::error!(%node, pid, %error, "cannot watch a living process: not taken over");
-            return;
-        }
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.process = Some(Process {
-                handle: survivor.handle,
-                number,
-                nonce: survivor.nonce,
-                since: clock::now(),
-                adopted: true,
-                asked_to_end: false,
-                memory_kills_before: os::memory_kills(),
-                usage: None,
-                cpu_percent: None,
-            });
-            slot.spawns = slot.spawns.max(1);
-        }
-        self.step(node, Event::Adopted { paused: survivor.paused });
-        self.tell(events::Event::Adopted { node: node.to_string(), pid });
-        let was_remembered = remembered.process.is_some();
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.wanted = remembered.wanted || !was_remembered;
-            if !slot.wanted {
-                // The earlier supervisor died while it was ending this one.
-                let deadline = self.moment() + Duration::from_secs(5);
-                self.step(node, Event::Stop { deadline });
-            }
-        }
-    }
-
-    /// An exit that nobody saw.
-    fn missed_exit(&mut self, node: &NodeId, pid: u32, wanted: bool) {
-        let ended = Ended::default();
-        let cause = crate::control::cause::attribute(ended, !wanted, false);
-        self.tell(events::Event::Exited {
-            node: node.to_string(),
-            pid,
-            code: None,
-            signal: None,
-            cause,
-            restart_in_ms: None,
-        });
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.last_exit = Some(LastExit { code: None, signal: None, cause, at: stamp(clock::wall()) });
-        }
-        if wanted {
-            self.step(node, Event::Adopted { paused: false });
-            self.step(node, Event::Exited(ended));
-        }
-    }
-
     fn reload(&mut self) -> Reply {
         let config = match config::load(&self.config_path) {
             Ok(config) => config,
@@ -651,49 +551,6 @@ impl Supervisor {
 
     fn moment(&self) -> Moment {
         clock::now().duration_since(self.origin)
-    }
-}
-
-/// Takes connections until the supervisor ends.
-async fn accept(listener: UnixListener, inbox: mpsc::Sender<Message>, followers: broadcast::Sender<Entry>) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) if socket::is_trusted(&stream) => {
-                // Ends when the other side hangs up, and with the runtime at the latest.
-                tokio::spawn(converse(Conversation::new(stream), inbox.clone(), followers.subscribe()));
-            }
-            Ok(_) => tracing::warn!("a process of another user tried to use the control socket"),
-            // Out of descriptors: it will be some time until those that talk now free theirs.
-            Err(error) => {
-                tracing::warn!(%error, "cannot take a connection");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }
-    }
-}
-
-async fn converse(
-    mut conversation: Conversation,
-    inbox: mpsc::Sender<Message>,
-    mut events: broadcast::Receiver<Entry>,
-) {
-    while let Ok(Some(request)) = conversation.receive::<Request>().await {
-        if request == Request::Follow {
-            while let Ok(entry) = events.recv().await {
-                if conversation.send(&Reply::Event { entry }).await.is_err() {
-                    break;
-                }
-            }
-            return;
-        }
-        let (reply, answer) = oneshot::channel();
-        if inbox.send(Message::Asked { request, reply }).await.is_err() {
-            return;
-        }
-        let Ok(answer) = answer.await else { return };
-        if conversation.send(&answer).await.is_err() {
-            return;
-        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::proto::replcluster::{
     DescribeRequest, RemoveRequest, RemoveResponse, ShutdownRequest, ShutdownResponse,
 };
 use crate::supervisor::record::{NodeRecord, Phase};
+use crate::supervisor::socket::Conversation;
 
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 

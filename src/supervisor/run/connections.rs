@@ -1,0 +1,58 @@
+//! The control socket's side of the loop: takes connections, and turns each line into a message and its answer.
+
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::super::events::Entry;
+use super::super::socket::{self, Conversation};
+use super::super::wire::{Reply, Request};
+use super::Message;
+
+/// Takes connections until the supervisor ends.
+pub(super) async fn accept(
+    listener: UnixListener,
+    inbox: mpsc::Sender<Message>,
+    followers: broadcast::Sender<Entry>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if socket::is_trusted(&stream) => {
+                // Ends when the other side hangs up, and with the runtime at the latest.
+                tokio::spawn(converse(Conversation::new(stream), inbox.clone(), followers.subscribe()));
+            }
+            Ok(_) => tracing::warn!("a process of another user tried to use the control socket"),
+            // Out of descriptors: it will be some time until those that talk now free theirs.
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn converse(
+    mut conversation: Conversation,
+    inbox: mpsc::Sender<Message>,
+    mut events: broadcast::Receiver<Entry>,
+) {
+    while let Ok(Some(request)) = conversation.receive::<Request>().await {
+        if request == Request::Follow {
+            while let Ok(entry) = events.recv().await {
+                if conversation.send(&Reply::Event { entry }).await.is_err() {
+                    break;
+                }
+            }
+            return;
+        }
+        let (reply, answer) = oneshot::channel();
+        if inbox.send(Message::Asked { request, reply }).await.is_err() {
+            return;
+        }
+        let Ok(answer) = answer.await else { return };
+        if conversation.send(&answer).await.is_err() {
+            return;
+        }
+    }
+}
