@@ -203,6 +203,8 @@ impl Driver {
             self.ask_leader();
             self.publish();
             if let Some(ended) = self.ended.take() {
+                self.shared.stopping.store(true, Ordering::Release);
+                self.shared.ready.store(false, Ordering::Release);
                 self.requests.fail_all();
                 return ended;
             }
@@ -607,6 +609,7 @@ impl Driver {
         let shared = self.shared.clone();
         let mut store = shared.store.write().unwrap_or_else(PoisonError::into_inner);
         let stop = Index(self.commit.0.min(self.applied.index.0 + TURN_APPLY));
+        let mut answers = Vec::new();
         while self.applied.index < stop {
             let chunk = self
                 .recent
@@ -623,7 +626,7 @@ impl Driver {
                 let outcome = apply_to(&mut store, &record.payload);
                 if record.origin == self.requests.origin() {
                     let answer = if ours { Ok(outcome) } else { Err(Unavailable::LeaderChanged) };
-                    self.requests.applied(record.sequence, answer);
+                    answers.push((record.sequence, answer));
                 }
             }
         }
@@ -633,6 +636,10 @@ impl Driver {
         drop(store);
         self.shared.applied.store(self.applied.index.0, Ordering::Release);
         self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+        // Whoever hears yes and looks at this node sees what was done.
+        for (sequence, answer) in answers {
+            self.requests.applied(sequence, answer);
+        }
         self.reads.reached(self.applied.index);
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
@@ -60,19 +60,6 @@ impl Process {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             child.wait().unwrap();
-        }
-    }
-
-    /// Waits for it to end by itself.
-    pub fn wait(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("it runs");
-        let start = Instant::now();
-        loop {
-            if let Some(status) = child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "{} does not end; {}", self.address, self.tail());
-            std::thread::yield_now();
         }
     }
 
