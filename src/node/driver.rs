@@ -46,6 +46,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(2);
 /// The log is kept to this size where nobody needs more of it.
 const LOG_KEEP_BYTES: u64 = 256 << 20;
 const COMPACT_STEP: usize = 2000;
+/// How long the test switch keeps entries from followers.
+const KEPT_BACK: Duration = Duration::from_millis(100);
 const ADMIN_RETRY: Duration = Duration::from_millis(100);
 
 /// An operator's wish, kept until the view shows that it came true.
@@ -101,6 +103,8 @@ pub struct Driver {
     compacting: bool,
     link_lost: bool,
     swept_at: Instant,
+    /// When replication was last sent; of interest to the test switch only.
+    sent_at: Instant,
 }
 
 /// What the driver is made of, see [`super::start`].
@@ -143,6 +147,7 @@ impl Driver {
             compacting: true,
             link_lost: false,
             swept_at: Instant::now(),
+            sent_at: Instant::now(),
             links: BTreeMap::new(),
             node: parts.node,
             shared: parts.shared,
@@ -199,7 +204,9 @@ impl Driver {
             }
             self.apply();
             self.submit();
-            self.step(Input::Flush);
+            if self.may_flush() {
+                self.step(Input::Flush);
+            }
             self.ask_leader();
             self.publish();
             if let Some(ended) = self.ended.take() {
@@ -210,6 +217,17 @@ impl Driver {
             }
             tokio::task::yield_now().await;
         }
+    }
+
+    /// Always, but for the test switch: a leader that says yes early also keeps what it acknowledged to itself for a
+    /// while, so that its death surely loses something.
+    fn may_flush(&mut self) -> bool {
+        let now = Instant::now();
+        let may = !self.acknowledge_early || now.duration_since(self.sent_at) >= KEPT_BACK;
+        if may {
+            self.sent_at = now;
+        }
+        may
     }
 
     // --- what comes in ---

@@ -27,7 +27,7 @@ const SERVER_NAME: &str = "replserver";
 pub enum SpawnError {
     /// The program is nowhere.
     #[error(
-        "no {SERVER_NAME} found beside this program, in ${SERVER_VARIABLE}, or on the PATH\ninstall both programs with `cargo install --path . --locked`"
+        "no {SERVER_NAME} found in ${SERVER_VARIABLE}, beside this program, or on the PATH\ninstall both programs with `cargo install --path . --locked`"
     )]
     NoProgram,
     /// A file or the process could not be made.
@@ -187,7 +187,7 @@ pub fn watch_adopted(handle: Handle, tell: impl FnOnce(Ended) + Send + 'static) 
     Ok(())
 }
 
-/// The server program: beside this one, else where the environment says, else on the PATH.
+/// The server program: where the environment says, else beside this one, else on the PATH.
 ///
 /// # Errors
 /// [`SpawnError::NoProgram`].
@@ -196,9 +196,9 @@ pub fn find_server() -> Result<PathBuf, SpawnError> {
     let named = std::env::var_os(SERVER_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|directory| directory.join(SERVER_NAME));
-    beside
+    named
         .into_iter()
-        .chain(named)
+        .chain(beside)
         .chain(on_path)
         .find(|candidate| candidate.is_file())
         .and_then(|found| std::path::absolute(found).ok())

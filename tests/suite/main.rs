@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 #![allow(missing_docs, reason = "a test's name is its claim")]
 
+mod cli;
 mod cluster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;

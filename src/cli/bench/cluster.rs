@@ -47,7 +47,7 @@ impl Kind {
         }
     }
 
-    /// Ours stands beside this program, or where `$REPLSERVER` says, or on the PATH.
+    /// Ours stands beside this program, or else where `$REPLSERVER` says, or on the PATH.
     fn program(self) -> PathBuf {
         match self {
             Kind::Etcd => PathBuf::from("etcd"),

@@ -1,0 +1,263 @@
+//! `replcluster` as a user has it: the README's tour, verdicts, exit codes, and a supervisor that dies.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+use super::cluster::free_port;
+
+/// A directory with a `cluster.toml`; whatever it started is ended with it.
+struct Scene {
+    directory: tempfile::TempDir,
+    ports: Vec<u16>,
+    server: Option<std::path::PathBuf>,
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in
+                std::fs::read_dir(self.directory.path().join(".replcluster/nodes")).into_iter().flatten()
+            {
+                let log = node.unwrap().path().join("log");
+                eprintln!("{}:\n{}", log.display(), std::fs::read_to_string(&log).unwrap_or_default());
+            }
+        }
+        let _ = self.run(&["down", "--now"]);
+    }
+}
+
+impl Scene {
+    fn new(nodes: usize) -> Scene {
+        let mut ports: Vec<u16> = (0..nodes + 1).map(|_| free_port()).collect();
+        ports.sort_by_key(ToString::to_string);
+        let scene = Scene { directory: tempfile::tempdir().unwrap(), ports, server: None };
+        let addresses: Vec<String> = (0..nodes).map(|node| format!("\"{}\"", scene.address(node))).collect();
+        scene.config(&format!("name = \"demo\"\nnodes = [{}]\n", addresses.join(", ")));
+        scene
+    }
+
+    fn config(&self, text: &str) {
+        std::fs::write(self.directory.path().join("cluster.toml"), text).unwrap();
+    }
+
+    fn address(&self, node: usize) -> String {
+        format!("127.0.0.1:{}", self.ports[node])
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
+        command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
+        command.env_remove("REPLCLUSTER_CONFIG").env("NO_COLOR", "1");
+        if let Some(server) = &self.server {
+            command.env("REPLSERVER", server);
+        }
+        command.output().unwrap()
+    }
+
+    /// Exit code, and everything printed.
+    fn said(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.run(arguments);
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+        (output.status.code().unwrap_or(-1), text)
+    }
+
+    fn done(&self, arguments: &[&str]) -> String {
+        let (code, text) = self.said(arguments);
+        assert_eq!(code, 0, "{arguments:?}: {text}");
+        text
+    }
+
+    fn status(&self) -> Value {
+        let output = self.run(&["status", "--json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+    }
+}
+
+#[test]
+fn three_leaders_killed_in_turn_each_proved_and_up_brings_all_back_under_the_lowest() {
+    let scene = Scene::new(3);
+    scene.done(&["up"]);
+    let status = scene.status();
+    assert_eq!(status["leader"], scene.address(0));
+    assert_eq!(status["in_sync"].as_array().unwrap().len(), 3);
+    assert_eq!((&status["failures_tolerated"], &status["state"]), (&Value::from(2), &Value::from("healthy")));
+    scene.done(&["up"]);
+    let fourth = scene.address(3);
+    scene.done(&["add-follower", &fourth]);
+    assert!(std::fs::read_to_string(scene.directory.path().join("cluster.toml")).unwrap().contains(&fourth));
+    scene.done(&["client", "put", "kept", "through all of it"]);
+    for node in 0..3 {
+        let output = scene.run(&["kill", "leader", "--json"]);
+        let verdict: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{verdict}");
+        assert_eq!(
+            (&verdict["verdict"], &verdict["lost"]),
+            (&Value::from("proved"), &Value::from(0)),
+            "{verdict}"
+        );
+        assert_eq!(verdict["leader_before"], scene.address(node));
+        assert_eq!(verdict["leader_after"], scene.address(node + 1));
+    }
+    assert_eq!(scene.said(&["status"]).0, 8, "serves, but not all are there");
+    scene.done(&["client", "put", "last", "one writes"]);
+    scene.done(&["up"]);
+    let status = scene.status();
+    assert_eq!(status["leader"], scene.address(0));
+    assert_eq!(status["in_sync"].as_array().unwrap().len(), 4);
+    assert!(scene.done(&["client", "get", "kept"]).contains("through all of it"));
+    scene.done(&["remove", &fourth]);
+    scene.done(&["down"]);
+    assert_eq!(scene.said(&["status"]).0, 3);
+}
+
+#[test]
+fn a_killed_supervisor_stops_no_node_and_the_next_up_adopts_them() {
+    let scene = Scene::new(2);
+    scene.done(&["up"]);
+    let before = scene.status();
+    let pid = i32::try_from(before["supervisor"]["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    while scene.status()["supervisor"]["state"] != "dead" {}
+    scene.done(&["client", "put", "still", "serving"]);
+    scene.done(&["up"]);
+    let after = scene.status();
+    assert_eq!(after["supervisor"]["state"], "running");
+    assert_ne!(after["supervisor"]["pid"], before["supervisor"]["pid"]);
+    for node in 0..2 {
+        assert_eq!(after["nodes"][node]["pid"], before["nodes"][node]["pid"], "the same process");
+    }
+}
+
+#[test]
+fn wrong_input_has_its_exit_code_and_says_what_to_do() {
+    let scene = Scene::new(2);
+    for (arguments, code, expected) in [
+        (vec!["kill", "leader"], 3, "replcluster up"),
+        (vec!["status"], 3, "stopped"),
+        (vec!["init"], 5, "cluster.toml"),
+        (vec!["nonsense"], 2, "nonsense"),
+        (vec!["-f", "missing.toml", "status"], 2, "missing.toml"),
+    ] {
+        let (found, text) = scene.said(&arguments);
+        assert!(found == code && text.contains(expected), "{arguments:?}: {found} {text}");
+    }
+    let good = std::fs::read_to_string(scene.directory.path().join("cluster.toml")).unwrap();
+    let port = scene.ports[0];
+    for (text, expected) in [
+        ("nodes = [".to_owned(), "cluster.toml"),
+        (format!("{good}nmae = \"x\"\n"), "nmae"),
+        (format!("nodes = [\"127.0.0.1:{port}\", \"127.0.0.1:{port}\"]"), "twice"),
+        (format!("nodes = [\"127.0.0.1:{port}\", \"localhost:{port}\"]"), "same"),
+        (format!("{good}[replication]\nfailure_timeout = \"soon\"\n"), "soon"),
+    ] {
+        scene.config(&text);
+        let (code, said) = scene.said(&["up"]);
+        assert!(code == 2 && said.contains(expected), "{text}: {code} {said}");
+    }
+    scene.config(&good);
+    scene.done(&["up"]);
+    let (code, text) = scene.said(&["kill", "127.0.0.1:9"]);
+    assert!(code == 2 && text.contains(&scene.address(0)), "an unknown node: {code} {text}");
+    scene.done(&["kill", &scene.address(1)]);
+    let (code, text) = scene.said(&["kill", &scene.address(1)]);
+    assert!(code == 1 && text.contains("not running"), "a dead node: {code} {text}");
+    let (code, text) = scene.said(&["add-follower", &scene.address(0)]);
+    assert!(code != 0 && text.contains(&scene.address(0)), "a taken address: {code} {text}");
+    scene.done(&["down"]);
+    let holder = std::net::TcpListener::bind(scene.address(1)).unwrap();
+    let (code, text) = scene.said(&["up"]);
+    assert!(code == 5 && text.contains(&std::process::id().to_string()), "a port taken: {code} {text}");
+    drop(holder);
+    scene.done(&["up"]);
+}
+
+/// A build that acknowledges before its followers hold an entry must be found out: the verdict can fail.
+#[cfg(feature = "full-tests")]
+#[test]
+fn a_build_that_acknowledges_too_early_is_violated() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut scene = Scene::new(3);
+    let server = scene.directory.path().join("early");
+    let real = super::cluster::replserver().display();
+    std::fs::write(&server, format!("#!/bin/sh\nexec {real} \"$@\" --unsafe-acknowledge-early\n")).unwrap();
+    std::fs::set_permissions(&server, std::fs::Permissions::from_mode(0o755)).unwrap();
+    scene.server = Some(server);
+    scene.done(&["up"]);
+    let (code, text) = scene.said(&["kill", "leader"]);
+    assert!(code == 6 && text.contains("violated"), "{code} {text}");
+}
+
+// --- the README ---
+
+/// What a line says whatever numbers, times and places stand in it.
+fn shape(line: &str) -> String {
+    let word = |word: &str| {
+        let digits = word.chars().any(|letter| letter.is_ascii_digit());
+        let address = word.contains("127.0.0.1:");
+        if digits && !address { "#".to_owned() } else { word.to_owned() }
+    };
+    line.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// Commands of the README's tour and what it says they print.
+fn tour(readme: &str) -> Vec<(String, Vec<String>)> {
+    let block = readme.split("```console\n").nth(1).unwrap().split("```").next().unwrap();
+    let mut steps: Vec<(String, Vec<String>)> = Vec::new();
+    for line in block.lines() {
+        match line.strip_prefix("$ ") {
+            Some(command) => steps.push((command.to_owned(), Vec::new())),
+            None => steps.last_mut().unwrap().1.push(line.to_owned()),
+        }
+    }
+    steps
+}
+
+#[test]
+fn the_readme_tour_prints_what_the_readme_says() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let scene = Scene::new(3);
+    // The tour speaks of the ports of the sample configuration; here they are others.
+    let here = |text: &str| {
+        (0..4).fold(text.to_owned(), |text, node| {
+            text.replace(&format!("127.0.0.1:{}", 2379 + node), &scene.address(node))
+        })
+    };
+    let mut compared = 0;
+    for (command, printed) in tour(&readme) {
+        let mut words: Vec<&str> = command.split(' ').skip(1).collect();
+        let fourth = scene.address(3);
+        if words == ["add-follower"] {
+            words.push(&fourth); // whatever port is free is chosen without it
+        }
+        let (code, text) = scene.said(&words);
+        assert!(code == 0 || (words == ["status"] && code == 8), "{command}: {code} {text}");
+        if !printed.is_empty() {
+            let expected: Vec<String> = printed.iter().map(|line| shape(&here(line))).collect();
+            let found: Vec<String> = text.lines().map(shape).collect();
+            assert_eq!(found, expected, "{command} prints:\n{text}");
+            compared += 1;
+        }
+    }
+    assert!(compared >= 5, "the tour shows what its commands print");
+}
+
+#[test]
+fn every_verb_the_readme_names_is_one() {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let scene = Scene::new(1);
+    let table = readme.split("## Common tasks").nth(1).unwrap().split("A node is named").next().unwrap();
+    let mut seen = 0;
+    for command in table.split('`').skip(1).step_by(2).filter_map(|text| text.strip_prefix("replcluster ")) {
+        let verb = command.split(' ').next().unwrap();
+        let flags: Vec<&str> = command.split(' ').filter(|word| word.starts_with("--")).collect();
+        let help = scene.done(&[verb, "--help"]);
+        for flag in flags {
+            assert!(help.contains(flag), "{command}: {help}");
+        }
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen}");
+}
