@@ -62,6 +62,9 @@ struct Arguments {
     /// Most operations in one transaction.
     #[arg(long, default_value_t = 128)]
     max_txn_operations: usize,
+    /// Keep about this much log for followers that were away, in bytes; who was away longer gets a snapshot.
+    #[arg(long, default_value_t = 256 << 20)]
+    log_keep_bytes: u64,
     /// Threads that serve clients; as many as the machine has cores, unless given.
     #[arg(long)]
     threads: Option<usize>,
@@ -211,6 +214,7 @@ async fn serve(
         failure_timeout: arguments.failure_timeout,
         handback_after: arguments.handback_after.0,
         create: arguments.join.is_empty(),
+        log_keep_bytes: arguments.log_keep_bytes,
         #[cfg(feature = "fault-switches")]
         acknowledge_early: arguments.unsafe_acknowledge_early,
         #[cfg(not(feature = "fault-switches"))]

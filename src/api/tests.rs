@@ -83,6 +83,7 @@ async fn serve(settings: Settings, create: bool) -> Server {
         handback_after: None,
         create,
         acknowledge_early: false,
+        log_keep_bytes: 256 << 20,
     };
     let Running { handle, ended, .. } = node::start(start).unwrap();
     let routes = super::services(handle.clone());

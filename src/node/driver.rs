@@ -43,8 +43,6 @@ const BATCH_BYTES: usize = 4 << 20;
 /// Unflushed state, in bytes, at which a flush begins at once.
 const FLUSH_BYTES: usize = 16 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
-/// The log is kept to this size where nobody needs more of it.
-const LOG_KEEP_BYTES: u64 = 256 << 20;
 const COMPACT_STEP: usize = 2000;
 /// How long the test switch keeps entries from followers.
 const KEPT_BACK: Duration = Duration::from_millis(100);
@@ -77,6 +75,8 @@ pub struct Driver {
     pub(super) failure_timeout: Duration,
     /// Test switch: say yes before followers hold the entry, so that the checks can be seen to fail.
     pub(super) acknowledge_early: bool,
+    /// The log is kept to this size where nobody needs more of it.
+    pub(super) log_keep_bytes: u64,
     pub(super) links: BTreeMap<NodeId, Link>,
     /// The end of the log, written or on its way to the disk.
     pub(super) tail: Position,
@@ -120,6 +120,7 @@ pub struct Parts {
     pub(super) heartbeat: Duration,
     pub(super) failure_timeout: Duration,
     pub(super) acknowledge_early: bool,
+    pub(super) log_keep_bytes: u64,
     pub(super) tail: Position,
     pub(super) applied: Position,
     pub(super) origin: u64,
@@ -160,6 +161,7 @@ impl Driver {
             heartbeat: parts.heartbeat,
             failure_timeout: parts.failure_timeout,
             acknowledge_early: parts.acknowledge_early,
+            log_keep_bytes: parts.log_keep_bytes,
             tail: parts.tail,
             applied: parts.applied,
         }
@@ -855,7 +857,7 @@ impl Driver {
         self.flushed_at = Instant::now();
         let log = self.recent.disk_bytes();
         self.shared.disk_bytes.store(disk + log, Ordering::Relaxed);
-        if log > LOG_KEEP_BYTES {
+        if log > self.log_keep_bytes {
             // What the state holds durably may leave the log, up to what followers still have to read.
             let mut needed = durable;
             if let Role::Leader(leader) = self.node.role() {

@@ -81,6 +81,8 @@ pub struct Start {
     pub create: bool,
     /// Test switch: acknowledge before followers hold the entry.
     pub acknowledge_early: bool,
+    /// The log is kept to this size, in bytes, for followers that were away; who was away longer gets a snapshot.
+    pub log_keep_bytes: u64,
 }
 
 /// Why a node could not start.
@@ -253,6 +255,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         heartbeat: start.heartbeat_interval,
         failure_timeout: start.failure_timeout,
         acknowledge_early: start.acknowledge_early,
+        log_keep_bytes: start.log_keep_bytes,
         tail: last,
         applied,
         origin: random_number(),

@@ -166,3 +166,42 @@ async fn a_wiped_node_joins_anew_and_gets_everything() {
         assert_eq!(get(&wiped, "n49").await.as_deref(), Some("v"), "{address}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_longer_than_the_log_reaches_gets_a_snapshot_and_then_the_log() {
+    let mut cluster = Cluster::start_with(2, &["--log-keep-bytes", "1000000"]).await;
+    let addresses = cluster.addresses();
+    let client = cluster.client(&addresses[..1]);
+    client.put(put_request("before", "b")).await.unwrap();
+    cluster.nodes.get_mut(&addresses[1]).unwrap().kill();
+    cluster.wait_in_sync().await;
+    let big = "x".repeat(1 << 20);
+    let log = cluster.nodes[&addresses[0]].data.join("log");
+    let oldest = || std::fs::read_dir(&log).unwrap().map(|entry| entry.unwrap().file_name()).min();
+    let first = oldest();
+    let mut written = 0;
+    // Until the segment that the absent node would need is gone.
+    while oldest() == first {
+        client.put(put_request(&format!("big{}", written % 40), &big)).await.unwrap();
+        written += 1;
+        assert!(written < 3000, "the log is never cut");
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = write_on(cluster.client(&addresses[..1]), "s", stop.clone());
+    cluster.spawn(&addresses[1]);
+    cluster.wait_in_sync().await;
+    stop.store(true, Ordering::Relaxed);
+    let last = writer.await.unwrap().len() - 1;
+    assert!(cluster.nodes[&addresses[1]].tail().contains("installing a snapshot"), "it came by log alone");
+    cluster.nodes.get_mut(&addresses[0]).unwrap().kill();
+    cluster.wait_in_sync().await;
+    let joined = cluster.client(&addresses[1..]);
+    assert_eq!(get(&joined, "before").await.as_deref(), Some("b"));
+    assert_eq!(get(&joined, &format!("s{last}")).await, Some(format!("s{last}")));
+    assert_eq!(get(&joined, "big0").await.map(|value| value.len()), Some(1 << 20));
+    // And once more from its own disk.
+    cluster.nodes.get_mut(&addresses[1]).unwrap().kill();
+    cluster.spawn(&addresses[1]);
+    cluster.wait_in_sync().await;
+    assert_eq!(get(&joined, &format!("s{last}")).await, Some(format!("s{last}")));
+}
