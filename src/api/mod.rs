@@ -1,6 +1,6 @@
 //! etcd's API, and what the controller asks beyond it, over gRPC: translation only. What a request means is decided
 //! in `kv`, when it may be answered in `node`; here it is checked as far as that needs no state, given a deadline,
-//! passed on, and its answer gets a header. Every refusal gets its code and text in [`refusal`] and nowhere else.
+//! passed on, and its answer gets a header. Every refusal gets its code and text in `refusal` and nowhere else.
 //!
 //! Watches, leases, and the parts of Cluster and Maintenance that are not here answer `Unimplemented`.
 

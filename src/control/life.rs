@@ -11,7 +11,7 @@
 //!    └──── Exited ──── Stopping                 └─ Exited ───────┘
 //! ```
 //! A node that was ended on purpose (`Stop`, `Kill`) is never restarted by policy; one that ended by itself is
-//! treated by [`restart`](super::restart).
+//! treated by [`restart`].
 
 use std::time::Duration;
 

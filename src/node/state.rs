@@ -1,4 +1,4 @@
-//! The store's records on disk: redb behind [`kv::Backend`], with what is newer than the disk in memory.
+//! The store's records on disk: redb behind [`Backend`], with what is newer than the disk in memory.
 //!
 //! Applying never touches the disk: changes gather in an overlay, and a flush moves them to redb in one durable
 //! transaction on another thread. The index of the last applied entry travels with the records it belongs to, so what

@@ -4,7 +4,7 @@
 //!   or it does not, and of two swappers one gets EEXIST. There is no critical section, so a stopped process
 //!   holds nothing (R26).
 //! * **Read.** The highest epoch counts. Its file is verified, and the directory synced before anyone acts on it.
-//! * **Prune.** The swapper forgets all but the newest [`KEPT`] views, lowest first. A swapper that slept through
+//! * **Prune.** The swapper forgets all but the newest `KEPT` views, lowest first. A swapper that slept through
 //!   more than that could link an epoch that is long gone. It looks again after linking, and so does no harm: the
 //!   highest still counts, and nobody removes a view by any other rule than this one.
 //! * **Proof (R17).** "No view e+1" proves nothing by itself, since a pruned one is not there either. But e+1 goes

@@ -2,7 +2,7 @@
 //! It knows views, not the protocol: who may swap, and when, is decided elsewhere.
 //!
 //! * [`Register`] is what every kind of register can do; calls block, so they run off the hot path.
-//! * [`FileRegister`] keeps the views of one host in a directory ([`file`]).
+//! * [`FileRegister`] keeps the views of one host in a directory ([`mod@file`]).
 //! * [`lock`] holds one lock per node for the life of its process; a freed one is proof of death (R28).
 //! * [`watch`] tells, within about a millisecond, that a process which held such a lock has exited.
 

@@ -1,6 +1,6 @@
 //! The supervisor's loop. One task owns everything: it waits for a message, hands it to the life it concerns, and
-//! does what that answers. Connections ([`connections`]), watchers and questions to nodes run beside it and only send
-//! it messages; what it does before the first message, with what an earlier one left, is in [`inherit`].
+//! does what that answers. Connections (`connections`), watchers and questions to nodes run beside it and only send
+//! it messages; what it does before the first message, with what an earlier one left, is in `inherit`.
 
 use std::collections::BTreeMap;
 use std::io;
