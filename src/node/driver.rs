@@ -2,7 +2,7 @@
 //! submits what clients want, sends, and says what changed. It never waits for a disk: writes go to the writer thread,
 //! the register has a thread of its own, and reads of old entries are the exception (start-up).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, mpsc as std_mpsc};
 use std::time::Duration;
@@ -46,6 +46,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(2);
 const COMPACT_STEP: usize = 2000;
 /// How long the test switch keeps entries from followers.
 const KEPT_BACK: Duration = Duration::from_millis(100);
+/// Sequences of one origin remembered; far more than can wait for an answer within the longest deadline.
+const TAKEN_MAX: usize = 1 << 18;
 const ADMIN_RETRY: Duration = Duration::from_millis(100);
 
 /// An operator's wish, kept until the view shows that it came true.
@@ -59,6 +61,27 @@ struct Admin {
 enum Wish {
     Remove(NodeId),
     MoveLeader(NodeId),
+}
+
+/// Which requests of one origin a leader has taken: each once, in whatever order a lossy link brings them.
+#[derive(Default)]
+struct Taken {
+    /// Everything up to here counts as taken.
+    floor: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Taken {
+    /// True the first time.
+    fn take(&mut self, sequence: u64) -> bool {
+        let new = sequence > self.floor && self.seen.insert(sequence);
+        while self.seen.len() > TAKEN_MAX
+            && let Some(lowest) = self.seen.pop_first()
+        {
+            self.floor = lowest;
+        }
+        new
+    }
 }
 
 /// See the head of the module.
@@ -87,8 +110,8 @@ pub struct Driver {
     admin: Vec<Admin>,
     /// Requests that followers forwarded and that wait to be ordered: origin, sequence, mutation.
     forwarded: Vec<(u64, u64, Bytes)>,
-    /// The highest sequence of each origin taken in this leadership.
-    taken: BTreeMap<u64, u64>,
+    /// The sequences of each origin taken in this leadership.
+    taken: BTreeMap<u64, Taken>,
     /// What the `Append` effect of the proposal just fed will write.
     batch: Vec<(u64, u64, Bytes)>,
     arrived: Option<ArrivedSnapshot>,
@@ -332,7 +355,9 @@ impl Driver {
             self.reads.expire(now, self.node.leader_is_heard());
             self.pursue_wishes(now);
             self.maybe_flush(now);
-            if std::mem::take(&mut self.link_lost) {
+            // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
+            // would do them twice (R19).
+            if std::mem::take(&mut self.link_lost) && !matches!(self.node.role(), Role::Leader(_)) {
                 self.requests.submit_again();
             }
         }
@@ -607,10 +632,9 @@ impl Driver {
         if !matches!(self.node.role(), Role::Leader(_)) {
             return;
         }
-        let taken = self.taken.entry(forward.origin).or_insert(0);
+        let taken = self.taken.entry(forward.origin).or_default();
         for (sequence, mutation) in (forward.first_sequence..).zip(forward.mutations) {
-            if sequence > *taken {
-                *taken = sequence;
+            if taken.take(sequence) {
                 self.forwarded.push((forward.origin, sequence, mutation));
             }
         }
@@ -918,4 +942,17 @@ fn fatal(why: &str) -> ! {
     tracing::error!("{why}");
     eprintln!("replserver: {why}");
     std::process::exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forwarded_request_is_taken_once_in_whatever_order_it_comes() {
+        let mut taken = Taken::default();
+        assert!(taken.take(11) && taken.take(12), "the first frame was lost");
+        assert!(taken.take(1) && taken.take(2), "and comes again after the second");
+        assert!(!taken.take(1) && !taken.take(12), "but nothing twice");
+    }
 }

@@ -139,7 +139,7 @@ impl Dialer {
                 biased;
                 item = self.items.recv() => match item {
                     None => return Ok(()),
-                    Some(item) => self.gather(&mut buffer, item).await?,
+                    Some(item) => self.gather(&mut buffer, &mut writer, item).await?,
                 },
                 // The peer never answers on this connection; reading only shows that it has gone.
                 _ = reader.read(&mut nothing) => return Ok(()),
@@ -147,14 +147,19 @@ impl Dialer {
             while buffer.len() < WRITE_BYTES
                 && let Ok(item) = self.items.try_recv()
             {
-                self.gather(&mut buffer, item).await?;
+                self.gather(&mut buffer, &mut writer, item).await?;
             }
             writer.write_all(&buffer).await?;
             buffer.clear();
         }
     }
 
-    async fn gather(&self, buffer: &mut BytesMut, item: Item) -> std::io::Result<()> {
+    async fn gather(
+        &self,
+        buffer: &mut BytesMut,
+        writer: &mut (impl AsyncWriteExt + Unpin),
+        item: Item,
+    ) -> std::io::Result<()> {
         match item {
             Item::Frame(frame) => buffer.extend_from_slice(&frame),
             Item::Entries { epoch, mut previous, last, commit } => {
@@ -175,6 +180,11 @@ impl Dialer {
                     let body = append_body(previous, end.index, end.epoch, commit, chunk.frames);
                     put(buffer, &Frame { epoch: epoch.0, body: Some(body) });
                     previous = end;
+                    // A long catch-up goes out as it is read.
+                    if buffer.len() >= WRITE_BYTES {
+                        writer.write_all(buffer).await?;
+                        buffer.clear();
+                    }
                 }
             }
         }

@@ -97,6 +97,18 @@ pub enum StartError {
     /// The state contradicts itself.
     #[error("state.redb is damaged: {0}")]
     Damaged(#[from] kv::Damaged),
+    /// The state does not belong to the log.
+    #[error(
+        "state.redb holds everything up to entry {applied}, but the log begins after {base} and entries up to {known} were committed here: the state is missing, damaged or an old copy\nnothing was changed; bring the state back, or move the node's data directory away to let it join anew from its peers"
+    )]
+    StateBehind {
+        /// The last entry applied to the state.
+        applied: Index,
+        /// What comes before the log.
+        base: Index,
+        /// Known to be committed.
+        known: Index,
+    },
     /// The register cannot be read.
     #[error("cannot read the register: {0}")]
     Register(String),
@@ -174,6 +186,16 @@ pub fn start(start: Start) -> Result<Running, StartError> {
             recovered.commit.max(promise.commit).max(applied.index),
         )
     } else {
+        // Only a snapshot that was just put in place is ahead of everything this node knew to be committed. A state
+        // that is behind its log's beginning is lost or an old copy: the log is not thrown away for it.
+        let known = recovered.commit.max(promise.commit);
+        if applied.index <= known && recovered.last.index > Index(0) {
+            return Err(StartError::StateBehind {
+                applied: applied.index,
+                base: recovered.base.index,
+                known,
+            });
+        }
         log.reset(applied)?;
         (applied, Vec::new(), applied, applied.index)
     };

@@ -24,13 +24,20 @@ struct Question {
 }
 
 /// All reads that wait.
-#[derive(Default)]
 pub struct Reads {
     arrived: Vec<Waiting>,
     open: Option<Question>,
     /// Answered by the leader, and waiting for this index to be applied.
     applying: BTreeMap<Index, Vec<Waiting>>,
     last_number: u64,
+}
+
+impl Default for Reads {
+    /// Nothing waits. Questions are numbered from a random number on, so that no answer to an earlier process fits.
+    fn default() -> Reads {
+        let last_number = super::random_number() >> 1;
+        Reads { arrived: Vec::new(), open: None, applying: BTreeMap::new(), last_number }
+    }
 }
 
 impl Reads {

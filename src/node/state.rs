@@ -79,6 +79,15 @@ pub struct FlushDone {
     generation: Arc<()>,
 }
 
+/// New states whose building or installing was cut off.
+fn drop_unfinished(directory: &Path) {
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(FILE_NEW) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn record_key(at: RevisionKey) -> Vec<u8> {
     let mut key = Vec::with_capacity(17);
     key.push(RECORD);
@@ -109,7 +118,7 @@ impl StateBackend {
     /// # Errors
     /// [`StateError`] with the path.
     pub fn open(directory: &Path) -> Result<StateBackend, StateError> {
-        let _ = std::fs::remove_file(directory.join(FILE_NEW));
+        drop_unfinished(directory);
         StateBackend::open_file(&directory.join(FILE))
     }
 
@@ -351,16 +360,17 @@ pub struct StateInstaller {
 /// A finished new state that only has to take the old one's name.
 pub struct Placement {
     directory: PathBuf,
+    from: PathBuf,
 }
 
 impl StateInstaller {
-    /// Begins with nothing; what an earlier attempt left is dropped.
+    /// Begins with nothing. What an attempt leaves that came to no end is dropped at the next start.
     ///
     /// # Errors
     /// [`StateError`] with the path.
     pub fn create(directory: &Path) -> Result<StateInstaller, StateError> {
-        let path = directory.join(FILE_NEW);
-        let _ = std::fs::remove_file(&path);
+        // A name of its own: another snapshot may arrive before this one is in place.
+        let path = directory.join(format!("{FILE_NEW}-{:016x}", super::random_number()));
         Ok(StateInstaller { directory: directory.to_owned(), backend: StateBackend::open_file(&path)? })
     }
 
@@ -383,8 +393,8 @@ impl StateInstaller {
         let fail = |source: redb::Error| StateError { path: self.backend.path.clone(), source };
         write(&self.backend.database, &Rows::new(), Durability::Immediate).map_err(fail)?;
         self.backend.table = read_table(&self.backend.database).map_err(fail)?;
-        self.backend.path = self.directory.join(FILE);
-        Ok((self.backend, Placement { directory: self.directory }))
+        let from = std::mem::replace(&mut self.backend.path, self.directory.join(FILE));
+        Ok((self.backend, Placement { directory: self.directory, from }))
     }
 }
 
@@ -394,7 +404,7 @@ impl Placement {
     /// # Errors
     /// From the file system; the old state is still in place.
     pub fn put(&self) -> std::io::Result<()> {
-        std::fs::rename(self.directory.join(FILE_NEW), self.directory.join(FILE))?;
+        std::fs::rename(&self.from, self.directory.join(FILE))?;
         std::fs::File::open(&self.directory)?.sync_all()
     }
 }

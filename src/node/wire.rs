@@ -159,6 +159,7 @@ impl Entries {
         let from = usize::try_from(first.0 - own_first.0).expect("bounded by the frame");
         let to = usize::try_from(last.0 - own_first.0).expect("bounded by the frame");
         let end = self.starts.get(to + 1).copied().unwrap_or(self.frames.len());
-        (self.frames.slice(self.starts[from]..end), self.positions[to])
+        // A copy: a slice would keep the whole buffer that the connection was read into.
+        (Bytes::copy_from_slice(&self.frames[self.starts[from]..end]), self.positions[to])
     }
 }

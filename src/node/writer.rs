@@ -72,6 +72,8 @@ pub fn run(
                 }
                 Err(Failure::Diverged(at)) => {
                     events.send_blocking(Internal::Diverged(at));
+                    // Nothing more is written; what the driver still sends until it halts is of no use.
+                    while operations.recv().is_ok() {}
                     return;
                 }
                 Err(Failure::Fatal(why)) => fail(directory, &why),
