@@ -46,6 +46,8 @@ const FLUSH_EVERY: Duration = Duration::from_secs(2);
 const COMPACT_STEP: usize = 2000;
 /// How long the test switch keeps entries from followers.
 const KEPT_BACK: Duration = Duration::from_millis(100);
+/// Entries in memory, in bytes, beyond which nothing more is ordered.
+const UNCOMMITTED_BYTES: usize = 256 << 20;
 /// Sequences of one origin remembered; far more than can wait for an answer within the longest deadline.
 const TAKEN_MAX: usize = 1 << 18;
 const ADMIN_RETRY: Duration = Duration::from_millis(100);
@@ -591,7 +593,11 @@ impl Driver {
     }
 
     fn order(&mut self) {
-        while self.node.can_propose() && (self.requests.has_unsubmitted() || !self.forwarded.is_empty()) {
+        // While nothing commits, requests wait in their bounded queue and not in the log.
+        while self.node.can_propose()
+            && self.recent.bytes() < UNCOMMITTED_BYTES
+            && (self.requests.has_unsubmitted() || !self.forwarded.is_empty())
+        {
             let origin = self.requests.origin();
             let own = self.requests.submit(BATCH_COUNT, BATCH_BYTES);
             self.batch = std::mem::take(&mut self.forwarded);
@@ -679,6 +685,7 @@ impl Driver {
         self.shared.revision.store(store.revision(), Ordering::Release);
         drop(store);
         self.shared.applied.store(self.applied.index.0, Ordering::Release);
+        self.recent.applied(self.applied.index);
         self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
         // Whoever hears yes and looks at this node sees what was done.
         for (sequence, answer) in answers {

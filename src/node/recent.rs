@@ -24,6 +24,17 @@ struct Tail {
     bytes: usize,
 }
 
+impl Tail {
+    fn evict(&mut self, below: Index) {
+        while self.bytes > KEEP_BYTES_MAX
+            && self.batches.front().is_some_and(|batch| batch.last.index < below)
+        {
+            let gone = self.batches.pop_front().expect("looked at just now");
+            self.bytes -= gone.frames.len();
+        }
+    }
+}
+
 /// Where entries are read: memory first, then the log on disk.
 pub struct Recent {
     tail: Mutex<Tail>,
@@ -58,12 +69,12 @@ impl Recent {
         }
         tail.bytes += frames.len();
         tail.batches.push_back(Batch { first, last, frames });
-        while tail.bytes > KEEP_BYTES_MAX
-            && tail.batches.front().is_some_and(|batch| batch.last.index < commit)
-        {
-            let gone = tail.batches.pop_front().expect("looked at just now");
-            tail.bytes -= gone.frames.len();
-        }
+        tail.evict(commit);
+    }
+
+    /// Lets go of what was applied, beyond the bound.
+    pub fn applied(&self, index: Index) {
+        self.tail().evict(index);
     }
 
     /// Cuts what lies after `index`.
@@ -81,6 +92,12 @@ impl Recent {
                 tail.batches.push_back(Batch { first: batch.first, last, frames });
             }
         }
+    }
+
+    /// How much is in memory: what is uncommitted, and up to a bound what is not.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.tail().bytes
     }
 
     /// Forgets everything: the log was replaced.
