@@ -339,10 +339,7 @@ impl Driver {
             | Body::Transfer(_) => {
                 unreachable!("these reach the protocol as messages")
             }
-            Body::SnapshotBegin(_)
-            | Body::SnapshotChunk(_)
-            | Body::SnapshotEnd(_)
-            | Body::CommandAnswer(_) => {
+            Body::SnapshotBegin(_) | Body::SnapshotChunk(_) | Body::SnapshotEnd(_) => {
                 tracing::warn!("{from} sent a frame that has no place here");
             }
         }

@@ -27,7 +27,6 @@ pub mod state;
 mod wire;
 mod writer;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -250,7 +249,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     let (events, internal) = Events::channel(EVENTS_MAX);
     let (requests, clients) = mpsc::channel(PENDING_MAX);
     let recent = Arc::new(Recent::new(log.reader()));
-    load_tail(&recent, outline_commit(&node), last);
+    load_tail(&recent, node.log().commit(), last);
     let directory = Arc::new(directory);
     let writer = spawn_writer(log, directory.clone(), events.clone());
     let registrar = spawn_registrar(register, start.watch, events.clone())?;
@@ -294,10 +293,6 @@ fn millis(duration: Duration) -> u64 {
 #[must_use]
 pub fn random_number() -> u64 {
     rand::random::<u64>().max(1)
-}
-
-fn outline_commit(node: &Node) -> Index {
-    node.log().commit()
 }
 
 /// R11: what this node has seen is never forgotten because a register has.
@@ -375,10 +370,4 @@ fn replicate(
         Driver::new(parts).run().await
     });
     let _ = tell.send(ended);
-}
-
-/// Where a node keeps its log and state, for those who set them aside.
-#[must_use]
-pub fn data_files(directory: &std::path::Path) -> [PathBuf; 2] {
-    [directory.join("log"), directory.join("state.redb")]
 }

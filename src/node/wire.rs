@@ -81,9 +81,7 @@ pub fn body_of(message: &Message) -> Body {
             append_body(*previous, *last, previous.epoch, *commit, Bytes::new())
         }
         Message::Appended { durable } => Body::Appended(pb::Appended { durable: durable.0 }),
-        Message::Report { commit, last } => {
-            Body::Report(pb::Report { commit: commit.0, last_index: last.0, wiped: false })
-        }
+        Message::Report { commit, last } => Body::Report(pb::Report { commit: commit.0, last_index: last.0 }),
         Message::Ping => Body::Ping(pb::Ping {}),
         Message::Stale => Body::Stale(pb::Stale {}),
         Message::Transfer => Body::Transfer(pb::Transfer {}),

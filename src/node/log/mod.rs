@@ -385,10 +385,8 @@ fn supersede(segments: &mut Vec<Segment>, head: &Head) -> io::Result<Vec<PathBuf
     let mut kept = Vec::new();
     for mut segment in segments.drain(..) {
         let base = segment.head.base.index;
-        if head.fresh || base > head.base.index || (base == head.base.index && segment.last.index > base) {
+        if head.fresh || base >= head.base.index {
             superseded.push(segment.path);
-        } else if base == head.base.index {
-            superseded.push(segment.path); // without records
         } else {
             if segment.last.index > head.base.index {
                 let (end, last) = find_end(&segment, head.base.index)?;

@@ -58,8 +58,8 @@ pub fn recover(disk: &impl Disk, directory: &Path, durable_commit: Index) -> Res
     }
     found.commit = marks.iter().map(|(_, commit)| *commit).max().unwrap_or_default();
     let last = found.segments.last().map_or(Index(0), |segment| segment.last.index);
-    if let Some(segment) = found.segments.last().filter(|_| last < durable_commit.max(found.commit)) {
-        let wanted = durable_commit.max(found.commit);
+    let wanted = durable_commit.max(found.commit);
+    if let Some(segment) = found.segments.last().filter(|_| last < wanted) {
         return Err(LogError::Corrupt {
             path: segment.path.clone(),
             offset: segment.end,
