@@ -272,6 +272,7 @@ fn conclude(end: Ended, directory: &DataDirectory, exit: Exit) -> Result<Exit, F
             eprintln!("replserver: this node was removed from the cluster");
             Ok(Exit::Done)
         }
+        Ended::Failed(why) => fail(why),
         Ended::Halted(Halt::Diverged { at }) => {
             set_aside(format!("the log differs from the leader's at entry {at}, where both should agree"))
         }

@@ -109,6 +109,8 @@ pub enum Internal {
     SnapshotSent(NodeId),
     /// The state was made durable up to what it held when the flush began.
     Flushed(super::state::FlushDone),
+    /// A part of the node cannot go on, and says why: neither can the node (R21).
+    Failed(String),
     /// Hand leadership over if need be, then end.
     Stop,
 }

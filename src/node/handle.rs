@@ -173,6 +173,29 @@ impl Shared {
     pub(super) fn view(&self) -> Option<Arc<View>> {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+
+    /// Reads the state as it is here.
+    pub(super) fn look<R>(&self, read: &impl Fn(&StateStore) -> R) -> R {
+        read(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the state where it holds everything committed by this leader.
+    pub(super) fn look_if_applied<R>(&self, read: &impl Fn(&StateStore) -> R) -> Option<R> {
+        let commit = self.commit.load(Ordering::Acquire);
+        (self.applied.load(Ordering::Acquire) >= commit).then(|| self.look(read))
+    }
+
+    /// True where no newer view than this one existed at some moment of this call, and this node serves in it: what
+    /// was read before the call was the newest then (R17). Holds for nothing that is read later.
+    pub(super) fn prove(&self, epoch: Epoch) -> bool {
+        match self.register.has_newer(epoch) {
+            Ok(newer) => !newer && self.serving.load(Ordering::Acquire) == epoch.0,
+            Err(error) => {
+                tracing::warn!("cannot prove a read against the register: {error}");
+                false
+            }
+        }
+    }
 }
 
 /// A running node. Cheap to clone.
@@ -218,27 +241,21 @@ impl Handle {
         read: impl Fn(&StateStore) -> R + Send,
     ) -> Result<R, Unavailable> {
         if serializable {
-            return Ok(self.look(&read));
+            return Ok(self.shared.look(&read));
         }
         loop {
             let epoch = self.shared.serving.load(Ordering::Acquire);
             if epoch == 0 {
                 match self.confirm(deadline).await? {
-                    Confirmed::Ready => return Ok(self.look(&read)),
+                    Confirmed::Ready => return Ok(self.shared.look(&read)),
                     Confirmed::LeadsHere => continue,
                 }
             }
             let mut changed = self.shared.changed.subscribe();
-            let commit = self.shared.commit.load(Ordering::Acquire);
-            if self.shared.applied.load(Ordering::Acquire) >= commit {
-                let value = self.look(&read);
-                let newer = self.shared.register.has_newer(Epoch(epoch));
-                if matches!(newer, Ok(false)) && self.shared.serving.load(Ordering::Acquire) == epoch {
-                    return Ok(value);
-                }
-                if let Err(error) = newer {
-                    tracing::warn!("cannot prove a read against the register: {error}");
-                }
+            if let Some(value) = self.shared.look_if_applied(&read)
+                && self.shared.prove(Epoch(epoch))
+            {
+                return Ok(value);
             }
             // A change of the set by ourselves is under way, or we have been replaced: the driver will tell. The wait
             // is bounded so that a register which comes back is noticed.
@@ -248,10 +265,6 @@ impl Handle {
                 return Err(Unavailable::TimedOut);
             }
         }
-    }
-
-    fn look<R>(&self, read: &impl Fn(&StateStore) -> R) -> R {
-        read(&self.shared.store.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     async fn confirm(&self, deadline: Instant) -> Result<Confirmed, Unavailable> {

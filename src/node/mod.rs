@@ -7,19 +7,23 @@
 //!   deaths ──watch─────▶ └──────────┘ ──apply──▶ store (reads go here directly)
 //! ```
 //!
+//! The `engine` is the node; the driver is the loop around it and its hands.
 //! Driver, links and inbound connections share one thread, so that no load of clients delays a heartbeat; the writer
 //! and the registrar have a thread each, because they wait for disks. `api` knows a node by its [`Handle`] only.
 
 pub mod directory;
 pub mod disk;
 mod driver;
+mod engine;
 mod event;
 mod handle;
+mod hands;
 mod inbound;
 mod link;
 pub mod log;
 mod reads;
 mod recent;
+mod recovery;
 mod registrar;
 mod requests;
 mod snapshot;
@@ -27,6 +31,7 @@ pub mod state;
 mod wire;
 mod writer;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -40,17 +45,20 @@ pub use handle::{
 pub use wire::MAGIC as PEER_MAGIC;
 
 use crate::kv;
-use crate::protocol::{self, Halt, Mark, Node, Outline, Restored, Run};
+use crate::protocol::{self, Halt, Node, Restored};
 use crate::register::watch::OnDeath;
 use crate::register::{DeathWatch, Register};
-use crate::view::{ClusterId, Epoch, Index, NodeId};
+use crate::view::{ClusterId, Epoch, NodeId};
 use directory::DataDirectory;
-use driver::{Driver, PENDING_MAX, Parts};
+use driver::{Inputs, ThreadHands};
+use engine::{Options, PENDING_MAX, Parts};
 use event::{Events, Internal};
 use inbound::Inbound;
-use log::{Log, LogError, Position};
+use log::Log;
 use recent::Recent;
-use state::{StateBackend, StateError};
+use recovery::Found;
+pub use recovery::StartError;
+use state::StateBackend;
 
 /// Reports that may wait for the driver; beyond it peers' connections are not read.
 const EVENTS_MAX: usize = 4096;
@@ -84,58 +92,6 @@ pub struct Start {
     pub log_keep_bytes: u64,
 }
 
-/// Why a node could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The log cannot be trusted.
-    #[error(transparent)]
-    Log(#[from] LogError),
-    /// The state cannot be read.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The state contradicts itself.
-    #[error("state.redb is damaged: {0}")]
-    Damaged(#[from] kv::Damaged),
-    /// The state does not belong to the log.
-    #[error(
-        "state.redb holds everything up to entry {applied}, but the log begins after {base} and entries up to {known} were committed here: the state is missing, damaged or an old copy\nnothing was changed; bring the state back, or move the node's data directory away to let it join anew from its peers"
-    )]
-    StateBehind {
-        /// The last entry applied to the state.
-        applied: Index,
-        /// What comes before the log.
-        base: Index,
-        /// Known to be committed.
-        known: Index,
-    },
-    /// The register cannot be read.
-    #[error("cannot read the register: {0}")]
-    Register(String),
-    /// Other nodes' lives cannot be watched.
-    #[error("cannot watch the other nodes' processes: {0}")]
-    Watch(std::io::Error),
-    /// The register is not the one that this node has seen (R11).
-    #[error(
-        "the register stands at epoch {register}, but this node has seen epoch {seen}: the register was restored from a backup, deleted, or is another one\nput the right register back; this node will not serve against an older one"
-    )]
-    RegisterBehind {
-        /// What the register says; zero for nothing.
-        register: Epoch,
-        /// What the node has seen.
-        seen: Epoch,
-    },
-    /// The register belongs to another cluster.
-    #[error(
-        "the data belongs to cluster {data} and the register to cluster {register}; neither was changed\ngive the node its own data directory or its own register"
-    )]
-    OtherCluster {
-        /// The data's.
-        data: ClusterId,
-        /// The register's.
-        register: ClusterId,
-    },
-}
-
 /// How a node ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
@@ -145,6 +101,8 @@ pub enum Ended {
     Removed,
     /// It must not go on.
     Halted(Halt),
+    /// It cannot trust what it holds, or not write it.
+    Failed(String),
 }
 
 /// A node that runs.
@@ -159,11 +117,6 @@ pub struct Running {
     pub directory: Arc<DataDirectory>,
 }
 
-/// Milliseconds since then.
-pub(crate) fn millis_since(start: std::time::Instant) -> u64 {
-    u64::try_from((crate::clock::now() - start).as_millis()).unwrap_or(u64::MAX)
-}
-
 /// Recovers what is on disk and starts the node's threads.
 ///
 /// # Errors
@@ -174,44 +127,8 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     check_register(register.as_ref(), promise.view.as_ref().map(|view| (view.cluster, view.epoch)))?;
     let (mut log, recovered) = Log::open(disk::RealDisk, &directory.path().join("log"), promise.commit)?;
     let store = kv::Store::open(StateBackend::open(directory.path())?)?;
-    let applied = snapshot::applied_of(&store);
-    // Between putting a snapshot in place and starting the log after it, a crash leaves a log that ends elsewhere.
-    let fits = applied.index >= log.base().index && log.position(applied.index) == Some(applied);
-    let (base, runs, last, commit) = if fits {
-        (
-            recovered.base,
-            recovered.runs,
-            recovered.last,
-            recovered.commit.max(promise.commit).max(applied.index),
-        )
-    } else {
-        // Only a snapshot that was just put in place is ahead of everything this node knew to be committed. A state
-        // that is behind its log's beginning is lost or an old copy: the log is not thrown away for it.
-        let known = recovered.commit.max(promise.commit);
-        if applied.index <= known && recovered.last.index > Index(0) {
-            return Err(StartError::StateBehind {
-                applied: applied.index,
-                base: recovered.base.index,
-                known,
-            });
-        }
-        log.reset(applied)?;
-        (applied, Vec::new(), applied, applied.index)
-    };
-    let runs = runs.into_iter().map(|(epoch, first)| Run { epoch, first }).collect();
-    let outline = Outline::recovered(
-        Mark { index: base.index, epoch: base.epoch },
-        runs,
-        last.index,
-        commit.min(last.index),
-    );
-    tracing::info!(
-        "log holds {}..={}, committed to {}, state applied to {}",
-        base.index.next(),
-        last.index,
-        outline.commit(),
-        applied.index
-    );
+    let Found { outline, last, applied } =
+        recovery::put_together(&mut log, recovered, &store, promise.commit)?;
     let config = protocol::Config {
         id: address.clone(),
         incarnation: directory.incarnation(),
@@ -249,7 +166,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     let (events, internal) = Events::channel(EVENTS_MAX);
     let (requests, clients) = mpsc::channel(PENDING_MAX);
     let recent = Arc::new(Recent::new(log.reader()));
-    load_tail(&recent, node.log().commit(), last);
+    recovery::load_tail(&recent, node.log().commit(), last);
     let directory = Arc::new(directory);
     let writer = spawn_writer(log, directory.clone(), events.clone());
     let registrar = spawn_registrar(register, start.watch, events.clone())?;
@@ -264,24 +181,26 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         events: events.clone(),
         installer: snapshot::Place { directory: Arc::new(directory.path().to_owned()) },
     };
-    let parts = Parts {
-        node,
-        shared: shared.clone(),
-        events: events.clone(),
-        internal,
-        clients,
-        writer,
-        registrar,
-        recent,
+    let parts = Parts { node, shared: shared.clone(), recent: recent.clone(), tail: last, applied };
+    let options = Options {
         heartbeat: start.heartbeat_interval,
         failure_timeout: start.failure_timeout,
         acknowledge_early: start.acknowledge_early,
         log_keep_bytes: start.log_keep_bytes,
-        tail: last,
-        applied,
         origin: random_number(),
     };
-    spawn_thread("replication", move || replicate(parts, Arc::new(inbound), connections, tell));
+    let hands = ThreadHands {
+        shared: shared.clone(),
+        recent,
+        events: events.clone(),
+        writer,
+        registrar,
+        links: BTreeMap::new(),
+    };
+    let inputs = Inputs { internal, clients };
+    spawn_thread("replication", move || {
+        replicate(driver::run(parts, options, hands, inputs), Arc::new(inbound), connections, tell);
+    });
     Ok(Running { handle: Handle { shared, requests, events }, peers, ended, directory })
 }
 
@@ -308,16 +227,6 @@ fn check_register(register: &dyn Register, seen: Option<(ClusterId, Epoch)>) -> 
             Err(StartError::RegisterBehind { register: view.epoch, seen })
         }
         (Some(_), Some(_)) => Ok(()),
-    }
-}
-
-/// Uncommitted entries are always in memory: they may have to be cut.
-fn load_tail(recent: &Recent, commit: Index, last: Position) {
-    let mut first = commit.max(Index(1));
-    while first <= last.index {
-        let Ok(Some(chunk)) = recent.read(first, link::ENTRIES_BYTES) else { return };
-        recent.push(first, chunk.frames, chunk.last, commit);
-        first = chunk.last.index.next();
     }
 }
 
@@ -352,7 +261,7 @@ fn spawn_registrar(
 
 /// The replication thread: driver, links and peers' connections, apart from all client load.
 fn replicate(
-    parts: Parts,
+    driver: impl Future<Output = Ended>,
     inbound: Arc<Inbound>,
     mut connections: mpsc::Receiver<std::net::TcpStream>,
     tell: oneshot::Sender<Ended>,
@@ -367,7 +276,7 @@ fn replicate(
                 }
             }
         });
-        Driver::new(parts).run().await
+        driver.await
     });
     let _ = tell.send(ended);
 }

@@ -32,15 +32,13 @@ pub struct Reads {
     last_number: u64,
 }
 
-impl Default for Reads {
-    /// Nothing waits. Questions are numbered from a random number on, so that no answer to an earlier process fits.
-    fn default() -> Reads {
-        let last_number = super::random_number() >> 1;
-        Reads { arrived: Vec::new(), open: None, applying: BTreeMap::new(), last_number }
-    }
-}
-
 impl Reads {
+    /// Nothing waits. Questions are numbered from a random number on, so that no answer to an earlier process fits.
+    #[must_use]
+    pub fn numbered_from(number: u64) -> Reads {
+        Reads { arrived: Vec::new(), open: None, applying: BTreeMap::new(), last_number: number }
+    }
+
     /// A client wants to read.
     pub fn arrive(&mut self, deadline: Instant, answer: oneshot::Sender<Result<Confirmed, Unavailable>>) {
         self.arrived.push(Waiting { deadline, answer });
@@ -129,7 +127,7 @@ mod tests {
 
     #[test]
     fn one_question_serves_all_that_waited_and_none_that_came_later() {
-        let mut reads = Reads::default();
+        let mut reads = Reads::numbered_from(7);
         let (mut first, mut second) = (arrive(&mut reads), arrive(&mut reads));
         let question = reads.next_question(Instant::now(), BEAT).unwrap();
         let mut late = arrive(&mut reads);
@@ -146,7 +144,7 @@ mod tests {
 
     #[test]
     fn an_answer_to_a_question_that_was_given_up_counts_for_nothing() {
-        let mut reads = Reads::default();
+        let mut reads = Reads::numbered_from(7);
         let mut reader = arrive(&mut reads);
         let old = reads.next_question(Instant::now(), BEAT).unwrap();
         reads.ask_again();

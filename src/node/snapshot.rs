@@ -9,8 +9,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::event::ArrivedSnapshot;
+use super::hands::Snapshot;
 use super::log::Position;
-use super::state::{SnapshotReader, StateBackend, StateInstaller};
+use super::state::{StateBackend, StateInstaller};
 use super::wire::{greeting, put, take};
 use crate::kv;
 use crate::proto::replcluster::{
@@ -68,12 +69,8 @@ fn decode_position(bytes: &[u8]) -> Option<Position> {
 ///
 /// # Errors
 /// In words; the peer will report again.
-pub async fn send(
-    hello: Hello,
-    epoch: Epoch,
-    position: Position,
-    reader: SnapshotReader,
-) -> Result<u64, String> {
+pub async fn send(hello: Hello, snapshot: Snapshot) -> Result<u64, String> {
+    let Snapshot { epoch, position, rows: reader } = snapshot;
     let text = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect(hello.to.as_str()).await.map_err(text)?;
     stream.write_all(&greeting(&hello)).await.map_err(text)?;

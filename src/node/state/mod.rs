@@ -3,7 +3,11 @@
 //! Applying never touches the disk: changes gather in an overlay, and a flush moves them to redb in one durable
 //! transaction on another thread. The index of the last applied entry travels with the records it belongs to, so what
 //! redb holds is always the state after some entry; everything later is in the log, which is durable before anything
-//! is applied. One table holds it all: `m` and a name, or `r` and a revision in big-endian order.
+//! is applied. One table holds it all: `m` and a name, or `r` and a revision in big-endian order. What the rows stand
+//! in is behind [`RowStore`], so that a simulation keeps them in memory.
+
+mod redb;
+mod rows;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,34 +15,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
+pub use rows::{Changed, Row, RowStore, RowView, StateError};
 
 use crate::kv::{Backend, RevisionKey};
 
-const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("state");
 const FILE: &str = "state.redb";
 /// A new state under construction; worthless until it is renamed.
 const FILE_NEW: &str = "state.redb.new";
-const CACHE_BYTES: usize = 32 << 20;
 /// Rows in one piece of a snapshot, in bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 const RECORD: u8 = b'r';
 const META: u8 = b'm';
 
-/// The state could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("{path}: {source}")]
-pub struct StateError {
-    path: PathBuf,
-    source: redb::Error,
-}
-
-type Rows = BTreeMap<Vec<u8>, Option<Bytes>>;
-type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
-
 #[derive(Default)]
 struct Changes {
-    rows: Rows,
+    rows: Changed,
     bytes: usize,
 }
 
@@ -55,10 +46,9 @@ impl Changes {
 
 /// See the head of the module.
 pub struct StateBackend {
-    path: PathBuf,
-    database: Arc<Database>,
+    rows: Arc<dyn RowStore>,
     /// As of the last flush; replaced after each.
-    table: Table,
+    view: Box<dyn RowView>,
     /// On the way to the disk.
     flushing: Option<Arc<Changes>>,
     overlay: Changes,
@@ -68,8 +58,7 @@ pub struct StateBackend {
 
 /// Changes to be made durable, away from the store.
 pub struct FlushJob {
-    path: PathBuf,
-    database: Arc<Database>,
+    rows: Arc<dyn RowStore>,
     changes: Arc<Changes>,
     generation: Arc<()>,
 }
@@ -106,9 +95,9 @@ fn meta_key(name: &str) -> Vec<u8> {
 }
 
 /// By the contract of [`Backend`]: a replica that cannot read its state must not answer.
-fn unreadable(path: &Path, error: &redb::Error) -> ! {
-    tracing::error!("cannot read {}: {error}", path.display());
-    eprintln!("replserver: cannot read {}: {error}", path.display());
+fn unreadable(error: &StateError) -> ! {
+    tracing::error!("cannot read the state: {error}");
+    eprintln!("replserver: cannot read the state: {error}");
     std::process::exit(1)
 }
 
@@ -119,26 +108,16 @@ impl StateBackend {
     /// [`StateError`] with the path.
     pub fn open(directory: &Path) -> Result<StateBackend, StateError> {
         drop_unfinished(directory);
-        StateBackend::open_file(&directory.join(FILE))
+        StateBackend::over(Arc::new(redb::RedbRows::open(&directory.join(FILE))?))
     }
 
-    fn open_file(path: &Path) -> Result<StateBackend, StateError> {
-        let fail = |source: redb::Error| StateError { path: path.to_owned(), source };
-        let mut builder = Database::builder();
-        let database =
-            builder.set_cache_size(CACHE_BYTES).create(path).map_err(|error| fail(error.into()))?;
-        let transaction = database.begin_write().map_err(|error| fail(error.into()))?;
-        transaction.open_table(TABLE).map_err(|error| fail(error.into()))?;
-        transaction.commit().map_err(|error| fail(error.into()))?;
-        let table = read_table(&database).map_err(fail)?;
-        Ok(StateBackend {
-            path: path.to_owned(),
-            database: Arc::new(database),
-            table,
-            flushing: None,
-            overlay: Changes::default(),
-            generation: Arc::new(()),
-        })
+    /// The state kept in these rows.
+    ///
+    /// # Errors
+    /// [`StateError`] where they cannot be read.
+    pub fn over(rows: Arc<dyn RowStore>) -> Result<StateBackend, StateError> {
+        let view = rows.view()?;
+        Ok(StateBackend { rows, view, flushing: None, overlay: Changes::default(), generation: Arc::new(()) })
     }
 
     fn read(&self, key: &[u8]) -> Option<Bytes> {
@@ -152,10 +131,7 @@ impl StateBackend {
     }
 
     fn read_durable(&self, key: &[u8]) -> Option<Bytes> {
-        match self.table.get(key) {
-            Ok(value) => value.map(|value| Bytes::copy_from_slice(value.value())),
-            Err(error) => unreadable(&self.path, &error.into()),
-        }
+        self.view.get(key).unwrap_or_else(|error| unreadable(&error))
     }
 
     /// A named value as it stands on the disk.
@@ -173,7 +149,7 @@ impl StateBackend {
     /// Size of the file, in bytes.
     #[must_use]
     pub fn disk_bytes(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |file| file.len())
+        self.rows.bytes()
     }
 
     /// Freezes what has gathered; run the job on a thread that may wait. `None` while one is under way.
@@ -183,9 +159,7 @@ impl StateBackend {
         }
         let changes = Arc::new(std::mem::take(&mut self.overlay));
         self.flushing = Some(changes.clone());
-        let (path, database, generation) =
-            (self.path.clone(), self.database.clone(), self.generation.clone());
-        Some(FlushJob { path, database, changes, generation })
+        Some(FlushJob { rows: self.rows.clone(), changes, generation: self.generation.clone() })
     }
 
     /// The flush is durable: read from the disk from now on. False for a flush of a store that has been replaced.
@@ -193,10 +167,7 @@ impl StateBackend {
         if !Arc::ptr_eq(&done.generation, &self.generation) {
             return false;
         }
-        match read_table(&self.database) {
-            Ok(table) => self.table = table,
-            Err(error) => unreadable(&self.path, &error),
-        }
+        self.view = self.rows.view().unwrap_or_else(|error| unreadable(&error));
         self.flushing = None;
         true
     }
@@ -204,17 +175,11 @@ impl StateBackend {
     /// Everything as it is now, to be read while the store goes on.
     #[must_use]
     pub fn snapshot(&self) -> SnapshotReader {
-        let mut newer = self.flushing.as_ref().map_or_else(Rows::new, |changes| changes.rows.clone());
+        let mut newer = self.flushing.as_ref().map_or_else(Changed::new, |changes| changes.rows.clone());
         newer.extend(self.overlay.rows.iter().map(|(key, value)| (key.clone(), value.clone())));
-        match read_table(&self.database) {
-            Ok(table) => SnapshotReader { path: self.path.clone(), table, newer, after: None, ended: false },
-            Err(error) => unreadable(&self.path, &error),
-        }
+        let view = self.rows.view().unwrap_or_else(|error| unreadable(&error));
+        SnapshotReader { view, newer, after: None, ended: false }
     }
-}
-
-fn read_table(database: &Database) -> Result<Table, redb::Error> {
-    Ok(database.begin_read()?.open_table(TABLE)?)
 }
 
 impl Backend for StateBackend {
@@ -232,7 +197,7 @@ impl Backend for StateBackend {
 
     fn scan(&self, visit: &mut dyn FnMut(RevisionKey, Bytes)) {
         for chunk in self.snapshot() {
-            let rows = chunk.unwrap_or_else(|error| unreadable(&self.path, &error.source));
+            let rows = chunk.unwrap_or_else(|error| unreadable(&error));
             for (key, value) in rows {
                 if let Some(at) = revision_of(&key) {
                     visit(at, value);
@@ -256,105 +221,75 @@ impl FlushJob {
     /// # Errors
     /// [`StateError`]; the caller ends the process (R21).
     pub fn run(self) -> Result<FlushDone, StateError> {
-        write(&self.database, &self.changes.rows, Durability::Immediate)
-            .map_err(|source| StateError { path: self.path, source })?;
+        self.rows.write(&self.changes.rows, true)?;
         Ok(FlushDone { generation: self.generation })
     }
 }
 
-fn write(database: &Database, rows: &Rows, durability: Durability) -> Result<(), redb::Error> {
-    let mut transaction = database.begin_write()?;
-    transaction.set_durability(durability)?;
-    {
-        let mut table = transaction.open_table(TABLE)?;
-        for (key, value) in rows {
-            match value {
-                Some(value) => drop(table.insert(key.as_slice(), value.as_ref())?),
-                None => drop(table.remove(key.as_slice())?),
-            }
-        }
-    }
-    transaction.commit()?;
-    Ok(())
-}
-
 /// One state, row by row in key order, in pieces of about 1 MiB.
 pub struct SnapshotReader {
-    path: PathBuf,
-    table: Table,
-    newer: Rows,
+    view: Box<dyn RowView>,
+    newer: Changed,
     after: Option<Vec<u8>>,
     ended: bool,
 }
 
 impl SnapshotReader {
-    fn chunk(&mut self) -> Result<Vec<(Bytes, Bytes)>, redb::Error> {
-        let start = match &self.after {
-            Some(key) => Bound::Excluded(key.as_slice()),
-            None => Bound::Unbounded,
-        };
-        let mut old = self.table.range::<&[u8]>((start, Bound::Unbounded))?.peekable();
-        let mut newer = self.newer.range::<[u8], _>((start, Bound::Unbounded)).peekable();
-        let (mut rows, mut bytes, mut after) = (Vec::new(), 0, None);
-        while bytes < CHUNK_BYTES {
-            // The smaller key of the two; of equal ones the newer row hides the older.
-            let take_newer = match (old.peek(), newer.peek()) {
-                (None, None) => {
-                    self.ended = true;
+    fn chunk(&mut self) -> Result<Vec<Row>, StateError> {
+        let old = self.view.page(self.after.as_deref(), CHUNK_BYTES)?;
+        // What is newer belongs to this piece up to the last old key in it; to the last piece, all that is left.
+        let start = self.after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let end = old.last().map(|(key, _)| key.clone());
+        let last = end.as_deref().map_or(Bound::Unbounded, Bound::Included);
+        let mut rows: BTreeMap<Bytes, Bytes> = old.into_iter().collect();
+        let (mut bytes, mut after) = (0, end.clone());
+        for (key, value) in self.newer.range::<[u8], _>((start, last)) {
+            match value {
+                Some(value) => {
+                    bytes += key.len() + value.len();
+                    rows.insert(Bytes::copy_from_slice(key), value.clone());
+                }
+                None => drop(rows.remove(key.as_slice())),
+            }
+            if end.is_none() {
+                after = Some(Bytes::copy_from_slice(key));
+                if bytes >= CHUNK_BYTES {
                     break;
                 }
-                (Some(Err(_)), _) | (Some(_), None) => false,
-                (None, Some(_)) => true,
-                (Some(Ok((key, _))), Some((newer, _))) => newer.as_slice() <= key.value(),
-            };
-            if take_newer {
-                let (key, value) = newer.next().expect("peeked at");
-                if let Some(Ok((hidden, _))) = old.peek()
-                    && hidden.value() == key.as_slice()
-                {
-                    old.next();
-                }
-                if let Some(value) = value {
-                    bytes += key.len() + value.len();
-                    rows.push((Bytes::copy_from_slice(key), value.clone()));
-                }
-                after = Some(key.clone());
-            } else {
-                let (key, value) = old.next().expect("peeked at")?;
-                bytes += key.value().len() + value.value().len();
-                rows.push((Bytes::copy_from_slice(key.value()), Bytes::copy_from_slice(value.value())));
-                after = Some(key.value().to_vec());
             }
         }
-        if after.is_some() {
-            self.after = after;
+        match after {
+            Some(after) => self.after = Some(after.to_vec()),
+            None => self.ended = true,
         }
-        Ok(rows)
+        Ok(rows.into_iter().collect())
     }
 }
 
 impl Iterator for SnapshotReader {
-    type Item = Result<Vec<(Bytes, Bytes)>, StateError>;
+    type Item = Result<Vec<Row>, StateError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        match self.chunk() {
-            Ok(rows) if rows.is_empty() => None,
-            Ok(rows) => Some(Ok(rows)),
-            Err(source) => {
-                self.ended = true;
-                Some(Err(StateError { path: self.path.clone(), source }))
+        while !self.ended {
+            match self.chunk() {
+                // A piece whose rows are all deleted by newer ones.
+                Ok(rows) if rows.is_empty() => {}
+                Ok(rows) => return Some(Ok(rows)),
+                Err(error) => {
+                    self.ended = true;
+                    return Some(Err(error));
+                }
             }
         }
+        None
     }
 }
 
 /// Builds a new state beside the old one.
 pub struct StateInstaller {
     directory: PathBuf,
-    backend: StateBackend,
+    path: PathBuf,
+    rows: redb::RedbRows,
 }
 
 /// A finished new state that only has to take the old one's name.
@@ -371,7 +306,8 @@ impl StateInstaller {
     pub fn create(directory: &Path) -> Result<StateInstaller, StateError> {
         // A name of its own: another snapshot may arrive before this one is in place.
         let path = directory.join(format!("{FILE_NEW}-{:016x}", super::random_number()));
-        Ok(StateInstaller { directory: directory.to_owned(), backend: StateBackend::open_file(&path)? })
+        let rows = redb::RedbRows::open(&path)?;
+        Ok(StateInstaller { directory: directory.to_owned(), path, rows })
     }
 
     /// Adds rows.
@@ -381,20 +317,18 @@ impl StateInstaller {
     pub fn push(&mut self, rows: impl Iterator<Item = (Bytes, Bytes)>) -> Result<(), StateError> {
         let rows = rows.map(|(key, value)| (key.to_vec(), Some(value))).collect();
         // Nothing is lost if it is not durable yet: until it is in place it counts for nothing.
-        write(&self.backend.database, &rows, Durability::None)
-            .map_err(|source| StateError { path: self.backend.path.clone(), source })
+        self.rows.write(&rows, false)
     }
 
     /// Makes it durable and opens it.
     ///
     /// # Errors
     /// [`StateError`] with the path.
-    pub fn finish(mut self) -> Result<(StateBackend, Placement), StateError> {
-        let fail = |source: redb::Error| StateError { path: self.backend.path.clone(), source };
-        write(&self.backend.database, &Rows::new(), Durability::Immediate).map_err(fail)?;
-        self.backend.table = read_table(&self.backend.database).map_err(fail)?;
-        let from = std::mem::replace(&mut self.backend.path, self.directory.join(FILE));
-        Ok((self.backend, Placement { directory: self.directory, from }))
+    pub fn finish(self) -> Result<(StateBackend, Placement), StateError> {
+        self.rows.write(&Changed::new(), true)?;
+        let rows = self.rows.renamed(&self.directory.join(FILE));
+        let backend = StateBackend::over(Arc::new(rows))?;
+        Ok((backend, Placement { directory: self.directory, from: self.path }))
     }
 }
 

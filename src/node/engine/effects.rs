@@ -1,0 +1,178 @@
+//! What the protocol wants done, handed on.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+
+use super::Engine;
+use crate::node::hands::{Hands, Snapshot};
+use crate::node::link::{Item, item};
+use crate::node::log::{Position, Record, encode};
+use crate::node::registrar::Ask;
+use crate::node::wire::{Entries, body_of};
+use crate::node::writer::WriteOperation;
+use crate::protocol::{Effect, Message, Warning, WriteId};
+use crate::view::{Epoch, Index, NodeId, View};
+
+impl<H: Hands> Engine<H> {
+    pub(super) fn carry_out(&mut self, effect: Effect, entries: Option<&Entries>) {
+        match effect {
+            Effect::Append { write, epoch, first, last, opening } => {
+                self.append(write, epoch, first, last, opening);
+            }
+            Effect::Accept { write, first, last } => {
+                let entries = entries.expect("entries are accepted from the message just fed");
+                let (frames, end) = entries.slice(first, last);
+                self.put(write, first, frames, end);
+            }
+            Effect::Truncate { write, after } => {
+                tracing::info!("cutting the log after {after}: what follows was never committed");
+                let end =
+                    self.recent.position(after).or((self.applied.index == after).then_some(self.applied));
+                self.tail = end.expect("the log keeps its committed end");
+                self.recent.truncate(after);
+                self.hands.write(WriteOperation::Truncate { write, after });
+            }
+            Effect::Persist { write, promised, view } => {
+                let commit = self.commit;
+                self.hands.write(WriteOperation::Persist { write, promised, view, commit });
+            }
+            Effect::Install { write, mark } => self.install(write, mark.index),
+            Effect::Commit(to) => {
+                self.commit = to;
+                self.shared.commit.store(to.0, Ordering::Release);
+                self.apply();
+            }
+            Effect::Send { to, epoch, message } => self.send(&to, epoch, &message),
+            Effect::SendSnapshot(to) => self.send_snapshot(to),
+            Effect::ReadRegister => self.hands.ask(Ask::Read),
+            Effect::Swap(next) => {
+                self.swap_open = true;
+                self.hands.ask(Ask::Swap(next));
+            }
+            Effect::Adopted(view) => self.adopted(view),
+            Effect::Serving => tracing::info!("leading since epoch {}", self.node.epoch()),
+            Effect::Fenced(fenced) => {
+                tracing::info!("{}", if fenced { "handing leadership over" } else { "hand-over ended" });
+            }
+            Effect::Warn(warning) => warn(&warning),
+            Effect::Halt(halt) => self.halt(&halt),
+        }
+    }
+
+    fn append(&mut self, write: WriteId, epoch: Epoch, first: Index, last: Index, opening: bool) {
+        let mut buffer = BytesMut::new();
+        let batch = if opening { vec![(0, 0, Bytes::new())] } else { std::mem::take(&mut self.batch) };
+        assert_eq!(batch.len() as u64, last.0 - first.0 + 1, "the batch is what was proposed");
+        let commit = self.node.log().commit();
+        let mut chain = self.tail.chain;
+        for (index, (origin, sequence, payload)) in (first.0..).zip(batch) {
+            let record = Record { epoch, index: Index(index), commit, origin, sequence, payload };
+            chain = encode(&mut buffer, &record, chain);
+        }
+        self.put(write, first, buffer.freeze(), Position { index: last, epoch, chain });
+    }
+
+    fn put(&mut self, write: WriteId, first: Index, frames: Bytes, last: Position) {
+        self.tail = last;
+        self.recent.push(first, frames.clone(), last, self.applied.index);
+        self.hands.write(WriteOperation::Append { write, frames, last });
+    }
+
+    fn adopted(&mut self, view: View) {
+        let in_sync: Vec<&str> = view.in_sync.keys().map(NodeId::as_str).collect();
+        tracing::info!("epoch {}: {} leads, in sync: {}", view.epoch, view.leader, in_sync.join(", "));
+        let before = self.shared.view();
+        let new_leadership = before.as_ref().is_none_or(|old| old.led_since != view.led_since);
+        if new_leadership {
+            self.taken.clear();
+            self.forwarded.clear();
+        }
+        // Only what a leader gave itself in this leadership cannot have been lost on the way.
+        if new_leadership || view.leader != self.shared.address {
+            self.requests.submit_again();
+        }
+        self.reads.ask_again();
+        for node in view.members.keys().filter(|node| **node != self.shared.address) {
+            self.hands.ask(Ask::Watch(node.clone()));
+        }
+        if let Some(old) = before {
+            for node in old.members.keys().filter(|node| !view.members.contains_key(*node)) {
+                self.hands.ask(Ask::Forget(node.clone()));
+                self.hands.hang_up(node);
+            }
+        }
+        self.shared.cluster.store(view.cluster.0, Ordering::Relaxed);
+        self.shared.epoch.store(view.epoch.0, Ordering::Release);
+        self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+        *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(view));
+    }
+
+    // --- peers ---
+
+    fn send(&mut self, to: &NodeId, epoch: Epoch, message: &Message) {
+        let item = match message {
+            Message::Append { previous, last, commit, runs } if !runs.is_empty() => {
+                Item::Entries { epoch, previous: *previous, last: *last, commit: *commit }
+            }
+            other => item(epoch, body_of(other)),
+        };
+        self.queue(to, item);
+    }
+
+    pub(super) fn queue(&mut self, to: &NodeId, item: Item) {
+        if !self.hands.send(to, item) {
+            self.link_lost = true;
+        }
+    }
+
+    /// What we had sent to the leader may be lost with the old connection.
+    pub(super) fn resend_to(&mut self, node: &NodeId) {
+        let Some(view) = self.node.view() else { return };
+        if view.leader == *node {
+            self.requests.submit_again();
+            self.reads.ask_again();
+        }
+    }
+
+    fn send_snapshot(&mut self, to: NodeId) {
+        if self.sending_snapshot.contains(&to) {
+            return;
+        }
+        self.sending_snapshot.push(to.clone());
+        let reader = {
+            let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
+            store.backend().snapshot()
+        };
+        let (epoch, position) = (self.node.epoch(), self.applied);
+        tracing::info!("sending {to} a snapshot of everything up to {}", position.index);
+        self.hands.send_snapshot(&to, Snapshot { epoch, position, rows: reader });
+    }
+
+    fn install(&mut self, write: WriteId, index: Index) {
+        let snapshot = self.arrived.take().expect("a snapshot is installed as it arrives");
+        assert_eq!(snapshot.position.index, index, "the snapshot that arrived is the one installed");
+        tracing::info!("installing a snapshot of everything up to {index}");
+        self.recent.clear();
+        self.tail = snapshot.position;
+        self.applied = snapshot.position;
+        self.commit = index;
+        *self.shared.store.write().unwrap_or_else(PoisonError::into_inner) = snapshot.store;
+        self.flushing = false;
+        self.requests.fail_submitted();
+        self.hands.write(WriteOperation::Install { write, base: snapshot.position, place: snapshot.place });
+    }
+}
+
+fn warn(warning: &Warning) {
+    match warning {
+        Warning::RegisterBehind { register, seen } => tracing::error!(
+            "the register stands at epoch {register}, this node has seen {seen}: it was restored or deleted; no view can change until it is put right"
+        ),
+        Warning::RegisterUnreachable => {
+            tracing::error!("the register cannot be read; the set stays as it is and no view can change");
+        }
+        Warning::TransferFailed(node) => tracing::warn!("{node} did not take over in time; leading on"),
+    }
+}

@@ -1,0 +1,344 @@
+//! A whole node without threads, sockets and clocks: the protocol, the state, the requests of clients, and what is
+//! known of the log. Everything that happens comes in as a value with the time; everything that is to be done goes
+//! out through [`Hands`]. So the same code runs in a server (`driver`) and in a simulation (`testing`).
+//!
+//! Nothing here waits for a disk: writes go to the writer, the register has its own thread, and reads of old entries
+//! are the exception (start-up).
+//!
+//! * this file: what comes in, and in which order
+//! * `effects`: what the protocol wants done
+//! * `ordering`: requests of clients, from arrival to answer; reads
+//! * `operators`: commands, and a graceful end
+//! * `storage`: the state on disk, and how much of the log is kept
+
+mod effects;
+mod operators;
+mod ordering;
+mod storage;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use self::operators::{Admin, Wish};
+use self::ordering::Taken;
+use super::Ended;
+use super::event::{ArrivedSnapshot, Internal, Request};
+use super::handle::Shared;
+use super::hands::Hands;
+use super::log::Position;
+use super::reads::Reads;
+use super::recent::Recent;
+use super::requests::Requests;
+use super::wire::Entries;
+use crate::proto::replcluster::{ReadIndex, frame::Body};
+use crate::protocol::{Halt, Input, Node, Role};
+use crate::view::{Epoch, Index, NodeId};
+
+/// Requests that may wait for their entries; beyond it `too many requests` (etcd: 5,000 uncommitted proposals).
+pub const PENDING_MAX: usize = 8192;
+/// How often what waits is looked through for what has waited too long.
+const SWEEP: Duration = Duration::from_millis(50);
+
+/// What does not change while a node runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// See `protocol::Config`.
+    pub heartbeat: Duration,
+    /// See `protocol::Config`.
+    pub failure_timeout: Duration,
+    /// Test switch: say yes before followers hold the entry, so that the checks can be seen to fail.
+    pub acknowledge_early: bool,
+    /// The log is kept to this size, in bytes, where nobody needs more of it.
+    pub log_keep_bytes: u64,
+    /// A random number for this life of the process, never zero: requests travel under it (R19).
+    pub origin: u64,
+}
+
+/// What an engine starts from: see [`recovery`](super::recovery).
+pub struct Parts {
+    /// The protocol, as restored.
+    pub node: Node,
+    /// What handles see.
+    pub shared: Arc<Shared>,
+    /// The newest entries.
+    pub recent: Arc<Recent>,
+    /// The end of the log.
+    pub tail: Position,
+    /// The last entry applied to the state.
+    pub applied: Position,
+}
+
+/// See the head of the module.
+pub struct Engine<H: Hands> {
+    hands: H,
+    options: Options,
+    node: Node,
+    shared: Arc<Shared>,
+    recent: Arc<Recent>,
+    /// Time zero of the protocol.
+    started: Instant,
+    /// The time of this turn.
+    now: Instant,
+    /// The end of the log, written or on its way to the disk.
+    tail: Position,
+    applied: Position,
+    commit: Index,
+    requests: Requests,
+    reads: Reads,
+    admin: Vec<Admin>,
+    /// Requests that followers forwarded and that wait to be ordered: origin, sequence, mutation.
+    forwarded: Vec<(u64, u64, Bytes)>,
+    /// The sequences of each origin taken in this leadership.
+    taken: BTreeMap<u64, Taken>,
+    /// What the `Append` effect of the proposal just fed will write.
+    batch: Vec<(u64, u64, Bytes)>,
+    arrived: Option<ArrivedSnapshot>,
+    sending_snapshot: Vec<NodeId>,
+    flushing: bool,
+    flushed_at: Instant,
+    /// Told to end; leadership is being handed over until then.
+    stopping: Option<Instant>,
+    ended: Option<Ended>,
+    /// A swap of ours is on its way.
+    swap_open: bool,
+    compacting: bool,
+    link_lost: bool,
+    swept_at: Instant,
+    /// When replication was last sent; of interest to the test switch only.
+    sent_at: Instant,
+}
+
+impl<H: Hands> Engine<H> {
+    /// Nothing has happened yet. Time zero is when `shared` says that the node started.
+    #[must_use]
+    pub fn new(parts: Parts, options: Options, hands: H) -> Engine<H> {
+        let Parts { node, shared, recent, tail, applied } = parts;
+        let now = Instant::from_std(shared.started);
+        Engine {
+            hands,
+            node,
+            shared,
+            recent,
+            started: now,
+            now,
+            tail,
+            applied,
+            commit: Index(0),
+            requests: Requests::new(options.origin),
+            reads: Reads::numbered_from(options.origin >> 1),
+            options,
+            admin: Vec::new(),
+            forwarded: Vec::new(),
+            taken: BTreeMap::new(),
+            batch: Vec::new(),
+            arrived: None,
+            sending_snapshot: Vec::new(),
+            flushing: false,
+            flushed_at: now,
+            stopping: None,
+            ended: None,
+            swap_open: false,
+            compacting: true,
+            link_lost: false,
+            swept_at: now,
+            sent_at: now,
+        }
+    }
+
+    /// More requests that may come in now.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        PENDING_MAX.saturating_sub(self.requests.len())
+    }
+
+    /// True where a turn would find work although nothing has come in.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.applied.index < self.commit || self.compacting
+    }
+
+    /// One turn: everything that has come in by `now`, as one batch: one sync, one message to each follower. Answers
+    /// with the end of the node, once.
+    pub fn turn(
+        &mut self,
+        now: Instant,
+        tick: bool,
+        reports: impl Iterator<Item = Internal>,
+        requests: impl Iterator<Item = Request>,
+    ) -> Option<Ended> {
+        self.now = now;
+        if tick {
+            self.tick();
+        }
+        for report in reports {
+            self.report(report);
+        }
+        for request in requests {
+            self.request(request);
+        }
+        self.apply();
+        self.submit();
+        if self.may_flush() {
+            self.step(Input::Flush);
+        }
+        self.ask_leader();
+        self.publish();
+        let ended = self.ended.take();
+        if ended.is_some() {
+            self.shared.stopping.store(true, Ordering::Release);
+            self.shared.ready.store(false, Ordering::Release);
+            self.shared.serving.store(0, Ordering::Release);
+            self.requests.fail_all();
+        }
+        ended
+    }
+
+    fn report(&mut self, report: Internal) {
+        match report {
+            Internal::Persisted(write) => self.step(Input::Persisted(write)),
+            Internal::Diverged(at) => self.halt(&Halt::Diverged { at }),
+            Internal::Dropped(index) => self.step(Input::Dropped(index)),
+            Internal::RegisterRead(answer) => self.step(Input::RegisterAnswered(answer)),
+            Internal::Swapped(outcome) => {
+                self.swap_open = false;
+                self.step(Input::SwapAnswered(outcome));
+            }
+            Internal::Died { node, session } => {
+                tracing::info!("{node} is dead: its lock is free");
+                self.step(Input::Died { node, session });
+            }
+            Internal::Message { envelope, entries } => self.feed(Input::Received(envelope), entries.as_ref()),
+            Internal::Frame { from, epoch, body } => self.frame(&from, epoch, body),
+            Internal::PeerArrived(node) => {
+                self.hands.dial(&node);
+                self.hands.ask(super::registrar::Ask::Watch(node));
+            }
+            Internal::LinkUp(node) => {
+                tracing::debug!("link to {node} stands");
+                self.resend_to(&node);
+            }
+            Internal::SnapshotArrived(snapshot) => {
+                let mark =
+                    crate::protocol::Mark { index: snapshot.position.index, epoch: snapshot.position.epoch };
+                self.arrived = Some(*snapshot);
+                self.step(Input::SnapshotReceived(mark));
+                self.arrived = None;
+            }
+            Internal::SnapshotSent(node) => self.sending_snapshot.retain(|other| *other != node),
+            Internal::Flushed(done) => self.flushed(&done),
+            Internal::Failed(why) => self.fail(why),
+            Internal::Stop => self.begin_stop(),
+        }
+    }
+
+    fn request(&mut self, request: Request) {
+        match request {
+            Request::Mutate { mutation, deadline, answer } => self.mutate(mutation, deadline, answer),
+            Request::Confirm { deadline, answer } => self.reads.arrive(deadline, answer),
+            Request::Remove { node, deadline, answer } => self.wish(Wish::Remove(node), deadline, answer),
+            Request::MoveLeader { node, deadline, answer } => {
+                self.wish(Wish::MoveLeader(node), deadline, answer);
+            }
+        }
+    }
+
+    /// What peers say beside the protocol. An older epoch is refused like there (R6); a newer one is repeated by its
+    /// sender once we have caught up.
+    fn frame(&mut self, from: &NodeId, epoch: Epoch, body: Body) {
+        if epoch != self.node.epoch() {
+            return;
+        }
+        match body {
+            Body::Forward(forward) => self.take_forwarded(forward),
+            Body::ReadIndex(ReadIndex { question }) => self.answer_read_index(from, question),
+            Body::ReadIndexAnswer(answer) => {
+                self.reads.answered(answer.question, Index(answer.commit));
+                self.reads.reached(self.applied.index);
+            }
+            Body::Command(command) => self.command(command),
+            Body::Append(_)
+            | Body::Appended(_)
+            | Body::Report(_)
+            | Body::Ping(_)
+            | Body::Stale(_)
+            | Body::Transfer(_) => {
+                unreachable!("these reach the protocol as messages")
+            }
+            Body::SnapshotBegin(_) | Body::SnapshotChunk(_) | Body::SnapshotEnd(_) => {
+                tracing::warn!("{from} sent a frame that has no place here");
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        self.step(Input::Tick);
+        if self.now.duration_since(self.swept_at) >= SWEEP {
+            self.swept_at = self.now;
+            self.requests.expire(self.now);
+            self.reads.expire(self.now, self.node.leader_is_heard());
+            self.pursue_wishes();
+            self.maybe_flush();
+            // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
+            // would do them twice (R19).
+            if std::mem::take(&mut self.link_lost) && !matches!(self.node.role(), Role::Leader(_)) {
+                self.requests.submit_again();
+            }
+        }
+        self.stop_when_handed_over();
+    }
+
+    // --- the protocol ---
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.now.duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn step(&mut self, input: Input) {
+        self.feed(input, None);
+    }
+
+    fn feed(&mut self, input: Input, entries: Option<&Entries>) {
+        let now = self.now_ms();
+        let effects = self.node.step(now, input);
+        for effect in effects {
+            self.carry_out(effect, entries);
+        }
+    }
+
+    fn halt(&mut self, halt: &Halt) {
+        self.ended.get_or_insert(match halt {
+            Halt::Removed => Ended::Removed,
+            other => Ended::Halted(other.clone()),
+        });
+    }
+
+    /// A node that cannot trust what it holds must not go on.
+    fn fail(&mut self, why: String) {
+        self.ended.get_or_insert(Ended::Failed(why));
+    }
+
+    // --- what others see ---
+
+    fn publish(&mut self) {
+        let shared = &self.shared;
+        let serving = self.node.is_serving() && self.leadership_is_open();
+        let epoch = if serving { self.node.epoch().0 } else { 0 };
+        let mut changed = shared.serving.swap(epoch, Ordering::AcqRel) != epoch;
+        let log = self.node.log();
+        shared.last.store(log.last().index.0, Ordering::Relaxed);
+        shared.durable.store(log.durable().0, Ordering::Relaxed);
+        let heard = self.node.leader_is_heard();
+        changed |= shared.leader_heard.swap(heard, Ordering::AcqRel) != heard;
+        let ready = serving || (self.node.is_in_sync() && heard && self.leadership_is_open());
+        changed |= shared.ready.swap(ready, Ordering::AcqRel) != ready;
+        if changed {
+            shared.changed.send_modify(|count| *count += 1);
+        }
+        self.compact_some();
+    }
+}

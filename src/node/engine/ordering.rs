@@ -1,0 +1,281 @@
+//! The way of a request: taken from a client, given to whoever leads, ordered, applied, answered. And reads (R17).
+
+use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::Engine;
+use crate::kv::{self, Backend as _};
+use crate::node::event::Outcome;
+use crate::node::handle::{StateStore, Unavailable};
+use crate::node::hands::Hands;
+use crate::node::link::{ENTRIES_BYTES, item};
+use crate::node::log::{Position, decode};
+use crate::node::snapshot::{APPLIED, encode_position};
+use crate::proto::replcluster::{Forward, Mutation, ReadIndex, ReadIndexAnswer, frame::Body};
+use crate::protocol::{Input, Role};
+use crate::view::{Index, NodeId};
+
+/// Entries applied in one turn, so that a long replay does not stop the heartbeats.
+const TURN_APPLY: u64 = 16_384;
+/// Entries and bytes ordered in one batch.
+const BATCH_COUNT: usize = 4096;
+const BATCH_BYTES: usize = 4 << 20;
+/// How long the test switch keeps entries from followers.
+const KEPT_BACK: Duration = Duration::from_millis(100);
+/// Entries in memory, in bytes, beyond which nothing more is ordered.
+const UNCOMMITTED_BYTES: usize = 256 << 20;
+/// Sequences of one origin remembered; far more than can wait for an answer within the longest deadline.
+const TAKEN_MAX: usize = 1 << 18;
+
+/// Which requests of one origin a leader has taken: each once, in whatever order a lossy link brings them.
+#[derive(Default)]
+pub(super) struct Taken {
+    /// Everything up to here counts as taken.
+    floor: u64,
+    seen: BTreeSet<u64>,
+}
+
+impl Taken {
+    /// True the first time.
+    fn take(&mut self, sequence: u64) -> bool {
+        let new = sequence > self.floor && self.seen.insert(sequence);
+        while self.seen.len() > TAKEN_MAX
+            && let Some(lowest) = self.seen.pop_first()
+        {
+            self.floor = lowest;
+        }
+        new
+    }
+}
+
+impl<H: Hands> Engine<H> {
+    // --- requests ---
+
+    pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
+        let have = self.node.view().map_or(0, |view| view.in_sync.len());
+        let need = self.shared.settings.min_in_sync;
+        if have > 0 && have < need {
+            let _ = answer.send(Err(Unavailable::TooFewInSync { have, need }));
+        } else {
+            self.requests.arrive(mutation, deadline, answer);
+        }
+    }
+
+    /// Always, but for the test switch: a leader that says yes early also keeps what it acknowledged to itself for a
+    /// while, so that its death surely loses something.
+    pub(super) fn may_flush(&mut self) -> bool {
+        let may = !self.options.acknowledge_early || self.now.duration_since(self.sent_at) >= KEPT_BACK;
+        if may {
+            self.sent_at = self.now;
+        }
+        may
+    }
+
+    /// The opening entry of the present leadership is applied: what we have not seen committed before it never was.
+    pub(super) fn leadership_is_open(&self) -> bool {
+        self.node.view().is_some_and(|view| self.applied.epoch >= view.led_since)
+    }
+
+    /// Gives what clients want to whoever leads.
+    pub(super) fn submit(&mut self) {
+        if !self.leadership_is_open() {
+            return;
+        }
+        match self.node.role() {
+            Role::Leader(_) => self.order(),
+            Role::Follower(_) => self.forward(),
+            Role::Candidate(_) => {}
+        }
+    }
+
+    fn order(&mut self) {
+        // While nothing commits, requests wait in their bounded queue and not in the log.
+        while self.node.can_propose()
+            && self.recent.bytes() < UNCOMMITTED_BYTES
+            && (self.requests.has_unsubmitted() || !self.forwarded.is_empty())
+        {
+            let origin = self.requests.origin();
+            let own = self.requests.submit(BATCH_COUNT, BATCH_BYTES);
+            self.batch = std::mem::take(&mut self.forwarded);
+            self.batch
+                .extend(own.mutations.into_iter().map(|(sequence, mutation)| (origin, sequence, mutation)));
+            let count = self.batch.len() as u64;
+            self.step(Input::Proposed { count });
+            if self.options.acknowledge_early {
+                self.apply_early();
+            }
+        }
+    }
+
+    fn forward(&mut self) {
+        let Some(leader) = self.node.view().map(|view| view.leader.clone()) else { return };
+        if leader == self.shared.address {
+            return;
+        }
+        let epoch = self.node.epoch();
+        while self.requests.has_unsubmitted() {
+            let submission = self.requests.submit(BATCH_COUNT, ENTRIES_BYTES);
+            // Sequence numbers have gaps where requests timed out: one frame for each stretch without a gap.
+            let mut rest = submission.mutations.into_iter().peekable();
+            while let Some((first_sequence, mutation)) = rest.next() {
+                let mut mutations = vec![mutation];
+                while let Some((_, mutation)) =
+                    rest.next_if(|(sequence, _)| *sequence == first_sequence + mutations.len() as u64)
+                {
+                    mutations.push(mutation);
+                }
+                let forward = Forward { origin: self.requests.origin(), first_sequence, mutations };
+                self.queue(&leader, item(epoch, Body::Forward(forward)));
+            }
+        }
+    }
+
+    pub(super) fn take_forwarded(&mut self, forward: Forward) {
+        if !matches!(self.node.role(), Role::Leader(_)) {
+            return;
+        }
+        let taken = self.taken.entry(forward.origin).or_default();
+        for (sequence, mutation) in (forward.first_sequence..).zip(forward.mutations) {
+            if taken.take(sequence) {
+                self.forwarded.push((forward.origin, sequence, mutation));
+            }
+        }
+    }
+
+    // --- applying ---
+
+    pub(super) fn apply(&mut self) {
+        if self.applied.index >= self.commit {
+            return;
+        }
+        // R13: the view must still be ours when a client hears yes.
+        let ours = !self.node.is_serving()
+            || self.swap_open
+            || !matches!(self.shared.register.has_newer(self.node.epoch()), Ok(true));
+        let shared = self.shared.clone();
+        let mut store = shared.store.write().unwrap_or_else(PoisonError::into_inner);
+        let stop = Index(self.commit.0.min(self.applied.index.0 + TURN_APPLY));
+        let mut answers = Vec::new();
+        let mut failed = None;
+        while self.applied.index < stop && failed.is_none() {
+            let chunk = match self.recent.read(self.applied.index.next(), ENTRIES_BYTES) {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => {
+                    failed = Some("the log ends before its commit index".to_owned());
+                    break;
+                }
+                Err(error) => {
+                    failed = Some(format!("cannot read the log: {error}"));
+                    break;
+                }
+            };
+            let mut frames = chunk.frames;
+            while self.applied.index < stop {
+                let Ok(Some((record, chain))) = decode(&mut frames) else { break };
+                let outcome = match apply_to(&mut store, &record.payload) {
+                    Ok(outcome) => outcome,
+                    Err(why) => {
+                        failed = Some(why);
+                        break;
+                    }
+                };
+                self.applied = Position { index: record.index, epoch: record.epoch, chain };
+                if let Some(outcome) = outcome
+                    && record.origin == self.requests.origin()
+                {
+                    let answer = if ours { Ok(outcome) } else { Err(Unavailable::LeaderChanged) };
+                    answers.push((record.sequence, answer));
+                }
+            }
+        }
+        store.backend_mut().put_meta(APPLIED, encode_position(self.applied));
+        self.compacting = true;
+        self.shared.revision.store(store.revision(), Ordering::Release);
+        drop(store);
+        self.shared.applied.store(self.applied.index.0, Ordering::Release);
+        self.recent.applied(self.applied.index);
+        self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+        // Whoever hears yes and looks at this node sees what was done.
+        for (sequence, answer) in answers {
+            self.requests.applied(sequence, answer);
+        }
+        self.reads.reached(self.applied.index);
+        if let Some(why) = failed {
+            self.fail(why);
+        }
+    }
+
+    /// What a build with the test switch does wrong: it applies, and so acknowledges, entries that only it holds.
+    fn apply_early(&mut self) {
+        let commit = self.commit;
+        self.commit = self.tail.index;
+        self.apply();
+        self.commit = self.commit.max(commit);
+    }
+
+    // --- reads ---
+
+    pub(super) fn answer_read_index(&mut self, from: &NodeId, question: u64) {
+        if !self.node.is_serving() {
+            return;
+        }
+        let commit = self.node.log().commit();
+        // The proof is taken after the value (R17). While a change of ours is on its way the follower asks again.
+        if matches!(self.shared.register.has_newer(self.node.epoch()), Ok(false)) {
+            let epoch = self.node.epoch();
+            let answer = ReadIndexAnswer { question, commit: commit.0 };
+            self.queue(from, item(epoch, Body::ReadIndexAnswer(answer)));
+        }
+    }
+
+    pub(super) fn ask_leader(&mut self) {
+        match self.node.role() {
+            Role::Leader(_) if self.node.is_serving() && self.leadership_is_open() => self.reads.lead_here(),
+            Role::Follower(_) => {
+                let Some(leader) = self.node.view().map(|view| view.leader.clone()) else { return };
+                if leader == self.shared.address || !self.leadership_is_open() {
+                    return;
+                }
+                if let Some(question) = self.reads.next_question(self.now, self.options.heartbeat) {
+                    let epoch = self.node.epoch();
+                    self.queue(&leader, item(epoch, Body::ReadIndex(ReadIndex { question })));
+                }
+            }
+            Role::Leader(_) | Role::Candidate(_) => {}
+        }
+    }
+}
+
+/// `None` for an entry that opens an epoch: it has no payload.
+fn apply_to(
+    store: &mut StateStore,
+    payload: &Bytes,
+) -> Result<Option<Result<kv::Applied, kv::Refusal>>, String> {
+    if payload.is_empty() {
+        return Ok(None);
+    }
+    // The leader encoded it and the checksum is right: only another version can have written this.
+    let mutation = Mutation::decode(payload.clone())
+        .map_err(|error| format!("an entry of the log cannot be understood: {error}"))?;
+    Ok(Some(store.apply(&mutation)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forwarded_request_is_taken_once_in_whatever_order_it_comes() {
+        let mut taken = Taken::default();
+        assert!(taken.take(11) && taken.take(12), "the first frame was lost");
+        assert!(taken.take(1) && taken.take(2), "and comes again after the second");
+        assert!(!taken.take(1) && !taken.take(12), "but nothing twice");
+    }
+}
