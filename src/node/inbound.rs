@@ -92,7 +92,9 @@ async fn read(inbound: &Inbound, mut stream: TcpStream) -> Result<(), Closed> {
                     let (message, entries) = open_append(append)?;
                     Internal::Message { envelope: envelope(message), entries }
                 }
-                Body::Appended(said) => message(envelope(Message::Appended { durable: Index(said.durable) })),
+                Body::Appended(said) => {
+                    message(envelope(Message::Appended { durable: Index(said.durable), full: said.full }))
+                }
                 Body::Report(said) => message(envelope(Message::Report {
                     commit: Index(said.commit),
                     last: Index(said.last_index),

@@ -63,6 +63,10 @@ use state::StateBackend;
 /// Reports that may wait for the driver; beyond it peers' connections are not read.
 const EVENTS_MAX: usize = 4096;
 
+/// A disk that hangs for so many times `failure_timeout`, while other nodes' disks work, is taken for dead. Disks
+/// hiccup for longer than processes do.
+const STALLED: u64 = 10;
+
 /// Makes the watch on other nodes' lives; given what to call for each death.
 pub type MakeWatch = Box<dyn FnOnce(OnDeath) -> std::io::Result<DeathWatch> + Send>;
 
@@ -134,6 +138,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         incarnation: directory.incarnation(),
         heartbeat_interval: millis(start.heartbeat_interval),
         failure_timeout: millis(start.failure_timeout),
+        stall_timeout: STALLED * millis(start.failure_timeout),
         handback_after: start.handback_after.map(millis),
         create: start.create.then(|| ClusterId(random_number())),
     };

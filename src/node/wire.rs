@@ -80,7 +80,9 @@ pub fn body_of(message: &Message) -> Body {
         Message::Append { previous, last, commit, .. } => {
             append_body(*previous, *last, previous.epoch, *commit, Bytes::new())
         }
-        Message::Appended { durable } => Body::Appended(pb::Appended { durable: durable.0 }),
+        Message::Appended { durable, full } => {
+            Body::Appended(pb::Appended { durable: durable.0, full: *full })
+        }
         Message::Report { commit, last } => Body::Report(pb::Report { commit: commit.0, last_index: last.0 }),
         Message::Ping => Body::Ping(pb::Ping {}),
         Message::Stale => Body::Stale(pb::Stale {}),

@@ -159,7 +159,8 @@ impl Node {
         if durable > follower.acknowledged || due {
             follower.acknowledged = durable;
             follower.acknowledged_at = Some(now);
-            self.send(&leader, Message::Appended { durable });
+            let full = self.full;
+            self.send(&leader, Message::Appended { durable, full });
         }
     }
 }

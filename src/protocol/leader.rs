@@ -1,81 +1,42 @@
-//! What a leader does: order, stream, commit, and keep the in-sync set true.
-//!
-//! Each follower has a small machine of its own:
-//!
-//! ```text
-//!            report: log reaches back to its commit
-//!   ┌────────────────────────────────────────────────┐
-//!   ▼                                                │
-//! Stream ──report: log no longer reaches back──▶ Snapshot
-//! ```
-//!
-//! Only nodes outside the set are ever sent a snapshot: whoever is counted on holds all that is committed.
+//! What a leader does: order, stream, commit. What it knows of each follower stands in `progress`, who is in the set
+//! in `membership`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::node::{Node, RegisterTask, Role};
 use super::outline::Mark;
+use super::progress::{Phase, Progress};
 use super::rules::Rule;
-use super::{Effect, Message, Millis, Warning};
-use crate::view::{Incarnation, Index, NodeId, View};
+use super::{Effect, Message, Millis};
+use crate::view::{Incarnation, Index, NodeId};
 
 /// Entries in one `Append`; the driver cuts further by bytes.
 const APPEND_MAX: u64 = 4096;
 /// Entries sent to one follower and not yet acknowledged; more wait for its answer.
 const IN_FLIGHT_MAX: u64 = 65_536;
 
-/// How the leader serves one follower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Entries flow as they come.
-    Stream,
-    /// It gets a snapshot first, and reports when it has it.
-    Snapshot,
-}
-
-/// What the leader knows of one follower, in sync or joining.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    /// The data directory that this knowledge is about.
-    pub incarnation: Incarnation,
-    /// How it is served.
-    pub phase: Phase,
-    /// Durable there and the same as ours.
-    pub matched: Index,
-    /// The next entry to send.
-    pub next: Index,
-    /// The commit index it was last told.
-    told_commit: Index,
-    /// When it last took entries or a heartbeat from us under our view.
-    answered_at: Millis,
-    /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
-    round: (Millis, Index),
-    /// The last round was short enough for writers to wait for the next.
-    quick: bool,
-    /// Since when it is in sync without a break, as far as this leader knows.
-    in_sync_since: Option<Millis>,
-}
-
 /// A hand-over under way (R9).
 #[derive(Clone, Debug)]
 pub(super) struct Transfer {
-    to: NodeId,
-    until: Millis,
-    told: bool,
+    pub(super) to: NodeId,
+    pub(super) until: Millis,
+    pub(super) told: bool,
 }
 
 /// What a leader knows beyond its log.
 #[derive(Clone, Debug)]
 pub struct Leader {
     /// Our opening entry: nothing is served until it is committed (R7).
-    start: Index,
+    pub(super) start: Index,
     pub(super) serving: bool,
-    progress: BTreeMap<NodeId, Progress>,
+    pub(super) progress: BTreeMap<NodeId, Progress>,
     /// Nodes whose acknowledgements are waited for already although the view does not yet count them (R3).
-    growing: BTreeMap<NodeId, Incarnation>,
+    pub(super) growing: BTreeMap<NodeId, Incarnation>,
     /// In-sync nodes that have shown that their data is not what it was (R24).
-    expelled: BTreeSet<NodeId>,
+    pub(super) expelled: BTreeSet<NodeId>,
     pub(super) transfer: Option<Transfer>,
+    /// Since when a follower's disk holds entries that ours does not, without our disk's having taken any.
+    stuck_since: Option<Millis>,
 }
 
 impl Leader {
@@ -87,7 +48,7 @@ impl Leader {
 }
 
 impl Node {
-    fn leader(&mut self) -> &mut Leader {
+    pub(super) fn leader(&mut self) -> &mut Leader {
         match &mut self.role {
             Role::Leader(leader) => leader,
             Role::Follower(_) | Role::Candidate(_) => panic!("only a leader does this"),
@@ -106,18 +67,8 @@ impl Node {
             }
             // Everyone gets the time of one silence to answer the new leader, unless proved dead.
             self.peer(node).last_heard = now;
-            let known = Progress {
-                incarnation: *incarnation,
-                phase: Phase::Stream,
-                matched: Index(0),
-                next,
-                told_commit: Index(0),
-                answered_at: now,
-                round: (now, Index(0)),
-                quick: false,
-                in_sync_since: Some(now),
-            };
-            progress.insert(node.clone(), known);
+            let known = Progress::new(*incarnation, next, now, Index(0));
+            progress.insert(node.clone(), Progress { in_sync_since: Some(now), ..known });
         }
         let start = self.append_own(1, true);
         let serving = self.breaks(Rule::ServeBeforeOpening);
@@ -129,6 +80,7 @@ impl Node {
             growing: BTreeMap::new(),
             expelled: BTreeSet::new(),
             transfer: None,
+            stuck_since: None,
         });
         self.flush();
         self.change_set();
@@ -144,17 +96,55 @@ impl Node {
         let now = self.now;
         if let Role::Leader(leader) = &mut self.role {
             for known in leader.progress.values_mut() {
-                known.answered_at = (known.answered_at + slept).min(now);
+                known.forgive(slept, now);
             }
+            leader.stuck_since = leader.stuck_since.map(|since| (since + slept).min(now));
         }
     }
 
     pub(super) fn leader_tick(&mut self) {
+        self.note_stalls();
         self.forget_silent_joiners();
         self.change_set();
         self.end_late_transfer();
+        self.hand_over_when_full();
         self.hand_back();
         self.heartbeat();
+    }
+
+    /// Whose disk takes nothing while somebody else's does? Without such a comparison a disk that all nodes share would
+    /// look like as many hung ones.
+    fn note_stalls(&mut self) {
+        let (now, durable, last) = (self.now, self.log.durable(), self.log.last().index);
+        let Role::Leader(leader) = &mut self.role else { return };
+        let mut behind = false;
+        for known in leader.progress.values_mut() {
+            behind |= known.matched > durable;
+            if known.matched >= durable {
+                known.owing_since = None;
+            } else {
+                known.owing_since.get_or_insert(now);
+            }
+        }
+        if behind && durable < last {
+            leader.stuck_since.get_or_insert(now);
+        } else {
+            leader.stuck_since = None;
+        }
+    }
+
+    /// Our own disk hangs while followers' work: say nothing, so that they take over as from a dead leader.
+    pub(super) fn is_stuck(&self) -> bool {
+        let Role::Leader(leader) = &self.role else { return false };
+        leader.stuck_since.is_some_and(|since| self.now - since > self.config.stall_timeout)
+            && !self.breaks(Rule::LeadWithHungDisk)
+    }
+
+    /// Our disk has taken something.
+    pub(super) fn disk_moved(&mut self) {
+        if let Role::Leader(leader) = &mut self.role {
+            leader.stuck_since = None;
+        }
     }
 
     // --- streaming ---
@@ -162,6 +152,9 @@ impl Node {
     /// Sends what each follower lacks: new entries, or the commit index.
     pub(super) fn flush(&mut self) {
         let Role::Leader(leader) = &self.role else { return };
+        if self.is_stuck() {
+            return;
+        }
         let (last, commit) = (self.log.last().index, self.log.commit());
         let wanting: Vec<NodeId> = leader
             .progress
@@ -182,6 +175,8 @@ impl Node {
         let Some(known) = self.leader().progress.get_mut(node) else { return };
         if counted {
             known.next = known.next.max(base.next());
+        } else if known.full {
+            return; // what is left of its disk is for keeping what it has (R25)
         }
         if known.next <= base {
             known.phase = Phase::Snapshot;
@@ -217,6 +212,9 @@ impl Node {
     fn heartbeat(&mut self) {
         let (now, interval) = (self.now, self.config.heartbeat_interval);
         let Role::Leader(leader) = &self.role else { return };
+        if self.is_stuck() {
+            return;
+        }
         let due: Vec<(NodeId, Phase, Index)> = leader
             .progress
             .iter()
@@ -240,7 +238,13 @@ impl Node {
 
     // --- what followers say ---
 
-    pub(super) fn appended_received(&mut self, from: &NodeId, incarnation: Incarnation, durable: Index) {
+    pub(super) fn appended_received(
+        &mut self,
+        from: &NodeId,
+        incarnation: Incarnation,
+        durable: Index,
+        full: bool,
+    ) {
         let (last, committed) = (self.log.last().index, self.log.commit());
         let patience = self.patience();
         let (now, trusting) = (self.now, self.breaks(Rule::TrustWipedNode));
@@ -255,7 +259,11 @@ impl Node {
             return;
         }
         known.answered_at = now;
-        known.matched = known.matched.max(durable.min(last));
+        known.full = full;
+        if durable.min(last) > known.matched {
+            known.matched = durable.min(last);
+            known.owing_since = None;
+        }
         if known.matched >= known.round.1 {
             known.quick = now - known.round.0 <= patience;
             known.round = (now, committed);
@@ -286,17 +294,7 @@ impl Node {
         if commit > end {
             return; // it knows of more than we hold; never cut that
         }
-        let fresh = Progress {
-            incarnation,
-            phase: Phase::Stream,
-            matched: Index(0),
-            next: commit.next(),
-            told_commit: Index(0),
-            answered_at: self.now,
-            round: (self.now, self.log.commit()),
-            quick: false,
-            in_sync_since: None,
-        };
+        let fresh = Progress::new(incarnation, commit.next(), self.now, self.log.commit());
         let known = leader.progress.entry(from.clone()).or_insert_with(|| fresh.clone());
         if known.incarnation != incarnation && !trusting {
             *known = fresh;
@@ -359,193 +357,5 @@ impl Node {
             self.effect(Effect::Serving);
         }
         self.tell_transfer();
-    }
-
-    // --- the set ---
-
-    /// One swap for everything that should change: out with the gone, in with those that have caught up.
-    pub(super) fn change_set(&mut self) {
-        let Some(view) = &self.view else { return };
-        let Role::Leader(leader) = &self.role else { return };
-        if !matches!(self.register, RegisterTask::Idle) {
-            return;
-        }
-        let commit = self.log.commit();
-        // A node may live and yet not follow: it has promised another epoch, or cannot read the register and so not
-        // learn of ours. It would be waited for as long as that lasts (R7).
-        let mute = |node: &NodeId| {
-            let known = leader.progress.get(node);
-            known.is_some_and(|known| self.now - known.answered_at > self.config.failure_timeout)
-        };
-        let leaves = |node: &NodeId| {
-            *node != self.config.id
-                && (self.is_gone(node)
-                    || mute(node)
-                    || leader.expelled.contains(node)
-                    || self.removing.contains(node))
-        };
-        // A known address with another directory waits until the old one has left the set (R24).
-        let may_join = |node: &NodeId, known: &Progress| {
-            leader.serving
-                && leader.transfer.is_none()
-                && !view.in_sync.contains_key(node)
-                && known.phase == Phase::Stream
-                && !self.is_gone(node)
-                && !self.removing.contains(node)
-        };
-        // R30: reached the commit index, reached our opening entry, and has said so to us in this epoch.
-        let joins =
-            |known: &Progress| known.matched >= commit.max(leader.start) || self.breaks(Rule::JoinBehind);
-        // Under steady load the commit index runs ahead of whoever has the slowest disk for ever. Who is that close is
-        // waited for a moment, until it has reached it.
-        let close = |known: &Progress| known.quick && self.now - known.round.0 <= self.patience();
-        let mut growing = BTreeMap::new();
-        let mut joining = BTreeMap::new();
-        for (node, known) in leader.progress.iter().filter(|(node, known)| may_join(node, known)) {
-            if joins(known) {
-                joining.insert(node.clone(), known.incarnation);
-            }
-            if joins(known) || close(known) {
-                growing.insert(node.clone(), known.incarnation);
-            }
-        }
-        let mut in_sync = view.in_sync.clone();
-        in_sync.retain(|node, _| !leaves(node));
-        in_sync.extend(joining.clone());
-        let mut members = view.members.clone();
-        members.retain(|node, _| !self.removing.contains(node));
-        members.extend(joining);
-        let relieved = leader.growing.keys().any(|node| !growing.contains_key(node));
-        if in_sync == view.in_sync && members == view.members {
-            self.leader().growing = growing;
-            if relieved {
-                self.advance_commit();
-            }
-            return;
-        }
-        // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
-        let floor = view.floor.max(commit);
-        let next = View { epoch: view.epoch.next(), in_sync, members, floor, ..view.clone() };
-        self.leader().growing = growing;
-        self.swap(next);
-    }
-
-    /// Our own change of the set has been confirmed.
-    pub(super) fn set_changed(&mut self) {
-        let view = self.view.clone().expect("a view was just adopted");
-        let now = self.now;
-        self.removing.retain(|node| view.members.contains_key(node));
-        let leader = self.leader();
-        leader.growing.clear();
-        leader.expelled.retain(|node| view.in_sync.contains_key(node));
-        // Whoever left starts anew with a report.
-        leader.progress.retain(|node, known| match view.in_sync.get(node) {
-            Some(incarnation) => *incarnation == known.incarnation,
-            None => known.in_sync_since.is_none(),
-        });
-        for (node, known) in &mut leader.progress {
-            known.told_commit = Index(0); // everyone hears of the new epoch at once
-            if view.in_sync.contains_key(node) {
-                known.phase = Phase::Stream;
-                known.answered_at = now;
-                known.in_sync_since.get_or_insert(now);
-            }
-        }
-        self.advance_commit();
-        self.flush();
-        self.change_set();
-    }
-
-    /// How long writers may have to wait for a joiner that is close, in milliseconds.
-    fn patience(&self) -> Millis {
-        2 * self.config.heartbeat_interval
-    }
-
-    fn forget_silent_joiners(&mut self) {
-        let Role::Leader(leader) = &self.role else { return };
-        let Some(view) = &self.view else { return };
-        let gone: Vec<NodeId> = leader
-            .progress
-            .keys()
-            .filter(|node| {
-                !view.in_sync.contains_key(*node) && !leader.growing.contains_key(*node) && self.is_gone(node)
-            })
-            .cloned()
-            .collect();
-        for node in gone {
-            self.leader().progress.remove(&node);
-        }
-    }
-
-    pub(super) fn remove(&mut self, node: NodeId) {
-        let known = self.view.as_ref().is_some_and(|view| view.members.contains_key(&node));
-        if matches!(self.role, Role::Leader(_))
-            && known
-            && node != self.config.id
-            && !self.removing.contains(&node)
-        {
-            self.removing.push(node);
-            self.change_set();
-        }
-    }
-
-    // --- handing over ---
-
-    pub(super) fn start_transfer(&mut self, to: &NodeId) {
-        let able = self.can_propose() && *to != self.config.id && !self.is_gone(to);
-        if able && self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(to)) {
-            let until = self.now + self.config.failure_timeout;
-            self.leader().transfer = Some(Transfer { to: to.clone(), until, told: false });
-            self.effect(Effect::Fenced(true));
-            self.tell_transfer();
-        }
-    }
-
-    /// The target is told once everyone has everything, so that it opens its epoch at once.
-    fn tell_transfer(&mut self) {
-        let last = self.log.last().index;
-        let committed = self.log.commit() == last;
-        let idle = matches!(self.register, RegisterTask::Idle);
-        let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(transfer) = &mut leader.transfer
-            && !transfer.told
-            && committed
-            && idle
-        {
-            transfer.told = true;
-            let to = transfer.to.clone();
-            self.send(&to, Message::Transfer);
-        }
-    }
-
-    fn end_late_transfer(&mut self) {
-        let now = self.now;
-        self.tell_transfer();
-        let Role::Leader(leader) = &mut self.role else { return };
-        if let Some(transfer) = &leader.transfer
-            && now > transfer.until
-        {
-            let to = transfer.to.clone();
-            leader.transfer = None;
-            if let Some(known) = leader.progress.get_mut(&to) {
-                known.in_sync_since = Some(now);
-            }
-            self.effect(Effect::Fenced(false));
-            self.effect(Effect::Warn(Warning::TransferFailed(to)));
-        }
-    }
-
-    /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).
-    fn hand_back(&mut self) {
-        let (Some(after), Some(view)) = (self.config.handback_after, &self.view) else { return };
-        let Role::Leader(leader) = &self.role else { return };
-        let Some(lowest) = view.in_sync.keys().next().filter(|lowest| **lowest < self.config.id).cloned()
-        else {
-            return;
-        };
-        let since = leader.progress.get(&lowest).and_then(|known| known.in_sync_since);
-        if self.can_propose() && since.is_some_and(|since| self.now - since >= after) {
-            self.start_transfer(&lowest);
-        }
     }
 }

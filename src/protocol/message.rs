@@ -46,6 +46,8 @@ pub enum Message {
     Appended {
         /// See above.
         durable: Index,
+        /// The disk is nearly full (R25).
+        full: bool,
     },
     /// Where the sender stands.
     Report {

@@ -18,6 +18,10 @@
 //! is silent, or does not answer under this view for `failure_timeout`, the leader swaps in a view without it and only
 //! then stops waiting for it (R3).
 //!
+//! *Disks.* Whose disk hangs for `stall_timeout` while others' work is as good as dead: a follower is taken out of the
+//! set, a leader falls silent and so lets itself be replaced. Whose disk is nearly full while another's is not hands
+//! leadership over, and is out of the set until there is room (R25).
+//!
 //! *Losing the leader.* The lowest live in-sync node (`takeover`) looks at the register, durably promises to obey
 //! no older epoch (R5), swaps itself in, appends an entry of its own epoch, and serves once that entry, and so its
 //! whole tail, is durable on every in-sync node of its view (R7). Tails of others that differ are cut above their
@@ -69,18 +73,21 @@
 
 mod follower;
 mod leader;
+mod membership;
 mod message;
 mod node;
 mod outline;
+mod progress;
 mod rules;
 mod takeover;
 #[cfg(test)]
 mod testing;
+mod views;
 
-pub use leader::{Phase, Progress};
 pub use message::{Envelope, Message};
 pub use node::{Node, Restored, Role};
 pub use outline::{Mark, Outline, Run};
+pub use progress::{Phase, Progress};
 
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
@@ -101,6 +108,9 @@ pub struct Config {
     pub heartbeat_interval: Millis,
     /// Silence after which a live-looking node is suspected, in milliseconds; at least twice `heartbeat_interval`.
     pub failure_timeout: Millis,
+    /// How long the disk of one node may hang while those of others go on, in milliseconds: then that node is left
+    /// out, however lively it talks.
+    pub stall_timeout: Millis,
     /// How long a lower address must stay in sync before leadership goes back to it, in milliseconds (R9).
     pub handback_after: Option<Millis>,
     /// The number of a cluster to create where the register is empty; `None` waits for somebody else's.
@@ -133,6 +143,11 @@ pub enum Input {
         node: NodeId,
         /// Its process; `None` where only "nobody runs there" is known.
         session: Option<u64>,
+    },
+    /// This node's disk is nearly full, or no longer so (R25).
+    Space {
+        /// Nearly full.
+        full: bool,
     },
     /// A snapshot of everything up to this mark has arrived and can be installed.
     SnapshotReceived(Mark),

@@ -8,10 +8,8 @@ use super::leader::Leader;
 use super::outline::{Mark, Outline};
 use super::rules::Rule;
 use super::takeover::Candidate;
-use super::{
-    Config, Effect, Envelope, Halt, Input, Message, Millis, RegisterUnreachable, Swapped, Warning, WriteId,
-};
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use super::{Config, Effect, Envelope, Halt, Input, Message, Millis, WriteId};
+use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
 /// Messages of a newer epoch kept while the register is read; more are dropped, and their senders repeat themselves.
 const STASH_MAX: usize = 1024;
@@ -88,17 +86,20 @@ pub struct Node {
     pub(super) peers: BTreeMap<NodeId, Peer>,
     /// Since when the leader is gone in our eyes.
     pub(super) leader_gone_since: Option<Millis>,
+    /// Our disk is nearly full (R25).
+    pub(super) full: bool,
     /// Members that an operator wants out.
     pub(super) removing: Vec<NodeId>,
     next_read_at: Millis,
-    stash: Vec<Envelope>,
+    /// Messages of a newer epoch, until the register has been read.
+    pub(super) stash: Vec<Envelope>,
     next_write: WriteId,
     pending: VecDeque<(WriteId, PendingWrite)>,
     /// What the driver was told to apply.
     announced_commit: Index,
-    register_warned: bool,
+    pub(super) register_warned: bool,
     halted: bool,
-    effects: Vec<Effect>,
+    pub(super) effects: Vec<Effect>,
     /// The rule that a test has switched off.
     #[cfg(test)]
     pub(super) broken: Option<Rule>,
@@ -123,6 +124,7 @@ impl Node {
             register: RegisterTask::Idle,
             peers: BTreeMap::new(),
             leader_gone_since: None,
+            full: false,
             removing: Vec::new(),
             next_read_at: now,
             stash: Vec::new(),
@@ -157,6 +159,7 @@ impl Node {
             Input::RegisterAnswered(answer) => self.register_answered(answer),
             Input::SwapAnswered(outcome) => self.swap_answered(outcome),
             Input::Died { node, session } => self.died(node, session),
+            Input::Space { full } => self.full = full,
             Input::SnapshotReceived(mark) => self.snapshot_received(mark),
             Input::Dropped(index) => self.log.drop_through(index),
             Input::MoveLeader(to) => self.start_transfer(&to),
@@ -231,6 +234,12 @@ impl Node {
         }
     }
 
+    /// True where this node's disk is known to hang or to be nearly full: it holds what it has, and takes no more.
+    #[must_use]
+    pub fn is_unfit(&self) -> bool {
+        self.full || self.is_stuck()
+    }
+
     // --- time ---
 
     /// If we ourselves did not run for a while, nobody could be heard: silence in that time proves nothing. Done before
@@ -271,6 +280,9 @@ impl Node {
     }
 
     fn ping(&mut self) {
+        if self.is_stuck() {
+            return;
+        }
         let Some(view) = &self.view else { return };
         let due: Vec<NodeId> = view
             .members
@@ -318,14 +330,16 @@ impl Node {
             Message::Append { previous, runs, last, commit } => {
                 self.append_received(&from, incarnation, previous, &runs, last, commit);
             }
-            Message::Appended { durable } => self.appended_received(&from, incarnation, durable),
+            Message::Appended { durable, full } => {
+                self.appended_received(&from, incarnation, durable, full);
+            }
             Message::Report { commit, last } => self.report_received(&from, incarnation, commit, last),
             Message::Transfer => self.transfer_received(&from),
             Message::Ping | Message::Stale => {}
         }
     }
 
-    fn replay_stash(&mut self) {
+    pub(super) fn replay_stash(&mut self) {
         let epoch = self.epoch();
         for envelope in std::mem::take(&mut self.stash) {
             if envelope.epoch > epoch {
@@ -426,176 +440,6 @@ impl Node {
         }
     }
 
-    // --- the register ---
-
-    pub(super) fn read_register(&mut self) {
-        if matches!(self.register, RegisterTask::Idle) {
-            self.register = RegisterTask::Reading;
-            self.effects.push(Effect::ReadRegister);
-        }
-    }
-
-    pub(super) fn swap(&mut self, next: View) {
-        assert!(matches!(self.register, RegisterTask::Idle), "two operations on the register at once");
-        assert_eq!(next.epoch, self.epoch().next(), "a swap follows the view it was made from");
-        assert!(next.in_sync.contains_key(&next.leader), "a leader is in sync");
-        self.register = RegisterTask::Swapping(next.clone());
-        self.effects.push(Effect::Swap(next));
-    }
-
-    fn retry_swap(&mut self) {
-        if let RegisterTask::Unsettled { next, retry_at } = &self.register
-            && self.now >= *retry_at
-        {
-            let next = next.clone();
-            self.register = RegisterTask::Swapping(next.clone());
-            self.effects.push(Effect::Swap(next));
-        }
-    }
-
-    fn swap_answered(&mut self, outcome: Swapped) {
-        let RegisterTask::Swapping(next) = std::mem::replace(&mut self.register, RegisterTask::Idle) else {
-            panic!("a swap was answered that nobody sent");
-        };
-        match outcome {
-            Swapped::Won => self.swap_won(next),
-            // An earlier sending of the same swap got through.
-            Swapped::Lost(view) if view == next => self.swap_won(next),
-            Swapped::Lost(view) => self.observe(Some(view)),
-            Swapped::Unknown if self.breaks(Rule::GuessLostSwap) => self.abandon_candidacy(),
-            Swapped::Unknown => {
-                let retry_at = self.now + self.config.heartbeat_interval;
-                self.register = RegisterTask::Unsettled { next, retry_at };
-            }
-        }
-    }
-
-    fn swap_won(&mut self, next: View) {
-        self.register_warned = false;
-        let was_leader = matches!(self.role, Role::Leader(_));
-        self.accept_view(next);
-        if was_leader {
-            self.set_changed();
-        } else {
-            self.become_leader();
-        }
-        self.replay_stash();
-    }
-
-    fn register_answered(&mut self, answer: Result<Option<View>, RegisterUnreachable>) {
-        assert!(matches!(self.register, RegisterTask::Reading), "an answer that nobody asked for");
-        self.register = RegisterTask::Idle;
-        match answer {
-            Ok(view) => self.observe(view),
-            Err(RegisterUnreachable) => {
-                self.warn_once(Warning::RegisterUnreachable);
-                self.stash.clear();
-                self.abandon_candidacy();
-            }
-        }
-    }
-
-    fn warn_once(&mut self, warning: Warning) {
-        if !std::mem::replace(&mut self.register_warned, true) {
-            self.effects.push(Effect::Warn(warning));
-        }
-    }
-
-    /// The register was seen to hold this.
-    fn observe(&mut self, found: Option<View>) {
-        let known = self.epoch();
-        let Some(found) = found else {
-            if self.view.is_some() {
-                self.warn_once(Warning::RegisterBehind { register: Epoch(0), seen: known });
-                self.abandon_candidacy();
-            } else if let (Some(cluster), Role::Follower(_)) = (self.config.create, &self.role) {
-                self.create_cluster(cluster);
-            } else {
-                self.candidacy_confirmed();
-            }
-            return;
-        };
-        if let Some(ours) = self.view.as_ref().map(|view| view.cluster)
-            && ours != found.cluster
-        {
-            return self.halt(Halt::OtherCluster { ours, register: found.cluster });
-        }
-        if found.epoch < known {
-            self.warn_once(Warning::RegisterBehind { register: found.epoch, seen: known });
-            self.stash.clear();
-            return self.abandon_candidacy();
-        }
-        self.register_warned = false;
-        if found.epoch > known {
-            self.adopt(found);
-        } else if self.view.as_ref() != Some(&found) {
-            self.halt(Halt::RegisterSplit { epoch: known });
-        } else {
-            self.stash.retain(|envelope| envelope.epoch <= known);
-            self.candidacy_confirmed();
-        }
-    }
-
-    fn create_cluster(&mut self, cluster: ClusterId) {
-        let own = BTreeMap::from([(self.config.id.clone(), self.config.incarnation)]);
-        let leader = self.config.id.clone();
-        self.promise_and_swap(View {
-            cluster,
-            epoch: Epoch(1),
-            leader,
-            led_since: Epoch(1),
-            in_sync: own.clone(),
-            members: own,
-            floor: Index(0),
-        });
-    }
-
-    /// Somebody else's newer view: obey it.
-    fn adopt(&mut self, view: View) {
-        let own = self.config.incarnation;
-        let was_member = self.view.as_ref().is_some_and(|old| old.members.get(&self.config.id) == Some(&own));
-        match view.members.get(&self.config.id) {
-            None if was_member => return self.halt(Halt::Removed),
-            Some(other) if was_member && *other != own => return self.halt(Halt::Superseded),
-            None | Some(_) => {}
-        }
-        let last = self.log.last().index;
-        if view.is_in_sync(&self.config.id, own) && last < view.floor {
-            return self.halt(Halt::LogTooShort { last, floor: view.floor });
-        }
-        let leader = view.leader.clone();
-        if let Role::Leader(Leader { transfer: Some(_), .. }) = &self.role {
-            self.effects.push(Effect::Fenced(false));
-        }
-        self.accept_view(view);
-        self.role = Role::Follower(Follower::new(self.log.commit()));
-        self.leader_gone_since = None;
-        self.removing.clear();
-        if leader == self.config.id {
-            // We led and came back, or never learned that our swap had succeeded: lead again, in a new epoch (R7).
-            self.consider_takeover();
-        } else {
-            // It led after whatever was proved of an earlier process of it; the driver proves anew if need be.
-            let now = self.now;
-            let peer = self.peer(&leader);
-            peer.last_heard = now;
-            peer.dead = None;
-            self.report();
-        }
-        self.replay_stash();
-    }
-
-    fn accept_view(&mut self, view: View) {
-        assert!(view.epoch > self.epoch(), "views only go forward (R1)");
-        self.promised = self.promised.max(view.epoch);
-        for peer in self.peers.values_mut() {
-            peer.incarnation = None;
-        }
-        self.view = Some(view.clone());
-        self.persist_promise();
-        self.effects.push(Effect::Adopted(view));
-    }
-
     // --- writes ---
 
     fn write(&mut self, pending: PendingWrite) -> WriteId {
@@ -652,7 +496,10 @@ impl Node {
         match &self.role {
             Role::Follower(_) => self.acknowledge(),
             Role::Candidate(_) => self.promise_persisted(up_to),
-            Role::Leader(_) => self.advance_commit(),
+            Role::Leader(_) => {
+                self.disk_moved();
+                self.advance_commit();
+            }
         }
     }
 

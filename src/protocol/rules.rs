@@ -32,6 +32,10 @@ pub(super) enum Rule {
     NoTruncate,
     /// R15 off: entries are applied when they are on the disk, committed or not.
     ApplyUncommitted,
+    /// A leader whose disk hangs goes on sending heartbeats.
+    LeadWithHungDisk,
+    /// A follower whose disk hangs is waited for as long as it talks.
+    WaitForHungDisk,
     /// R24 off: another data directory at a counted address is taken for the one that is counted.
     TrustWipedNode,
 }

@@ -20,13 +20,20 @@ pub type Entry = (Epoch, u64);
 pub struct Settings {
     pub heartbeat_interval: Millis,
     pub failure_timeout: Millis,
+    pub stall_timeout: Millis,
     pub handback_after: Option<Millis>,
     pub broken: Option<Rule>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { heartbeat_interval: 20, failure_timeout: 60, handback_after: None, broken: None }
+        Settings {
+            heartbeat_interval: 20,
+            failure_timeout: 60,
+            stall_timeout: 200,
+            handback_after: None,
+            broken: None,
+        }
     }
 }
 
@@ -260,6 +267,7 @@ impl Cluster {
             incarnation: disk.incarnation,
             heartbeat_interval: self.settings.heartbeat_interval,
             failure_timeout: self.settings.failure_timeout,
+            stall_timeout: self.settings.stall_timeout,
             handback_after: self.settings.handback_after,
             create: place.creates.then_some(ClusterId(7)),
         };

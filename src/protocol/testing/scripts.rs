@@ -281,6 +281,7 @@ impl goldenscript::Runner for Story {
             let settings = Settings {
                 heartbeat_interval: number("heartbeat", 20)?,
                 failure_timeout: number("failure", 60)?,
+                stall_timeout: number("stall", 200)?,
                 handback_after: Some(number("handback", 0)?).filter(|after| *after > 0),
                 broken: None,
             };
@@ -352,6 +353,10 @@ impl goldenscript::Runner for Story {
                 } else {
                     self.slow.remove(&machine)
                 };
+            }
+            "full" | "roomy" => {
+                let machine = self.machine(first)?;
+                self.cluster().input(machine, Input::Space { full: command.name == "full" })?;
             }
             "mute" | "unmute" => {
                 let machine = self.machine(first)?;
@@ -459,6 +464,9 @@ mod tests {
         divergence_below_commit_halts
         every_change_of_the_set_is_a_new_epoch
         follower_dropped_only_after_the_swap_is_confirmed
+        follower_whose_disk_hangs_is_dropped
+        full_follower_leaves_the_set_until_it_has_room
+        full_leader_hands_over_and_all_full_changes_nothing
         handback_when_lower_node_has_stayed
         healthy_set_serves_while_the_register_is_unreachable
         higher_epoch_makes_a_node_read_the_register
@@ -466,6 +474,7 @@ mod tests {
         late_snapshot_cuts_nothing
         leader_dead_by_proof_is_replaced_by_the_lowest_live
         leader_restarting_at_once_opens_a_new_epoch
+        leader_whose_disk_hangs_falls_silent
         leadership_moves_on_request_without_loss
         lost_entries_are_sent_again
         lost_swap_answer_is_settled_before_anything_else

@@ -26,6 +26,7 @@ struct Place {
     isolated_until: Millis,
     register_gone_until: Millis,
     slow_disk_until: Millis,
+    disk_hangs_until: Millis,
     disk_busy: bool,
     call_taken: bool,
     removed: bool,
@@ -93,7 +94,7 @@ impl Simulation {
         let storm_ends = self.cluster.now + STORM;
         self.run_until(storm_ends)?;
         self.cluster.check_all()?;
-        self.calm_down();
+        self.calm_down()?;
         self.recover()?;
         self.cluster.check_all()
     }
@@ -242,7 +243,8 @@ impl Simulation {
             if !process.writes.is_empty() && !self.places[machine].disk_busy {
                 self.places[machine].disk_busy = true;
                 let slow = if self.places[machine].slow_disk_until > self.cluster.now { 100 } else { 0 };
-                let delay = self.random.between(0, self.weather.disk_delay + slow);
+                let hangs = self.places[machine].disk_hangs_until.saturating_sub(self.cluster.now);
+                let delay = hangs + self.random.between(0, self.weather.disk_delay + slow);
                 self.at(delay, Event::Disk { machine, session });
             }
             if let Some(call) = call {
@@ -372,7 +374,18 @@ impl Simulation {
                     place.register_gone_until = until;
                 }
             }
-            77..82 => self.places[victim].slow_disk_until = until,
+            77..80 => self.places[victim].slow_disk_until = until,
+            80..81 => {
+                // Longer than anybody waits for it.
+                self.cluster.note(|| format!("the disk of {} hangs", letter(victim)));
+                self.places[victim].disk_hangs_until = now + self.random.between(100, 500);
+            }
+            81..82 => {
+                let full = self.random.chance(700);
+                if self.places[victim].paused_until <= now {
+                    self.cluster.input(victim, Input::Space { full })?;
+                }
+            }
             82..91 => {
                 let last = self.cluster.truth.len() as u64;
                 if self.weather.drops_log {
@@ -497,7 +510,7 @@ impl Simulation {
 
     // --- after the storm ---
 
-    fn calm_down(&mut self) {
+    fn calm_down(&mut self) -> Result<(), Violation> {
         self.cluster.note(|| "the storm is over".to_owned());
         self.storm = false;
         self.weather = self.weather.calm();
@@ -509,11 +522,19 @@ impl Simulation {
             place.isolated_until = 0;
             place.register_gone_until = 0;
             place.slow_disk_until = 0;
+            if std::mem::take(&mut place.disk_hangs_until) > now
+                && let Some(process) = self.cluster.process(machine)
+            {
+                let session = process.session;
+                self.at(1, Event::Disk { machine, session });
+            }
+            self.cluster.input(machine, Input::Space { full: false })?;
             if self.cluster.process(machine).is_none() && !self.places[machine].restarting {
                 self.places[machine].restarting = true;
                 self.at(1, Event::Start(machine));
             }
         }
+        Ok(())
     }
 
     fn recover(&mut self) -> Result<(), Violation> {

@@ -49,7 +49,9 @@ pub fn message(message: &Message) -> String {
         Message::Append { previous, runs: entries, last, commit } => {
             format!("append {} after {} commit {commit}", runs(entries, *last), mark(*previous))
         }
-        Message::Appended { durable } => format!("appended {durable}"),
+        Message::Appended { durable, full } => {
+            format!("appended {durable}{}", if *full { ", full" } else { "" })
+        }
         Message::Report { commit, last } => format!("report commit {commit} last {last}"),
         Message::Ping => "ping".to_owned(),
         Message::Stale => "stale".to_owned(),
@@ -113,6 +115,8 @@ pub fn input(input: &Input) -> String {
             None => format!("nobody runs at {}", name(node)),
         },
         Input::SnapshotReceived(at) => format!("snapshot {} received", mark(*at)),
+        Input::Space { full: true } => "the disk is nearly full".to_owned(),
+        Input::Space { full: false } => "the disk has room".to_owned(),
         Input::Dropped(index) => format!("log dropped through {index}"),
         Input::MoveLeader(to) => format!("operator: move the leader to {}", name(to)),
         Input::Remove(node) => format!("operator: remove {}", name(node)),

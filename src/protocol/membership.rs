@@ -1,0 +1,229 @@
+//! Who is in the set: the leader takes out the gone and takes in those that have caught up (R3, R4, R30). And handing
+//! leadership over, gracefully (R9).
+
+use std::collections::BTreeMap;
+
+use super::leader::Transfer;
+use super::node::{Node, RegisterTask, Role};
+use super::progress::{Phase, Progress};
+use super::rules::Rule;
+use super::{Effect, Message, Millis, Warning};
+use crate::view::{Index, NodeId, View};
+
+impl Node {
+    // --- the set ---
+
+    /// One swap for everything that should change: out with the gone, in with those that have caught up.
+    pub(super) fn change_set(&mut self) {
+        let Some(view) = &self.view else { return };
+        let Role::Leader(leader) = &self.role else { return };
+        // Who says nothing hears nothing, and must not judge.
+        if !matches!(self.register, RegisterTask::Idle) || self.is_stuck() {
+            return;
+        }
+        let commit = self.log.commit();
+        // A node may live and yet not follow: it has promised another epoch, or cannot read the register and so not
+        // learn of ours. It would be waited for as long as that lasts (R7).
+        let mute = |node: &NodeId| {
+            let known = leader.progress.get(node);
+            known.is_some_and(|known| self.now - known.answered_at > self.config.failure_timeout)
+        };
+        // Or its disk may hang, or be nearly full, while ours goes on.
+        let unfit = |node: &NodeId| {
+            let hangs = |known: &Progress| {
+                known.owing_since.is_some_and(|since| self.now - since > self.config.stall_timeout)
+                    && !self.breaks(Rule::WaitForHungDisk)
+            };
+            leader.progress.get(node).is_some_and(|known| hangs(known) || (known.full && !self.full))
+        };
+        let leaves = |node: &NodeId| {
+            *node != self.config.id
+                && (self.is_gone(node)
+                    || mute(node)
+                    || unfit(node)
+                    || leader.expelled.contains(node)
+                    || self.removing.contains(node))
+        };
+        // A known address with another directory waits until the old one has left the set (R24).
+        let may_join = |node: &NodeId, known: &Progress| {
+            leader.serving
+                && leader.transfer.is_none()
+                && !view.in_sync.contains_key(node)
+                && known.phase == Phase::Stream
+                && !known.full
+                && !self.is_gone(node)
+                && !self.removing.contains(node)
+        };
+        // R30: reached the commit index, reached our opening entry, and has said so to us in this epoch.
+        let joins =
+            |known: &Progress| known.matched >= commit.max(leader.start) || self.breaks(Rule::JoinBehind);
+        // Under steady load the commit index runs ahead of whoever has the slowest disk for ever. Who is that close is
+        // waited for a moment, until it has reached it.
+        let close = |known: &Progress| known.quick && self.now - known.round.0 <= self.patience();
+        let mut growing = BTreeMap::new();
+        let mut joining = BTreeMap::new();
+        for (node, known) in leader.progress.iter().filter(|(node, known)| may_join(node, known)) {
+            if joins(known) {
+                joining.insert(node.clone(), known.incarnation);
+            }
+            if joins(known) || close(known) {
+                growing.insert(node.clone(), known.incarnation);
+            }
+        }
+        let mut in_sync = view.in_sync.clone();
+        in_sync.retain(|node, _| !leaves(node));
+        in_sync.extend(joining.clone());
+        let mut members = view.members.clone();
+        members.retain(|node, _| !self.removing.contains(node));
+        members.extend(joining);
+        let relieved = leader.growing.keys().any(|node| !growing.contains_key(node));
+        if in_sync == view.in_sync && members == view.members {
+            self.leader().growing = growing;
+            if relieved {
+                self.advance_commit();
+            }
+            return;
+        }
+        // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
+        let floor = view.floor.max(commit);
+        let next = View { epoch: view.epoch.next(), in_sync, members, floor, ..view.clone() };
+        self.leader().growing = growing;
+        self.swap(next);
+    }
+
+    /// Our own change of the set has been confirmed.
+    pub(super) fn set_changed(&mut self) {
+        let view = self.view.clone().expect("a view was just adopted");
+        let now = self.now;
+        self.removing.retain(|node| view.members.contains_key(node));
+        let leader = self.leader();
+        leader.growing.clear();
+        leader.expelled.retain(|node| view.in_sync.contains_key(node));
+        // Whoever left starts anew with a report.
+        leader.progress.retain(|node, known| match view.in_sync.get(node) {
+            Some(incarnation) => *incarnation == known.incarnation,
+            None => known.in_sync_since.is_none(),
+        });
+        for (node, known) in &mut leader.progress {
+            known.told_commit = Index(0); // everyone hears of the new epoch at once
+            if view.in_sync.contains_key(node) {
+                known.phase = Phase::Stream;
+                known.answered_at = now;
+                known.owing_since = None;
+                known.in_sync_since.get_or_insert(now);
+            }
+        }
+        self.advance_commit();
+        self.flush();
+        self.change_set();
+    }
+
+    /// How long writers may have to wait for a joiner that is close, in milliseconds.
+    pub(super) fn patience(&self) -> Millis {
+        2 * self.config.heartbeat_interval
+    }
+
+    pub(super) fn forget_silent_joiners(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(view) = &self.view else { return };
+        let gone: Vec<NodeId> = leader
+            .progress
+            .keys()
+            .filter(|node| {
+                !view.in_sync.contains_key(*node) && !leader.growing.contains_key(*node) && self.is_gone(node)
+            })
+            .cloned()
+            .collect();
+        for node in gone {
+            self.leader().progress.remove(&node);
+        }
+    }
+
+    pub(super) fn remove(&mut self, node: NodeId) {
+        let known = self.view.as_ref().is_some_and(|view| view.members.contains_key(&node));
+        if matches!(self.role, Role::Leader(_))
+            && known
+            && node != self.config.id
+            && !self.removing.contains(&node)
+        {
+            self.removing.push(node);
+            self.change_set();
+        }
+    }
+
+    // --- handing over ---
+
+    pub(super) fn start_transfer(&mut self, to: &NodeId) {
+        let able = self.can_propose() && *to != self.config.id && !self.is_gone(to);
+        if able && self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(to)) {
+            let until = self.now + self.config.failure_timeout;
+            self.leader().transfer = Some(Transfer { to: to.clone(), until, told: false });
+            self.effect(Effect::Fenced(true));
+            self.tell_transfer();
+        }
+    }
+
+    /// The target is told once everyone has everything, so that it opens its epoch at once.
+    pub(super) fn tell_transfer(&mut self) {
+        let last = self.log.last().index;
+        let committed = self.log.commit() == last;
+        let idle = matches!(self.register, RegisterTask::Idle);
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(transfer) = &mut leader.transfer
+            && !transfer.told
+            && committed
+            && idle
+        {
+            transfer.told = true;
+            let to = transfer.to.clone();
+            self.send(&to, Message::Transfer);
+        }
+    }
+
+    pub(super) fn end_late_transfer(&mut self) {
+        let now = self.now;
+        self.tell_transfer();
+        let Role::Leader(leader) = &mut self.role else { return };
+        if let Some(transfer) = &leader.transfer
+            && now > transfer.until
+        {
+            let to = transfer.to.clone();
+            leader.transfer = None;
+            if let Some(known) = leader.progress.get_mut(&to) {
+                known.in_sync_since = Some(now);
+            }
+            self.effect(Effect::Fenced(false));
+            self.effect(Effect::Warn(Warning::TransferFailed(to)));
+        }
+    }
+
+    /// A leader whose disk is nearly full lets one lead that has room (R25). The lowest, as always.
+    pub(super) fn hand_over_when_full(&mut self) {
+        let Role::Leader(leader) = &self.role else { return };
+        if !self.full || !self.can_propose() {
+            return;
+        }
+        let counted = |node: &NodeId| self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
+        let roomy = leader.progress.iter().find(|(node, known)| {
+            counted(node) && !known.full && known.matched > Index(0) && !self.is_gone(node)
+        });
+        if let Some(to) = roomy.map(|(node, _)| node.clone()) {
+            self.start_transfer(&to);
+        }
+    }
+
+    /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).
+    pub(super) fn hand_back(&mut self) {
+        let (Some(after), Some(view)) = (self.config.handback_after, &self.view) else { return };
+        let Role::Leader(leader) = &self.role else { return };
+        let Some(lowest) = view.in_sync.keys().next().filter(|lowest| **lowest < self.config.id).cloned()
+        else {
+            return;
+        };
+        let fit = leader.progress.get(&lowest).filter(|known| !known.full || self.full);
+        let since = fit.and_then(|known| known.in_sync_since);
+        if self.can_propose() && since.is_some_and(|since| self.now - since >= after) {
+            self.start_transfer(&lowest);
+        }
+    }
+}
