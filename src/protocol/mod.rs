@@ -75,7 +75,7 @@ mod outline;
 mod rules;
 mod takeover;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use leader::{Phase, Progress};
 pub use message::{Envelope, Message};
