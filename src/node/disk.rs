@@ -1,10 +1,14 @@
-//! The few things that the log asks of a disk, so that its tests can be done on a disk that fails.
+//! The few things that log and promises ask of a disk, so that their tests can be done on a disk that fails.
+//! Not a file system: no permissions, no locks, no files that are not read and written at offsets.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
+
+/// Work that may take long and that nobody waits for yet.
+pub type Job = Box<dyn FnOnce() + Send>;
 
 /// A file of a [`Disk`]: written and read at offsets, by several threads.
 pub trait DiskFile: Send + Sync {
@@ -13,7 +17,7 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// From the system.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes all of it.
+    /// Writes all of it, beyond the end if need be.
     ///
     /// # Errors
     /// From the system; any part may have been written.
@@ -30,7 +34,7 @@ pub trait DiskFile: Send + Sync {
     fn length(&self) -> io::Result<u64>;
 }
 
-/// Files in directories.
+/// Files in directories. What was made, renamed or removed survives a power cut after [`Disk::sync_directory`] only.
 pub trait Disk: Clone + Send + Sync + 'static {
     /// Makes the directory and its parents.
     ///
@@ -62,6 +66,15 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// # Errors
     /// From the system.
     fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Bytes that can still be written on the file system that this lies on.
+    ///
+    /// # Errors
+    /// From the system.
+    fn free_bytes(&self, path: &Path) -> io::Result<u64>;
+    /// Has the job done beside everything else. A job that cannot be begun is dropped.
+    fn in_background(&self, job: Job);
+    /// Somebody is about to wait for a job: a disk that has put it off does it now.
+    fn hurry_background(&self) {}
 }
 
 /// The host's file system.
@@ -125,5 +138,15 @@ impl Disk for RealDisk {
 
     fn sync_directory(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(path)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
+    fn in_background(&self, job: Job) {
+        // Whoever waits for it learns that it was dropped.
+        let _ = std::thread::Builder::new().name("disk".to_owned()).spawn(job);
     }
 }

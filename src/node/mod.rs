@@ -28,6 +28,8 @@ mod registrar;
 mod requests;
 mod snapshot;
 pub mod state;
+#[cfg(test)]
+pub(crate) mod testing;
 mod wire;
 mod writer;
 

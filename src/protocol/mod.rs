@@ -81,7 +81,7 @@ mod progress;
 mod rules;
 mod takeover;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod views;
 
 pub use message::{Envelope, Message};

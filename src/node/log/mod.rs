@@ -24,9 +24,21 @@ use segment::{HEAD_BYTES, Head, Segment};
 use super::disk::{Disk, DiskFile, RealDisk};
 use crate::view::{Epoch, Index};
 
-/// The first segment is small, so that a node starts quickly.
-const FIRST_BYTES: u64 = 4 << 20;
-const SEGMENT_BYTES: u64 = 32 << 20;
+/// How big the files are.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// Records that fit into a segment that must be there at once, in bytes: small, so that a node starts quickly.
+    pub first_segment_bytes: u64,
+    /// Records that fit into all other segments, in bytes.
+    pub segment_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { first_segment_bytes: 4 << 20, segment_bytes: 32 << 20 }
+    }
+}
+
 /// A file being prepared; worthless until it is renamed.
 const PREPARED: &str = "next.tmp";
 
@@ -119,6 +131,7 @@ impl Map {
 pub struct Log<D: Disk = RealDisk> {
     disk: D,
     directory: PathBuf,
+    options: Options,
     map: Arc<RwLock<Map>>,
     next_sequence: u64,
     dirty: bool,
@@ -147,11 +160,25 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// [`LogError`]; nothing was changed.
     pub fn open(disk: D, directory: &Path, durable_commit: Index) -> Result<(Log<D>, Recovered), LogError> {
+        Log::open_with(disk, directory, durable_commit, Options::default())
+    }
+
+    /// [`Log::open`] with files of other sizes.
+    ///
+    /// # Errors
+    /// As for [`Log::open`].
+    pub fn open_with(
+        disk: D,
+        directory: &Path,
+        durable_commit: Index,
+        options: Options,
+    ) -> Result<(Log<D>, Recovered), LogError> {
         disk.make_directory(directory).map_err(io_error(directory))?;
         let found = recover::recover(&disk, directory, durable_commit)?;
         let mut log = Log {
             disk,
             directory: directory.to_owned(),
+            options,
             map: Arc::new(RwLock::new(Map { segments: found.segments })),
             next_sequence: found.next_sequence,
             dirty: false,
@@ -166,7 +193,10 @@ impl<D: Disk> Log<D> {
         }
         if log.is_new() || found.torn_bytes > 0 {
             let base = log.last();
-            log.begin(Head { sequence: log.next_sequence, base, fresh: false }, FIRST_BYTES)?;
+            log.begin(
+                Head { sequence: log.next_sequence, base, fresh: false },
+                log.options.first_segment_bytes,
+            )?;
         }
         log.disk.sync_directory(directory).map_err(io_error(directory))?;
         let recovered = Recovered {
@@ -222,7 +252,7 @@ impl<D: Disk> Log<D> {
         if read_map(&self.map).segments.last().is_none_or(|segment| segment.room() < frames.len() as u64) {
             self.sync()?;
             let base = self.last();
-            let bytes = SEGMENT_BYTES.max(HEAD_BYTES + frames.len() as u64);
+            let bytes = self.options.segment_bytes.max(frames.len() as u64);
             self.begin(Head { sequence: self.next_sequence, base, fresh: false }, bytes)?;
         }
         let (file, path, end, length) = {
@@ -305,7 +335,10 @@ impl<D: Disk> Log<D> {
         }
         self.sync()?;
         let base = self.position(index).ok_or(LogError::Gone { wanted: index, base: self.base().index })?;
-        self.begin(Head { sequence: self.next_sequence, base, fresh: false }, FIRST_BYTES)
+        self.begin(
+            Head { sequence: self.next_sequence, base, fresh: false },
+            self.options.first_segment_bytes,
+        )
     }
 
     /// An empty log that continues after `base`, durably: what was before is in a snapshot.
@@ -314,7 +347,7 @@ impl<D: Disk> Log<D> {
     /// [`LogError::Io`].
     pub fn reset(&mut self, base: Position) -> Result<(), LogError> {
         self.sync()?;
-        self.begin(Head { sequence: self.next_sequence, base, fresh: true }, FIRST_BYTES)
+        self.begin(Head { sequence: self.next_sequence, base, fresh: true }, self.options.first_segment_bytes)
     }
 
     /// Removes segments that hold nothing from `index` on.
@@ -338,9 +371,11 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// Begins a segment; what it supersedes is removed.
+    /// Begins a segment with room for so many bytes; what it supersedes is removed.
     fn begin(&mut self, head: Head, bytes: u64) -> Result<(), LogError> {
+        let bytes = HEAD_BYTES + bytes;
         let path = self.directory.join(PREPARED);
+        self.disk.hurry_background();
         let prepared = match self.preparing.take().and_then(|ready| ready.recv().ok()) {
             Some(file) => Some(file.map_err(io_error(&path))?),
             None => None,
@@ -369,11 +404,12 @@ impl<D: Disk> Log<D> {
         if self.preparing.is_none() {
             let (tell, ready) = mpsc::sync_channel(1);
             let (disk, path) = (self.disk.clone(), self.directory.join(PREPARED));
-            let spawned = std::thread::Builder::new().name("log-prepare".to_owned()).spawn(move || {
-                let _ = tell.send(segment::prepare(&disk, &path, SEGMENT_BYTES));
-            });
-            // Without the thread the file is made when it is needed.
-            self.preparing = spawned.ok().map(|_| ready);
+            let bytes = HEAD_BYTES + self.options.segment_bytes;
+            self.disk.in_background(Box::new(move || {
+                let _ = tell.send(segment::prepare(&disk, &path, bytes));
+            }));
+            // Where the job is dropped, the file is made when it is needed.
+            self.preparing = Some(ready);
         }
     }
 }

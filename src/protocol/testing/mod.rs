@@ -7,7 +7,7 @@
 mod cluster;
 mod event;
 mod invariants;
-mod random;
+pub(crate) mod random;
 mod scripts;
 mod seeds;
 mod simulation;

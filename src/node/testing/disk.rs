@@ -1,0 +1,639 @@
+//! A disk in memory that fails on demand, the same way for the same seed.
+//!
+//! Of what was written, a power cut leaves each 512-byte sector in any state that it had since the last sync of its
+//! file, and the file with any length that it had since. Of what was made, renamed or removed since the last sync of
+//! the directory it leaves any part, whatever came before or after. What was synced stays. The death of a process
+//! loses nothing.
+//!
+//! A handle belongs to one life of the machine: after a power cut or a crash it only fails.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crate::node::disk::{Disk, DiskFile, Job};
+use crate::protocol::testing::random::Random;
+
+const SECTOR: usize = 512;
+
+/// What can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Read,
+    Write,
+    Sync,
+    Create,
+    Rename,
+    Remove,
+    SyncDirectory,
+}
+
+impl Operation {
+    pub const ALL: [Operation; 7] = [
+        Operation::Read,
+        Operation::Write,
+        Operation::Sync,
+        Operation::Create,
+        Operation::Rename,
+        Operation::Remove,
+        Operation::SyncDirectory,
+    ];
+}
+
+/// How it fails. A sync that fails in the two ways named after it is what Linux does: the pages count as clean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Nothing is done.
+    Io,
+    /// There is no room. Of a write so many bytes are done first.
+    NoSpace(usize),
+    /// Of a write so many bytes are done first.
+    Short(usize),
+    /// What was not synced is gone, and reads show it gone.
+    SyncDrops,
+    /// What was not synced will never be on the disk, but reads go on showing it.
+    SyncForgets,
+}
+
+/// See the head of the file.
+#[derive(Clone, Default)]
+pub struct SimDisk(Arc<Mutex<Platter>>);
+
+#[derive(Default)]
+struct Platter {
+    life: u64,
+    files: BTreeMap<u64, Content>,
+    next_file: u64,
+    names: BTreeMap<PathBuf, Entry>,
+    durable_names: BTreeMap<PathBuf, Entry>,
+    /// What the directories hold and the disk may not.
+    changes: Vec<Change>,
+    /// Each fails the n-th operation of its kind from now, counted from zero.
+    plan: Vec<(Operation, u64, Fault)>,
+    /// After so many changing operations the power is off.
+    steps_left: Option<u64>,
+    /// Changing operations so far.
+    steps: u64,
+    /// Bytes that all files together may have.
+    quota: Option<u64>,
+    put_off: bool,
+    jobs: Vec<Job>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Directory,
+    File(u64),
+}
+
+/// One operation: the names that it sets or removes.
+type Change = Vec<(PathBuf, Option<Entry>)>;
+
+#[derive(Clone, Default)]
+struct Content {
+    bytes: Vec<u8>,
+    durable: Vec<u8>,
+    /// States of each sector since the last sync, oldest first.
+    sectors: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    /// Lengths since the last sync.
+    lengths: Vec<usize>,
+}
+
+impl Content {
+    fn put(&mut self, bytes: &[u8], at: usize) {
+        let end = at + bytes.len();
+        if end > self.bytes.len() {
+            self.resize(end);
+        }
+        self.bytes[at..end].copy_from_slice(bytes);
+        for number in at / SECTOR..end.div_ceil(SECTOR) {
+            let mut sector = [0; SECTOR];
+            let from = number * SECTOR;
+            let to = (from + SECTOR).min(self.bytes.len());
+            sector[..to - from].copy_from_slice(&self.bytes[from..to]);
+            self.sectors.entry(number).or_default().push(sector);
+        }
+    }
+
+    fn resize(&mut self, length: usize) {
+        self.bytes.resize(length, 0);
+        self.lengths.push(length);
+    }
+
+    fn sync(&mut self) {
+        let shortest = self.lengths.iter().min().copied().unwrap_or(usize::MAX);
+        self.durable.truncate(shortest);
+        self.durable.resize(self.bytes.len(), 0);
+        for number in std::mem::take(&mut self.sectors).into_keys() {
+            let from = (number * SECTOR).min(self.bytes.len());
+            let to = (from + SECTOR).min(self.bytes.len());
+            self.durable[from..to].copy_from_slice(&self.bytes[from..to]);
+        }
+        self.lengths.clear();
+    }
+
+    fn forget(&mut self) {
+        self.sectors.clear();
+        self.lengths.clear();
+    }
+
+    fn cut(&mut self, random: &mut Random) {
+        let mut bytes = std::mem::take(&mut self.durable);
+        let chosen = random.below(self.lengths.len() as u64 + 1) as usize;
+        let length = self.lengths[..chosen].last().copied().unwrap_or(bytes.len());
+        bytes.truncate(self.lengths[..chosen].iter().min().copied().unwrap_or(bytes.len()));
+        bytes.resize(length, 0);
+        // Sometimes hardly anything was written back, sometimes nearly all.
+        let kept = random.below(17);
+        for (number, states) in &self.sectors {
+            let from = number * SECTOR;
+            if from < length && random.below(16) < kept {
+                let to = (from + SECTOR).min(length);
+                let state = &states[random.below(states.len() as u64) as usize];
+                bytes[from..to].copy_from_slice(&state[..to - from]);
+            }
+        }
+        *self = Content { durable: bytes.clone(), bytes, ..Content::default() };
+    }
+}
+
+fn apply(change: &Change, names: &mut BTreeMap<PathBuf, Entry>) {
+    for (path, entry) in change {
+        match entry {
+            Some(entry) => names.insert(path.clone(), *entry),
+            None => names.remove(path),
+        };
+    }
+}
+
+fn power_is_off() -> io::Error {
+    io::Error::other("the power is off")
+}
+
+impl SimDisk {
+    /// An empty one.
+    pub fn new() -> SimDisk {
+        SimDisk::default()
+    }
+
+    fn platter(&self) -> MutexGuard<'_, Platter> {
+        self.0.lock().unwrap()
+    }
+
+    /// The power goes and comes back.
+    pub fn power_cut(&self, random: &mut Random) {
+        let mut platter = self.platter();
+        let mut names = std::mem::take(&mut platter.durable_names);
+        let kept = random.below(17);
+        for change in std::mem::take(&mut platter.changes) {
+            if random.below(16) < kept {
+                apply(&change, &mut names);
+            }
+        }
+        // What lies in a directory that is not there is not there.
+        let all = names.clone();
+        names.retain(|path, _| {
+            path.ancestors().skip(1).all(|above| above.parent().is_none() || all.contains_key(above))
+        });
+        platter.files.values_mut().for_each(|content| content.cut(random));
+        platter.begin_life(names);
+    }
+
+    /// The process dies and another is started.
+    pub fn crash(&self) {
+        let mut platter = self.platter();
+        platter.life += 1;
+        platter.plan.clear();
+        platter.steps_left = None;
+        platter.jobs.clear();
+    }
+
+    /// Another disk with the same content, without handles, faults and jobs.
+    pub fn fork(&self) -> SimDisk {
+        let platter = self.platter();
+        SimDisk(Arc::new(Mutex::new(Platter {
+            files: platter.files.clone(),
+            next_file: platter.next_file,
+            names: platter.names.clone(),
+            durable_names: platter.durable_names.clone(),
+            changes: platter.changes.clone(),
+            quota: platter.quota,
+            put_off: platter.put_off,
+            ..Platter::default()
+        })))
+    }
+
+    /// Fails the `nth` (from zero) such operation from now on, once.
+    pub fn fail(&self, operation: Operation, nth: u64, fault: Fault) {
+        self.platter().plan.push((operation, nth, fault));
+    }
+
+    /// Every operation does what it should again.
+    pub fn heal(&self) {
+        let mut platter = self.platter();
+        platter.plan.clear();
+        platter.steps_left = None;
+    }
+
+    /// Turns the power off after so many changing operations: until the cut, nothing works. The operation under way
+    /// may or may not have reached the disk.
+    pub fn power_off_after(&self, steps: u64) {
+        self.platter().steps_left = Some(steps);
+    }
+
+    /// True once [`SimDisk::power_off_after`] has come true.
+    pub fn is_off(&self) -> bool {
+        self.platter().steps_left == Some(0)
+    }
+
+    /// Changing operations so far.
+    pub fn steps(&self) -> u64 {
+        self.platter().steps
+    }
+
+    /// Lets all files together have so many bytes.
+    pub fn limit(&self, quota: Option<u64>) {
+        self.platter().quota = quota;
+    }
+
+    /// Bytes of all files together.
+    pub fn used(&self) -> u64 {
+        self.platter().used()
+    }
+
+    /// Background jobs wait for [`SimDisk::run_background`] or for somebody who needs them; else they are done at once.
+    pub fn put_off_background(&self, put_off: bool) {
+        self.platter().put_off = put_off;
+    }
+
+    /// Does the jobs that were put off. True where there were any.
+    pub fn run_background(&self) -> bool {
+        let jobs = std::mem::take(&mut self.platter().jobs);
+        let any = !jobs.is_empty();
+        jobs.into_iter().for_each(|job| job());
+        any
+    }
+
+    /// Every file.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let platter = self.platter();
+        platter
+            .names
+            .iter()
+            .filter(|(_, entry)| **entry != Entry::Directory)
+            .map(|(path, _)| path.clone())
+            .collect()
+    }
+
+    /// Content of a file.
+    pub fn bytes(&self, path: &Path) -> Vec<u8> {
+        let platter = self.platter();
+        platter.files[&platter.find(path).unwrap()].bytes.clone()
+    }
+
+    /// Changes bytes behind everybody's back, on the disk and in memory.
+    pub fn damage(&self, path: &Path, offset: u64, change: impl FnOnce(&mut [u8])) {
+        let mut platter = self.platter();
+        let number = platter.find(path).unwrap();
+        let content = platter.files.get_mut(&number).unwrap();
+        change(&mut content.bytes[offset as usize..]);
+        content.durable = content.bytes.clone();
+        content.forget();
+    }
+
+    /// Flips one bit.
+    pub fn flip(&self, path: &Path, offset: u64, bit: u8) {
+        self.damage(path, offset, |bytes| bytes[0] ^= 1 << bit);
+    }
+
+    /// What stands in the file from there on is zeros.
+    pub fn zero_tail(&self, path: &Path, from: u64) {
+        self.damage(path, from, |bytes| bytes.fill(0));
+    }
+}
+
+impl Platter {
+    fn begin_life(&mut self, names: BTreeMap<PathBuf, Entry>) {
+        self.files.retain(|number, _| names.values().any(|entry| *entry == Entry::File(*number)));
+        self.durable_names.clone_from(&names);
+        self.names = names;
+        self.changes.clear();
+        self.life += 1;
+        self.plan.clear();
+        self.steps_left = None;
+        self.jobs.clear();
+    }
+
+    /// Counts the operation: `Ok` where it is done, else how it fails.
+    fn begin(&mut self, operation: Operation) -> Result<(), Fault> {
+        let mut fault = None;
+        self.plan.retain_mut(|(kind, left, how)| {
+            if *kind != operation || fault.is_some() {
+                return true;
+            }
+            if *left == 0 {
+                fault = Some(*how);
+                return false;
+            }
+            *left -= 1;
+            true
+        });
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// One more changing operation. `Err` where the power is off; `Ok(false)` where it goes off in the middle of it.
+    fn step(&mut self) -> io::Result<bool> {
+        self.steps += 1;
+        match &mut self.steps_left {
+            None => Ok(true),
+            Some(0) => Err(power_is_off()),
+            Some(left) => {
+                *left -= 1;
+                Ok(*left > 0)
+            }
+        }
+    }
+
+    fn change(&mut self, operation: Operation, change: Change) -> io::Result<()> {
+        self.begin(operation).map_err(answer)?;
+        let powered = self.step()?;
+        apply(&change, &mut self.names);
+        self.changes.push(change);
+        if powered { Ok(()) } else { Err(power_is_off()) }
+    }
+
+    fn find(&self, path: &Path) -> io::Result<u64> {
+        match self.names.get(path) {
+            Some(Entry::File(number)) => Ok(*number),
+            Some(Entry::Directory) => Err(io::ErrorKind::IsADirectory.into()),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    fn used(&self) -> u64 {
+        let length = |entry: &Entry| match entry {
+            Entry::File(number) => self.files[number].bytes.len() as u64,
+            Entry::Directory => 0,
+        };
+        self.names.values().map(length).sum()
+    }
+
+    fn check(&self, life: u64) -> io::Result<()> {
+        if self.life != life {
+            return Err(io::Error::other("a handle of an earlier life"));
+        }
+        if self.steps_left == Some(0) { Err(power_is_off()) } else { Ok(()) }
+    }
+}
+
+fn answer(fault: Fault) -> io::Error {
+    match fault {
+        Fault::NoSpace(_) => io::ErrorKind::StorageFull.into(),
+        Fault::Io | Fault::Short(_) | Fault::SyncDrops | Fault::SyncForgets => {
+            io::Error::from_raw_os_error(nix::libc::EIO)
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        let mut platter = self.platter();
+        let mut missing: Vec<PathBuf> = path
+            .ancestors()
+            .filter(|above| above.parent().is_some() && !platter.names.contains_key(*above))
+            .map(Path::to_owned)
+            .collect();
+        while let Some(path) = missing.pop() {
+            platter.change(Operation::Create, vec![(path, Some(Entry::Directory))])?;
+        }
+        Ok(())
+    }
+
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        let platter = self.platter();
+        let inside = platter.names.keys().filter(|path| path.parent() == Some(directory));
+        Ok(inside.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect())
+    }
+
+    fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let mut platter = self.platter();
+        let number = match platter.find(path) {
+            Ok(number) => {
+                if create {
+                    platter.begin(Operation::Create).map_err(answer)?;
+                    platter.step()?;
+                    platter.files.get_mut(&number).unwrap().resize(0);
+                }
+                number
+            }
+            Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+                let number = platter.next_file;
+                platter.next_file += 1;
+                platter.files.insert(number, Content::default());
+                platter.change(Operation::Create, vec![(path.to_owned(), Some(Entry::File(number)))])?;
+                number
+            }
+            Err(error) => return Err(error),
+        };
+        let life = platter.life;
+        Ok(Arc::new(SimFile { disk: self.clone(), life, number }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut platter = self.platter();
+        let number = platter.find(from)?;
+        let change = vec![(from.to_owned(), None), (to.to_owned(), Some(Entry::File(number)))];
+        platter.change(Operation::Rename, change)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut platter = self.platter();
+        platter.find(path)?;
+        platter.change(Operation::Remove, vec![(path.to_owned(), None)])
+    }
+
+    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+        let mut platter = self.platter();
+        platter.begin(Operation::SyncDirectory).map_err(answer)?;
+        if !platter.step()? {
+            return Err(power_is_off());
+        }
+        let mut durable = std::mem::take(&mut platter.durable_names);
+        platter.changes.retain(|change| {
+            let here = change[0].0.parent() == Some(path);
+            if here {
+                apply(change, &mut durable);
+            }
+            !here
+        });
+        platter.durable_names = durable;
+        Ok(())
+    }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        let platter = self.platter();
+        Ok(platter.quota.unwrap_or(1 << 40).saturating_sub(platter.used()))
+    }
+
+    fn in_background(&self, job: Job) {
+        let mut platter = self.platter();
+        platter.jobs.push(job);
+        let put_off = platter.put_off;
+        drop(platter);
+        if !put_off {
+            self.run_background();
+        }
+    }
+
+    fn hurry_background(&self) {
+        self.run_background();
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    life: u64,
+    number: u64,
+}
+
+impl DiskFile for SimFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut platter = self.disk.platter();
+        platter.check(self.life)?;
+        platter.begin(Operation::Read).map_err(answer)?;
+        let bytes = &platter.files[&self.number].bytes;
+        let from = (offset as usize).min(bytes.len());
+        let count = buffer.len().min(bytes.len() - from);
+        buffer[..count].copy_from_slice(&bytes[from..from + count]);
+        Ok(count)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut platter = self.disk.platter();
+        platter.check(self.life)?;
+        let fault = platter.begin(Operation::Write).err();
+        let powered = platter.step()?;
+        let length = platter.files[&self.number].bytes.len() as u64;
+        let free = platter.quota.map_or(u64::MAX, |quota| quota.saturating_sub(platter.used()));
+        let fits = (length.saturating_add(free)).saturating_sub(offset).min(bytes.len() as u64) as usize;
+        let (done, result) = match fault {
+            Some(Fault::NoSpace(count) | Fault::Short(count)) => {
+                (count.min(fits), Err(answer(fault.unwrap())))
+            }
+            Some(fault @ (Fault::Io | Fault::SyncDrops | Fault::SyncForgets)) => (0, Err(answer(fault))),
+            None if fits < bytes.len() => (fits, Err(io::ErrorKind::StorageFull.into())),
+            None => (fits, if powered { Ok(()) } else { Err(power_is_off()) }),
+        };
+        if done > 0 {
+            platter.files.get_mut(&self.number).unwrap().put(&bytes[..done], offset as usize);
+        }
+        result
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut platter = self.disk.platter();
+        platter.check(self.life)?;
+        let fault = platter.begin(Operation::Sync).err();
+        if !platter.step()? {
+            return Err(power_is_off());
+        }
+        let content = platter.files.get_mut(&self.number).unwrap();
+        match fault {
+            None => content.sync(),
+            Some(Fault::SyncDrops) => {
+                *content = Content {
+                    bytes: content.durable.clone(),
+                    durable: std::mem::take(&mut content.durable),
+                    ..Content::default()
+                }
+            }
+            Some(Fault::SyncForgets) => content.forget(),
+            Some(Fault::Io | Fault::NoSpace(_) | Fault::Short(_)) => {}
+        }
+        fault.map_or(Ok(()), |fault| Err(answer(fault)))
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        let platter = self.disk.platter();
+        platter.check(self.life)?;
+        Ok(platter.files[&self.number].bytes.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn cut(disk: &SimDisk, seed: u64) -> SimDisk {
+        let other = disk.fork();
+        other.power_cut(&mut Random::new(seed));
+        other
+    }
+
+    #[test]
+    fn a_power_cut_keeps_what_was_synced_and_may_lose_each_sector_that_was_not() {
+        let disk = SimDisk::new();
+        let path = Path::new("f");
+        let file = disk.open(path, true).unwrap();
+        disk.sync_directory(Path::new("")).unwrap();
+        file.write_at(&[1; 4 * SECTOR], 0).unwrap();
+        file.sync().unwrap();
+        file.write_at(&[2; 2 * SECTOR], 0).unwrap();
+        let mut seen = BTreeSet::new();
+        for seed in 0..200 {
+            let bytes = cut(&disk, seed).bytes(path);
+            assert!(bytes[2 * SECTOR..].iter().all(|byte| *byte == 1), "seed {seed}");
+            seen.insert((bytes[0], bytes[SECTOR]));
+        }
+        assert_eq!(seen.len(), 4, "each of the two sectors old or new: {seen:?}");
+        disk.crash();
+        assert_eq!(disk.bytes(path)[0], 2, "a dead process loses nothing");
+        assert!(file.read_at(&mut [0], 0).is_err(), "but its handles are worth nothing");
+    }
+
+    #[test]
+    fn names_survive_a_power_cut_for_certain_only_after_their_directory_was_synced() {
+        let disk = SimDisk::new();
+        disk.make_directory(Path::new("d")).unwrap();
+        disk.open(Path::new("d/a"), true).unwrap();
+        disk.sync_directory(Path::new("d")).unwrap();
+        let lost = (0..50).filter(|seed| cut(&disk, *seed).paths().is_empty()).count();
+        assert!((1..50).contains(&lost), "the directory itself was not synced: {lost}");
+        disk.sync_directory(Path::new("")).unwrap();
+        disk.rename(Path::new("d/a"), Path::new("d/b")).unwrap();
+        disk.open(Path::new("d/c"), true).unwrap();
+        let names: BTreeSet<_> = (0..80).map(|seed| cut(&disk, seed).list(Path::new("d")).unwrap()).collect();
+        let expected: BTreeSet<Vec<String>> = [vec!["a"], vec!["b"], vec!["a", "c"], vec!["b", "c"]]
+            .map(|names| names.into_iter().map(str::to_owned).collect())
+            .into();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn a_failed_sync_can_lose_for_good_what_reads_go_on_showing() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("f"), true).unwrap();
+        disk.sync_directory(Path::new("")).unwrap();
+        file.write_at(&[7; 100], 0).unwrap();
+        disk.fail(Operation::Sync, 0, Fault::SyncForgets);
+        file.sync().unwrap_err();
+        file.sync().unwrap();
+        assert_eq!(disk.bytes(Path::new("f"))[0], 7);
+        assert!(cut(&disk, 1).bytes(Path::new("f")).iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_quota_lets_in_what_fits_and_nothing_more() {
+        let disk = SimDisk::new();
+        disk.limit(Some(1000));
+        let file = disk.open(Path::new("f"), true).unwrap();
+        file.write_at(&[1; 600], 0).unwrap();
+        let error = file.write_at(&[2; 600], 500).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        assert_eq!((disk.bytes(Path::new("f")).len(), disk.free_bytes(Path::new("")).unwrap()), (1000, 0));
+        file.write_at(&[3; 100], 0).unwrap();
+    }
+}
