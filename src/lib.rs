@@ -7,13 +7,13 @@
 //! ```text
 //!                  brain             hands
 //!  replserver      protocol   kv     node   register   api   server
-//!  replcluster     control           supervisor   cli   client   config
+//!  replcluster     control   check   supervisor   cli   client   config
 //!  shared          view              proto   telemetry   clock
 //! ```
 //!
 //! Arrows go from hands to brains, never back, and never between the two brains of a program; a table in
 //! `tests/suite/tidy.rs` holds them there. `kv` works on etcd's own message types (`proto`), so that nothing is
-//! translated twice on the way of a request.
+//! translated twice on the way of a request. `check` judges what clients were told and knows no other module.
 //!
 //! # Words
 //!
@@ -43,6 +43,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure and wait"))]
 
 pub mod api;
+pub mod check;
 pub mod cli;
 pub mod client;
 pub mod clock;

@@ -53,6 +53,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "rand::",
         ],
     ),
+    ("check", &["crate::", "tokio", "tonic", "std::fs", "std::net", "std::time", "std::thread", "rand::"]),
     (
         "control",
         &[

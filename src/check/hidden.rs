@@ -1,0 +1,325 @@
+//! Who made the revisions that nobody was told of and nobody saw? Each was made by a request whose outcome is
+//! unknown, each request made at most one, and what follows must fit.
+//!
+//! The search goes through the hidden revisions upwards. For each it chooses a request, replays that key up to the
+//! next thing that does not fit, and goes on as long as everything that does not fit lies behind a revision that is
+//! still to be explained. Requests that want the same of the same key are alike (nobody saw which it was), and one
+//! that can have made a revision can have made every later one, as only its call bounds it; so of those that are
+//! alike the one called first is taken. Keys that need a hidden change soon are served first, which nearly always
+//! hits at once. A wrong choice leads back; after [`STEPS`] the search is given up.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use super::facts::Facts;
+use super::replay::{Evidence, set};
+use super::violation::Said;
+use super::{Answer, Found, History, Key, NAMED_OF_A_KIND, Request, Violation};
+
+/// Pieces of evidence looked at before the search is given up: some seconds of one processor at most.
+const STEPS: usize = 20_000_000;
+
+/// How the search ended.
+pub(super) enum Search {
+    /// There is somebody for every hidden revision.
+    Explained,
+    /// There is nobody.
+    Impossible(Violation),
+    /// It took too long.
+    GivenUp,
+}
+
+/// How many revisions nobody was told of and nobody saw.
+pub(super) fn count(history: &History, facts: &Facts) -> usize {
+    let all = usize::try_from(facts.last_revision.saturating_sub(history.first_revision)).unwrap_or(0);
+    all.saturating_sub(facts.by_revision.len())
+}
+
+/// The hidden revisions upwards.
+fn revisions(history: &History, facts: &Facts) -> impl Iterator<Item = i64> {
+    let first = history.first_revision.saturating_add(1);
+    (first..=facts.last_revision).filter(|revision| !facts.by_revision.contains_key(revision))
+}
+
+/// Requests that are alike, by their calls; `taken` of them are used up.
+#[derive(Clone, Debug)]
+struct Kind {
+    key: Key,
+    wants: Wants,
+    operations: Vec<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Wants {
+    /// First, as there are fewer states in which it can have happened.
+    SetIf(i64),
+    Set,
+    Remove,
+}
+
+/// A key as far as it was replayed.
+#[derive(Clone, Debug)]
+struct Line {
+    /// Evidence up to here is in the state.
+    position: usize,
+    state: Option<Found>,
+    /// The first evidence from there on that does not fit, its revision, the state it meets, and what it says.
+    misfit: Option<(usize, i64, Option<Found>, Said)>,
+}
+
+/// One way to explain the hidden revisions so far.
+#[derive(Clone, Debug)]
+struct Attempt {
+    lines: BTreeMap<Key, Line>,
+    taken: Vec<usize>,
+}
+
+impl Line {
+    /// The revision at which it does not fit any more; the greatest of all where it fits to the end.
+    fn misfit_at(&self) -> i64 {
+        self.misfit.map_or(i64::MAX, |(_, revision, _, _)| revision)
+    }
+}
+
+struct Searcher<'h> {
+    history: &'h History,
+    facts: &'h Facts,
+    evidence: BTreeMap<Key, Vec<Evidence>>,
+    revisions: Vec<i64>,
+    /// For each hidden revision the latest call of a request that can have made it.
+    latest_calls: Vec<u64>,
+    /// Keys that are known to have been created by one of them: nothing else can have happened there.
+    created: BTreeMap<i64, Key>,
+    kinds: Vec<Kind>,
+    steps: usize,
+    /// How far the best attempt came, and what it could not go past.
+    best: Option<(i64, Box<Violation>)>,
+}
+
+/// Looks for somebody for every hidden revision among the requests `unseen`, so that `evidence` (of all keys they
+/// would change) fits.
+pub(super) fn search(
+    history: &History,
+    facts: &Facts,
+    evidence: BTreeMap<Key, Vec<Evidence>>,
+    unseen: &[usize],
+) -> Search {
+    let impossible = |revisions, why| Search::Impossible(Violation::Unexplained { missing: revisions, why });
+    let mut calls: Vec<u64> = unseen.iter().map(|index| history.operations[*index].called).collect();
+    calls.sort_unstable();
+    // A revision beyond what there are requests for is unexplained whatever it is; there may be billions.
+    let revisions: Vec<i64> = revisions(history, facts).take(unseen.len() + NAMED_OF_A_KIND).collect();
+    let latest_calls = latest_calls(history, facts, &revisions);
+    // Hall's condition: later revisions admit every request that earlier ones admit.
+    let lacking = latest_calls
+        .iter()
+        .enumerate()
+        .position(|(place, latest)| calls.partition_point(|call| call <= latest) <= place);
+    if let Some(place) = lacking {
+        return impossible(revisions[place..].iter().copied().take(NAMED_OF_A_KIND).collect(), None);
+    }
+    let kinds = kinds(history, unseen);
+    let created = created(history, facts);
+    let mut searcher =
+        Searcher { history, facts, evidence, revisions, latest_calls, created, kinds, steps: 0, best: None };
+    match searcher.run() {
+        Some(true) => Search::Explained,
+        None => Search::GivenUp,
+        Some(false) => {
+            let why = searcher.best.map(|(_, why)| why);
+            impossible(searcher.revisions.into_iter().take(NAMED_OF_A_KIND).collect(), why)
+        }
+    }
+}
+
+/// Whatever returned with a revision or a later one proves that the revision existed then.
+fn latest_calls(history: &History, facts: &Facts, revisions: &[i64]) -> Vec<u64> {
+    let mut returns: BTreeMap<i64, u64> = BTreeMap::new();
+    for (index, operation) in history.operations.iter().enumerate() {
+        if let Some((returned, answer)) = operation.answer()
+            && !facts.malformed.contains(&index)
+        {
+            let earliest = returns.entry(answer.revision()).or_insert(returned);
+            *earliest = returned.min(*earliest);
+        }
+    }
+    let mut earliest = u64::MAX;
+    let mut latest_calls = vec![u64::MAX; revisions.len()];
+    let mut returns = returns.into_iter().rev().peekable();
+    for (latest, revision) in latest_calls.iter_mut().zip(revisions).rev() {
+        while let Some((_, returned)) = returns.next_if(|(at, _)| at >= revision) {
+            earliest = earliest.min(returned);
+        }
+        *latest = earliest;
+    }
+    latest_calls
+}
+
+/// The hidden revisions that are the create revision of something that was read.
+fn created(history: &History, facts: &Facts) -> BTreeMap<i64, Key> {
+    let reads = history.operations.iter().filter_map(|operation| match operation.answer() {
+        Some((_, Answer::Read { found, .. })) => Some(found),
+        Some((_, Answer::Written { .. } | Answer::Deleted { .. } | Answer::Compared { .. })) | None => None,
+    });
+    let created = reads.flatten().map(|found| (found.create_revision, found.key));
+    created.filter(|(revision, _)| !facts.by_revision.contains_key(revision)).collect()
+}
+
+fn kinds(history: &History, unseen: &[usize]) -> Vec<Kind> {
+    let mut kinds: BTreeMap<(Key, Wants), Vec<usize>> = BTreeMap::new();
+    for index in unseen {
+        let kind = match history.operations[*index].request {
+            Request::Put { key, .. } => (key, Wants::Set),
+            Request::CompareAndPut { key, expected_mod_revision, .. } => {
+                (key, Wants::SetIf(expected_mod_revision))
+            }
+            Request::Delete { key } => (key, Wants::Remove),
+            Request::Read { .. } => continue,
+        };
+        kinds.entry(kind).or_default().push(*index);
+    }
+    let sorted = |((key, wants), mut operations): ((Key, Wants), Vec<usize>)| {
+        operations.sort_by_key(|index| history.operations[*index].called);
+        Kind { key, wants, operations }
+    };
+    kinds.into_iter().map(sorted).collect()
+}
+
+impl Searcher<'_> {
+    /// True where everything is explained, false where nothing can, none where it took too long.
+    fn run(&mut self) -> Option<bool> {
+        let keys: Vec<Key> = self.evidence.keys().copied().collect();
+        let start = Line { position: 0, state: None, misfit: None };
+        let lines = keys.into_iter().map(|key| (key, self.look_ahead(key, start.clone()))).collect();
+        let first = Attempt { lines, taken: vec![0; self.kinds.len()] };
+        if !self.is_open(&first, 0) {
+            return Some(false);
+        }
+        // A stack of its own: there may be more hidden revisions than a thread's stack has room for.
+        let choices = self.choices(&first, 0);
+        let mut stack = vec![(first, choices)];
+        while let Some((attempt, choices)) = stack.last_mut() {
+            let Some((number, line)) = choices.pop() else {
+                stack.pop();
+                continue;
+            };
+            let mut next = attempt.clone();
+            next.lines.insert(self.kinds[number].key, line);
+            next.taken[number] += 1;
+            let place = stack.len();
+            if !self.is_open(&next, place) {
+                continue;
+            }
+            if place == self.revisions.len() {
+                return Some(true);
+            }
+            if self.steps > STEPS {
+                return None;
+            }
+            let choices = self.choices(&next, place);
+            stack.push((next, choices));
+        }
+        Some(false)
+    }
+
+    /// The kinds of request that can have made the hidden revision at `place`, and what becomes of their key then; the
+    /// most promising last.
+    fn choices(&mut self, attempt: &Attempt, place: usize) -> Vec<(usize, Line)> {
+        let mut choices = Vec::new();
+        for (number, taken) in attempt.taken.iter().enumerate() {
+            self.steps += 1;
+            let Kind { key, wants, ref operations } = self.kinds[number];
+            let created = self.created.get(&self.revisions[place]);
+            if created.is_some_and(|created| *created != key || wants == Wants::Remove) {
+                continue;
+            }
+            let Some(operation) = operations
+                .get(*taken)
+                .copied()
+                .filter(|index| self.history.operations[*index].called <= self.latest_calls[place])
+            else {
+                continue;
+            };
+            let needed_at = attempt.lines[&key].misfit_at();
+            if let Some(line) = self.place(place, key, wants, operation, &attempt.lines[&key]) {
+                choices.push(((needed_at, Reverse(line.misfit_at()), wants), number, line));
+            }
+        }
+        choices.sort_by_key(|(rank, ..)| Reverse(*rank));
+        choices.into_iter().map(|(_, number, line)| (number, line)).collect()
+    }
+
+    /// Carries out a hidden change of a key; none where the request would have changed nothing then.
+    fn place(&mut self, place: usize, key: Key, wants: Wants, operation: usize, line: &Line) -> Option<Line> {
+        let revision = self.revisions[place];
+        let mut line = line.clone();
+        while let Some(evidence) =
+            self.evidence[&key].get(line.position).filter(|evidence| evidence.revision < revision)
+        {
+            self.steps += 1;
+            evidence.follow(key, &mut line.state).ok()?;
+            line.position += 1;
+        }
+        let is_possible = match wants {
+            Wants::Set => true,
+            Wants::SetIf(expected) => line.state.map_or(0, |state| state.mod_revision) == expected,
+            Wants::Remove => line.state.is_some(),
+        };
+        if !is_possible {
+            return None;
+        }
+        let value = self.history.operations[operation].request.writes();
+        line.state = value.map(|(_, value)| set(key, revision, value, line.state));
+        Some(self.look_ahead(key, line))
+    }
+
+    /// Finds the first evidence that does not fit if nothing hidden happens to the key any more.
+    fn look_ahead(&mut self, key: Key, mut line: Line) -> Line {
+        let mut state = line.state;
+        line.misfit = None;
+        for (position, evidence) in self.evidence[&key].iter().enumerate().skip(line.position) {
+            self.steps += 1;
+            if let Err(said) = evidence.follow(key, &mut state) {
+                line.misfit = Some((position, evidence.revision, state, said));
+                break;
+            }
+        }
+        line
+    }
+
+    /// Whether everything that does not fit can still be mended by the hidden revisions from `place` on: by one of its
+    /// own for each key, in time.
+    fn is_open(&mut self, attempt: &Attempt, place: usize) -> bool {
+        self.steps += attempt.lines.len();
+        let mut misfits: Vec<(i64, Key)> = attempt
+            .lines
+            .iter()
+            .filter(|(_, line)| line.misfit.is_some())
+            .map(|(key, line)| (line.misfit_at(), *key))
+            .collect();
+        misfits.sort_unstable();
+        for (taken_before, (revision, key)) in misfits.into_iter().enumerate() {
+            let has_requests = self
+                .kinds
+                .iter()
+                .zip(&attempt.taken)
+                .any(|(kind, taken)| kind.key == key && *taken < kind.operations.len());
+            let last_chance = self.revisions.get(place + taken_before);
+            if !has_requests || last_chance.is_none_or(|last| *last > revision) {
+                self.note_misfit(revision, key, &attempt.lines[&key]);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn note_misfit(&mut self, revision: i64, key: Key, line: &Line) {
+        if self.best.as_ref().is_none_or(|(best, _)| *best < revision)
+            && let Some((position, _, state, said)) = line.misfit
+        {
+            let evidence = &self.evidence[&key][position];
+            let why = evidence.refuse(self.history, self.facts, key, state, said);
+            self.best = Some((revision, Box::new(why)));
+        }
+    }
+}
