@@ -80,30 +80,7 @@ async fn read(inbound: &Inbound, mut stream: TcpStream) -> Result<(), Closed> {
                 inbound.events.send(Internal::SnapshotArrived(Box::new(arrived))).await;
                 return Ok(()); // a snapshot has a connection to itself
             }
-            let envelope = |message| Envelope {
-                from: from.clone(),
-                incarnation,
-                session: hello.session,
-                epoch,
-                message,
-            };
-            let event = match body {
-                Body::Append(append) => {
-                    let (message, entries) = open_append(append)?;
-                    Internal::Message { envelope: envelope(message), entries }
-                }
-                Body::Appended(said) => {
-                    message(envelope(Message::Appended { durable: Index(said.durable), full: said.full }))
-                }
-                Body::Report(said) => message(envelope(Message::Report {
-                    commit: Index(said.commit),
-                    last: Index(said.last_index),
-                })),
-                Body::Ping(_) => message(envelope(Message::Ping)),
-                Body::Stale(_) => message(envelope(Message::Stale)),
-                Body::Transfer(_) => message(envelope(Message::Transfer)),
-                other => Internal::Frame { from: from.clone(), epoch, body: other },
-            };
+            let event = event_of(&from, incarnation, hello.session, epoch, body)?;
             if !inbound.events.send(event).await {
                 return Ok(());
             }
@@ -115,8 +92,37 @@ async fn read(inbound: &Inbound, mut stream: TcpStream) -> Result<(), Closed> {
     }
 }
 
-fn message(envelope: Envelope) -> Internal {
-    Internal::Message { envelope, entries: None }
+/// What a frame is to the engine.
+///
+/// # Errors
+/// [`BadFrame`] where the records of an `Append` cannot be read.
+pub fn event_of(
+    from: &NodeId,
+    incarnation: Incarnation,
+    session: u64,
+    epoch: Epoch,
+    body: Body,
+) -> Result<Internal, BadFrame> {
+    let said = |message, entries| Internal::Message {
+        envelope: Envelope { from: from.clone(), incarnation, session, epoch, message },
+        entries,
+    };
+    Ok(match body {
+        Body::Append(append) => {
+            let (message, entries) = open_append(append)?;
+            said(message, entries)
+        }
+        Body::Appended(appended) => {
+            said(Message::Appended { durable: Index(appended.durable), full: appended.full }, None)
+        }
+        Body::Report(report) => {
+            said(Message::Report { commit: Index(report.commit), last: Index(report.last_index) }, None)
+        }
+        Body::Ping(_) => said(Message::Ping, None),
+        Body::Stale(_) => said(Message::Stale, None),
+        Body::Transfer(_) => said(Message::Transfer, None),
+        other => Internal::Frame { from: from.clone(), epoch, body: other },
+    })
 }
 
 async fn greeting(stream: &mut TcpStream, buffer: &mut BytesMut) -> Result<Option<Hello>, Closed> {

@@ -324,7 +324,7 @@ impl Node {
             RegisterTask::Swapping(next) | RegisterTask::Unsettled { next, .. } => {
                 !next.in_sync.contains_key(node) && self.breaks(Rule::ShrinkBeforeConfirmed)
             }
-            RegisterTask::Idle | RegisterTask::Reading => false,
+            RegisterTask::Idle | RegisterTask::Reading { .. } => false,
         };
         let in_sync = self.view.iter().flat_map(|view| &view.in_sync).filter(move |(node, _)| !leaving(node));
         in_sync.chain(growing.into_iter().flatten())

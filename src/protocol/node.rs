@@ -63,7 +63,10 @@ enum PendingWrite {
 #[derive(Clone, Debug)]
 pub(super) enum RegisterTask {
     Idle,
-    Reading,
+    Reading {
+        /// What had been heard when it was asked.
+        heard: Epoch,
+    },
     Swapping(View),
     /// The outcome is unknown; the same swap is sent again until it is settled (R2).
     Unsettled {
@@ -84,6 +87,8 @@ pub struct Node {
     pub(super) role: Role,
     pub(super) register: RegisterTask,
     pub(super) peers: BTreeMap<NodeId, Peer>,
+    /// The newest epoch that anyone has spoken under: the register stood there once (R11).
+    pub(super) heard: Epoch,
     /// Since when the leader is gone in our eyes.
     pub(super) leader_gone_since: Option<Millis>,
     /// Our disk is nearly full (R25).
@@ -123,6 +128,7 @@ impl Node {
             log,
             register: RegisterTask::Idle,
             peers: BTreeMap::new(),
+            heard: Epoch(0),
             leader_gone_since: None,
             full: false,
             removing: Vec::new(),
@@ -304,6 +310,7 @@ impl Node {
             return;
         }
         self.hear(&envelope);
+        self.heard = self.heard.max(envelope.epoch);
         if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
             return;
         }

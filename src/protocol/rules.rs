@@ -32,6 +32,8 @@ pub(super) enum Rule {
     NoTruncate,
     /// R15 off: entries are applied when they are on the disk, committed or not.
     ApplyUncommitted,
+    /// R11 off: a register that is older than what other nodes have seen is taken for the newest.
+    TrustOldRegister,
     /// A leader whose disk hangs goes on sending heartbeats.
     LeadWithHungDisk,
     /// A follower whose disk hangs is waited for as long as it talks.

@@ -13,7 +13,7 @@ use crate::view::{ClusterId, Epoch, Index, View};
 impl Node {
     pub(super) fn read_register(&mut self) {
         if matches!(self.register, RegisterTask::Idle) {
-            self.register = RegisterTask::Reading;
+            self.register = RegisterTask::Reading { heard: self.heard };
             self.effects.push(Effect::ReadRegister);
         }
     }
@@ -44,7 +44,7 @@ impl Node {
             Swapped::Won => self.swap_won(next),
             // An earlier sending of the same swap got through.
             Swapped::Lost(view) if view == next => self.swap_won(next),
-            Swapped::Lost(view) => self.observe(Some(view)),
+            Swapped::Lost(view) => self.observe(Some(view), Epoch(0)),
             Swapped::Unknown if self.breaks(Rule::GuessLostSwap) => self.abandon_candidacy(),
             Swapped::Unknown => {
                 let retry_at = self.now + self.config.heartbeat_interval;
@@ -66,10 +66,12 @@ impl Node {
     }
 
     pub(super) fn register_answered(&mut self, answer: Result<Option<View>, RegisterUnreachable>) {
-        assert!(matches!(self.register, RegisterTask::Reading), "an answer that nobody asked for");
-        self.register = RegisterTask::Idle;
+        let RegisterTask::Reading { heard } = std::mem::replace(&mut self.register, RegisterTask::Idle)
+        else {
+            panic!("an answer that nobody asked for");
+        };
         match answer {
-            Ok(view) => self.observe(view),
+            Ok(view) => self.observe(view, heard),
             Err(RegisterUnreachable) => {
                 self.warn_once(Warning::RegisterUnreachable);
                 self.stash.clear();
@@ -84,8 +86,8 @@ impl Node {
         }
     }
 
-    /// The register was seen to hold this.
-    fn observe(&mut self, found: Option<View>) {
+    /// The register was seen to hold this. Up to the epoch `heard`, others had spoken before it was asked.
+    fn observe(&mut self, found: Option<View>, heard: Epoch) {
         let known = self.epoch();
         let Some(found) = found else {
             if self.view.is_some() {
@@ -103,14 +105,19 @@ impl Node {
         {
             return self.halt(Halt::OtherCluster { ours, register: found.cluster });
         }
-        if found.epoch < known {
-            self.warn_once(Warning::RegisterBehind { register: found.epoch, seen: known });
+        // Others count too: whoever swapped on top of an old view would use an epoch twice (R1).
+        let seen = if self.breaks(Rule::TrustOldRegister) { known } else { known.max(heard) };
+        if found.epoch < seen {
+            self.warn_once(Warning::RegisterBehind { register: found.epoch, seen });
             self.stash.clear();
             return self.abandon_candidacy();
         }
         self.register_warned = false;
         if found.epoch > known {
             self.adopt(found);
+        } else if found.epoch < self.heard && !self.breaks(Rule::TrustOldRegister) {
+            self.abandon_candidacy(); // the answer was overtaken
+            self.read_register();
         } else if self.view.as_ref() != Some(&found) {
             self.halt(Halt::RegisterSplit { epoch: known });
         } else {

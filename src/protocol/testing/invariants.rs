@@ -262,7 +262,8 @@ impl Cluster {
             && view.is_in_sync(&view.leader, self.machines[machine].disk.incarnation);
         let epoch = process.node.epoch();
         let leads = matches!(process.node.role(), Role::Leader(_));
-        if !leads || !ours || view.epoch > epoch.next() || self.seen.only_consequences {
+        // A register that was put back to an older state is another matter (R11).
+        if !leads || !ours || view.epoch > epoch.next() || view.epoch < epoch || self.seen.only_consequences {
             return Ok(());
         }
         let waited: BTreeMap<_, _> = process.node.waited_for().collect();

@@ -487,6 +487,7 @@ mod tests {
         node_waits_for_lower_live_ones_but_not_for_ever
         old_leader_waking_up_steps_down
         promise_outlives_a_restart
+        register_older_than_what_others_have_seen_is_refused
         register_put_back_is_refused
         removed_node_stops
         restart_finds_what_was_durable_and_no_more
