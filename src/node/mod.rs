@@ -18,10 +18,12 @@ mod handle;
 mod inbound;
 mod link;
 pub mod log;
+pub mod promise;
 mod reads;
 mod recent;
 mod registrar;
 mod requests;
+mod rules;
 mod snapshot;
 pub mod state;
 #[cfg(test)]
