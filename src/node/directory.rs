@@ -3,27 +3,25 @@
 //! ```text
 //! lock       held for the life of the process; says by whom
 //! identity   format version, address, incarnation, cluster: text, replaced by rename
-//! promise    the newest promise, view and commit index: two checksummed slots, written in turn
+//! promise    the newest promise, view and commit index (`promise`)
 //! log/       state.redb       what the log and the state store keep
 //! aside-N/   what was set aside; never deleted by us
 //! ```
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::register::format;
+use super::disk::RealDisk;
+use super::promise::{Promise, PromiseError, Promises};
 use crate::register::place::{PlaceError, private_directory};
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// Version of the layout above; another one is refused.
 const FORMAT: u32 = 1;
 const FIRST_LINE: &str = "replcluster data ";
-/// A view of some hundred members fits.
-const SLOT_BYTES: usize = 64 << 10;
-const SLOT_HEAD: usize = 4 + 4 + 8 + 8 + 8;
 
 /// Why a directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +63,9 @@ pub enum DirectoryError {
         /// In words.
         why: String,
     },
+    /// A view has no room.
+    #[error(transparent)]
+    TooBig(PromiseError),
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -73,6 +74,16 @@ pub enum DirectoryError {
         /// The system's answer.
         source: io::Error,
     },
+}
+
+impl From<PromiseError> for DirectoryError {
+    fn from(error: PromiseError) -> DirectoryError {
+        match error {
+            PromiseError::Io { path, source } => DirectoryError::Io { path, source },
+            PromiseError::Damaged { path, why } => DirectoryError::Damaged { path, why },
+            PromiseError::TooBig { .. } => DirectoryError::TooBig(error),
+        }
+    }
 }
 
 impl DirectoryError {
@@ -84,20 +95,10 @@ impl DirectoryError {
             DirectoryError::Place(_)
             | DirectoryError::Format { .. }
             | DirectoryError::Damaged { .. }
+            | DirectoryError::TooBig(_)
             | DirectoryError::Io { .. } => false,
         }
     }
-}
-
-/// What survives a restart beside log and state.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Promise {
-    /// Obey no epoch below this one (R5).
-    pub promised: Epoch,
-    /// The newest view adopted (R11).
-    pub view: Option<View>,
-    /// Known to be committed when this was written (R23).
-    pub commit: Index,
 }
 
 /// An open, locked data directory. The lock goes with it.
@@ -107,15 +108,8 @@ pub struct DataDirectory {
     address: NodeId,
     incarnation: Incarnation,
     _lock: File,
-    promises: File,
-    latest: Mutex<Latest>,
-}
-
-#[derive(Debug, Clone)]
-struct Latest {
-    promise: Promise,
-    sequence: u64,
-    cluster: Option<ClusterId>,
+    promises: Promises,
+    cluster: Mutex<Option<ClusterId>>,
 }
 
 impl DataDirectory {
@@ -134,26 +128,7 @@ impl DataDirectory {
                 identity
             }
         };
-        let file = path.join("promise");
-        let io = |source| DirectoryError::Io { path: file.clone(), source };
-        let promises = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&file)
-            .map_err(io)?;
-        let (promise, sequence) = if promises.metadata().map_err(io)?.len() == 0 {
-            // Written once in full, so that later writes change no metadata and one sync suffices.
-            promises.write_all_at(&vec![0; 2 * SLOT_BYTES], 0).map_err(io)?;
-            promises.sync_all().map_err(io)?;
-            sync_directory(path)?;
-            (Promise::default(), 0)
-        } else {
-            read_promise(&promises, &file)?
-        };
-        let latest = Mutex::new(Latest { promise, sequence, cluster: identity.cluster });
+        let promises = Promises::open(&RealDisk, path)?;
         let incarnation = identity.incarnation;
         Ok(DataDirectory {
             path: path.to_owned(),
@@ -161,12 +136,12 @@ impl DataDirectory {
             incarnation,
             _lock: lock,
             promises,
-            latest,
+            cluster: Mutex::new(identity.cluster),
         })
     }
 
-    fn latest(&self) -> MutexGuard<'_, Latest> {
-        self.latest.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cluster_known(&self) -> MutexGuard<'_, Option<ClusterId>> {
+        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is.
@@ -184,16 +159,16 @@ impl DataDirectory {
     /// The cluster that the data belongs to, once it belongs to one.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
-        self.latest().cluster
+        *self.cluster_known()
     }
 
     /// The newest promise kept.
     #[must_use]
     pub fn promise(&self) -> Promise {
-        self.latest().promise.clone()
+        self.promises.promise()
     }
 
-    /// Keeps a promise, durably: one write, one sync.
+    /// Keeps a promise, durably, and with the first view the cluster that the data belongs to.
     ///
     /// # Errors
     /// The caller must end the process (R21).
@@ -203,25 +178,13 @@ impl DataDirectory {
         view: Option<&View>,
         commit: Index,
     ) -> Result<(), DirectoryError> {
-        let file = self.path.join("promise");
-        let mut latest = self.latest();
-        if let (None, Some(view)) = (latest.cluster, view) {
+        let mut cluster = self.cluster_known();
+        if let (None, Some(view)) = (*cluster, view) {
             let identity = Identity { incarnation: self.incarnation, cluster: Some(view.cluster) };
             write_identity(&self.path, &self.address, &identity)?;
-            latest.cluster = Some(view.cluster);
+            *cluster = Some(view.cluster);
         }
-        let promise = Promise { promised, view: view.cloned(), commit: commit.max(latest.promise.commit) };
-        let sequence = latest.sequence + 1;
-        let slot = encode_slot(&promise, sequence).ok_or_else(|| DirectoryError::Damaged {
-            path: file.clone(),
-            why: "the view has too many members".to_owned(),
-        })?;
-        let io = |source| DirectoryError::Io { path: file.clone(), source };
-        self.promises.write_all_at(&slot, slot_offset(sequence)).map_err(io)?;
-        self.promises.sync_data().map_err(io)?;
-        latest.promise = promise;
-        latest.sequence = sequence;
-        Ok(())
+        Ok(self.promises.save(promised, view, commit)?)
     }
 
     /// Moves everything but the lock into `aside-N`, so that the next start finds a new node. Nothing is deleted.
@@ -356,72 +319,6 @@ fn write_identity(path: &Path, address: &NodeId, identity: &Identity) -> Result<
     sync_directory(path)
 }
 
-fn slot_offset(sequence: u64) -> u64 {
-    (sequence % 2) * SLOT_BYTES as u64
-}
-
-/// checksum, length of the view, sequence, promise, commit, view; `None` where the view is too long.
-fn encode_slot(promise: &Promise, sequence: u64) -> Option<Vec<u8>> {
-    let view = promise.view.as_ref().map(format::encode).unwrap_or_default();
-    if SLOT_HEAD + view.len() > SLOT_BYTES {
-        return None;
-    }
-    let mut slot = vec![0; 4];
-    slot.extend_from_slice(&u32::try_from(view.len()).ok()?.to_le_bytes());
-    slot.extend_from_slice(&sequence.to_le_bytes());
-    slot.extend_from_slice(&promise.promised.0.to_le_bytes());
-    slot.extend_from_slice(&promise.commit.0.to_le_bytes());
-    slot.extend_from_slice(view.as_bytes());
-    let checksum = crc32c::crc32c(&slot[4..]);
-    slot[..4].copy_from_slice(&checksum.to_le_bytes());
-    Some(slot)
-}
-
-/// The content of a slot: `Ok(None)` where it was never written or was cut while it was written.
-fn decode_slot(slot: &[u8]) -> Result<Option<(Promise, u64)>, String> {
-    let u32_at = |at: usize| u32::from_le_bytes(slot[at..at + 4].try_into().expect("four bytes"));
-    let u64_at = |at: usize| u64::from_le_bytes(slot[at..at + 8].try_into().expect("eight bytes"));
-    let end = SLOT_HEAD + u32_at(4) as usize;
-    if end > slot.len() || u64_at(8) == 0 || crc32c::crc32c(&slot[4..end]) != u32_at(0) {
-        return Ok(None);
-    }
-    let view = match &slot[SLOT_HEAD..end] {
-        [] => None,
-        bytes => Some(format::decode(bytes).map_err(|error| error.to_string())?),
-    };
-    Ok(Some((Promise { promised: Epoch(u64_at(16)), view, commit: Index(u64_at(24)) }, u64_at(8))))
-}
-
-fn read_promise(promises: &File, file: &Path) -> Result<(Promise, u64), DirectoryError> {
-    let mut bytes = vec![0; 2 * SLOT_BYTES];
-    let damaged = |why: String| DirectoryError::Damaged { path: file.to_owned(), why };
-    promises.read_exact_at(&mut bytes, 0).map_err(|error| damaged(error.to_string()))?;
-    let mut best = None;
-    for slot in bytes.chunks(SLOT_BYTES) {
-        let found = decode_slot(slot).map_err(damaged)?;
-        best = best.max_by_sequence(found);
-    }
-    match best {
-        Some(found) => Ok(found),
-        // Zeros: made, and ended before the first promise. Anything else was a promise once.
-        None if bytes.iter().all(|byte| *byte == 0) => Ok((Promise::default(), 0)),
-        None => Err(damaged("neither of its two copies can be read".to_owned())),
-    }
-}
-
-trait Newer {
-    fn max_by_sequence(self, other: Self) -> Self;
-}
-
-impl Newer for Option<(Promise, u64)> {
-    fn max_by_sequence(self, other: Self) -> Self {
-        match (self, other) {
-            (Some(one), Some(two)) => Some(if one.1 >= two.1 { one } else { two }),
-            (one, two) => one.or(two),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -463,24 +360,6 @@ mod tests {
         assert_eq!(again.promise(), promise);
         assert_eq!(again.cluster(), Some(ClusterId(9)));
         assert_eq!(promise, Promise { promised: Epoch(6), view: Some(view(5)), commit: Index(5) });
-    }
-
-    #[test]
-    fn a_promise_cut_while_it_was_written_leaves_the_one_before() {
-        let parent = tempfile::tempdir().unwrap();
-        let first = open(parent.path()).unwrap();
-        first.save_promise(Epoch(2), Some(&view(1)), Index(1)).unwrap();
-        first.save_promise(Epoch(3), Some(&view(2)), Index(2)).unwrap();
-        drop(first);
-        let file = OpenOptions::new().write(true).open(parent.path().join("promise")).unwrap();
-        file.write_all_at(&[0xff; 7], slot_offset(2) + SLOT_HEAD as u64).unwrap();
-        assert_eq!(open(parent.path()).unwrap().promise().promised, Epoch(2));
-        file.write_all_at(&[0xff; 7], slot_offset(1) + SLOT_HEAD as u64).unwrap();
-        let error = open(parent.path()).unwrap_err();
-        assert!(
-            matches!(error, DirectoryError::Damaged { .. }),
-            "two bad copies are no empty promise: {error}"
-        );
     }
 
     #[test]

@@ -21,11 +21,13 @@ mod hands;
 mod inbound;
 mod link;
 pub mod log;
+pub mod promise;
 mod reads;
 mod recent;
 mod recovery;
 mod registrar;
 mod requests;
+mod rules;
 mod snapshot;
 pub mod state;
 #[cfg(test)]

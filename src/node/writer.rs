@@ -1,15 +1,27 @@
-//! The one thread that writes: it takes all that waits, writes it, syncs once, and says so. Group commit is just this
+//! What makes things durable: it takes all that waits, writes it, syncs once, and says so. Group commit is just this
 //! (R20); a failed write or sync ends the process (R21).
+//!
+//! [`Writer`] does it and knows no threads; [`run`] is the thread. Where the disk is full, an operation waits with all
+//! that come after it until there is room (R25); only dropping what nobody needs goes ahead, because it makes room.
 
+use std::collections::VecDeque;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::directory::DataDirectory;
+use super::disk::Disk;
 use super::event::{Events, Internal};
 use super::log::{Log, LogError, Position};
+use super::promise::Promises;
 use crate::protocol::WriteId;
 use crate::view::{Epoch, Index, View};
+
+/// After so long without operations there is time for what nobody waits for.
+const IDLE: Duration = Duration::from_secs(1);
+/// Whether a full disk has room again can only be asked; asked this often.
+const FULL: Duration = Duration::from_millis(100);
 
 /// One thing to make durable, in order.
 pub enum WriteOperation {
@@ -53,49 +65,50 @@ pub enum WriteOperation {
     DropBefore(Index),
 }
 
-/// Runs until the sending side is gone.
-pub fn run(
-    mut log: Log,
-    directory: &DataDirectory,
-    operations: &mpsc::Receiver<WriteOperation>,
-    events: &Events,
-) {
-    while let Ok(operation) = operations.recv() {
-        let mut durable = None;
-        let mut appended = false;
-        let mut next = Some(operation);
-        while let Some(operation) = next {
-            match carry_out(&mut log, directory, operation, events) {
-                Ok(Done { write, unsynced }) => {
-                    durable = write.or(durable);
-                    appended |= unsynced;
-                }
-                Err(Failure::Diverged(at)) => {
-                    events.send_blocking(Internal::Diverged(at));
-                    // Nothing more is written; what the driver still sends until it halts is of no use.
-                    while operations.recv().is_ok() {}
-                    return;
-                }
-                Err(Failure::Fatal(why)) => fail(directory, &why),
-            }
-            next = operations.try_recv().ok();
-        }
-        if appended && let Err(error) = log.sync() {
-            fail(directory, &error.to_string());
-        }
-        if let Some(write) = durable {
-            events.send_blocking(Internal::Persisted(write));
-        }
+/// Where promises are kept.
+pub trait KeepPromise {
+    /// Keeps it, durably.
+    ///
+    /// # Errors
+    /// In words; the process must end (R21).
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String>;
+}
+
+impl KeepPromise for DataDirectory {
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
+        self.save_promise(promised, view, commit).map_err(|error| error.to_string())
     }
 }
 
-struct Done {
-    write: Option<WriteId>,
-    unsynced: bool,
+impl KeepPromise for Promises {
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
+        self.save(promised, view, commit).map_err(|error| error.to_string())
+    }
 }
 
-enum Failure {
+impl<P: KeepPromise> KeepPromise for &P {
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
+        (*self).keep(promised, view, commit)
+    }
+}
+
+/// What a turn has brought about.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TurnDone {
+    /// Every write up to this one is durable.
+    pub persisted: Option<WriteId>,
+    /// Whole segments were dropped: the log begins after this entry now.
+    pub dropped: Option<Index>,
+    /// Operations that wait for room on the disk.
+    pub waiting: usize,
+}
+
+/// Why nothing more can be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// What was to be appended here does not continue the log (R14).
     Diverged(Index),
+    /// The disk failed (R21); in words.
     Fatal(String),
 }
 
@@ -103,43 +116,156 @@ impl From<LogError> for Failure {
     fn from(error: LogError) -> Failure {
         match error {
             LogError::Diverged { index, .. } => Failure::Diverged(index),
-            other => Failure::Fatal(other.to_string()),
+            LogError::Io { .. }
+            | LogError::NoSpace { .. }
+            | LogError::Corrupt { .. }
+            | LogError::Format { .. }
+            | LogError::Gone { .. } => Failure::Fatal(error.to_string()),
         }
     }
 }
 
-fn carry_out(
-    log: &mut Log,
-    directory: &DataDirectory,
-    operation: WriteOperation,
-    events: &Events,
-) -> Result<Done, Failure> {
-    match operation {
-        WriteOperation::Append { write, frames, last } => {
-            log.append(&frames, last)?;
-            Ok(Done { write: Some(write), unsynced: true })
+/// Log and promises of a node. See the head of the module.
+pub struct Writer<D: Disk, P: KeepPromise> {
+    log: Log<D>,
+    promises: P,
+    /// Found no room, and what came after it.
+    waiting: VecDeque<WriteOperation>,
+}
+
+enum Step {
+    Done,
+    /// There was no room for it; nothing was done.
+    NoSpace(WriteOperation),
+}
+
+impl<D: Disk, P: KeepPromise> Writer<D, P> {
+    /// Takes over a log and what keeps promises.
+    pub fn new(log: Log<D>, promises: P) -> Writer<D, P> {
+        Writer { log, promises, waiting: VecDeque::new() }
+    }
+
+    /// The log as it is.
+    pub fn log(&self) -> &Log<D> {
+        &self.log
+    }
+
+    /// Carries out all operations in order, and syncs once. What waited for room comes first. Nothing may follow a
+    /// failure.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn turn(
+        &mut self,
+        operations: impl IntoIterator<Item = WriteOperation>,
+    ) -> Result<TurnDone, Failure> {
+        let mut done = TurnDone::default();
+        let waited = std::mem::take(&mut self.waiting);
+        for operation in waited.into_iter().chain(operations) {
+            let goes_ahead = matches!(operation, WriteOperation::DropBefore(_));
+            if self.waiting.is_empty() || goes_ahead {
+                match self.carry_out(operation, &mut done)? {
+                    Step::Done => {}
+                    Step::NoSpace(operation) => self.waiting.push_back(operation),
+                }
+            } else {
+                self.waiting.push_back(operation);
+            }
         }
-        WriteOperation::Truncate { write, after } => {
-            log.truncate_after(after)?;
-            Ok(Done { write: Some(write), unsynced: false })
+        self.log.sync()?;
+        done.waiting = self.waiting.len();
+        Ok(done)
+    }
+
+    /// To be called after what a turn has brought about was told, when nothing waits.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn rest(&mut self) -> Result<(), Failure> {
+        Ok(self.log.mark()?)
+    }
+
+    /// To be called when nothing has happened for a while.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub fn tend(&mut self) -> Result<(), Failure> {
+        self.rest()?;
+        self.log.tend();
+        Ok(())
+    }
+
+    fn carry_out(&mut self, operation: WriteOperation, done: &mut TurnDone) -> Result<Step, Failure> {
+        let (write, result) = match &operation {
+            WriteOperation::Append { write, frames, last } => (*write, self.log.append(frames, *last)),
+            WriteOperation::Truncate { write, after } => (*write, self.log.truncate_after(*after)),
+            WriteOperation::Persist { write, promised, view, commit } => {
+                self.promises.keep(*promised, view.as_ref(), *commit).map_err(Failure::Fatal)?;
+                (*write, Ok(()))
+            }
+            // First the head of the new log, then the state, then the log's name: whatever a crash leaves, the next
+            // start can tell a new state that is in place from an old one whose log has lost its end.
+            WriteOperation::Install { write, base, .. } => (*write, self.log.stage_reset(*base)),
+            WriteOperation::DropBefore(index) => {
+                self.log.drop_before(*index)?;
+                done.dropped = Some(self.log.base().index);
+                return Ok(Step::Done);
+            }
+        };
+        match result {
+            Err(LogError::NoSpace { path }) => {
+                tracing::warn!("no room for {}: what is to be written waits", path.display());
+                return Ok(Step::NoSpace(operation));
+            }
+            other => other?,
         }
-        WriteOperation::Persist { write, promised, view, commit } => {
-            directory
-                .save_promise(promised, view.as_ref(), commit)
-                .map_err(|error| Failure::Fatal(error.to_string()))?;
-            Ok(Done { write: Some(write), unsynced: false })
-        }
-        WriteOperation::Install { write, base, place } => {
-            // State first: if we stop in between, the log is found to end elsewhere and is reset at the next start.
+        if let WriteOperation::Install { place, .. } = operation {
             place().map_err(Failure::Fatal)?;
-            log.reset(base)?;
-            Ok(Done { write: Some(write), unsynced: false })
+            self.log.finish_reset()?;
         }
-        WriteOperation::DropBefore(index) => {
-            log.drop_before(index)?;
-            events.send_blocking(Internal::Dropped(log.base().index));
-            Ok(Done { write: None, unsynced: false })
+        done.persisted = Some(write);
+        Ok(Step::Done)
+    }
+}
+
+/// Runs until the sending side is gone.
+pub fn run(
+    log: Log,
+    directory: &DataDirectory,
+    operations: &mpsc::Receiver<WriteOperation>,
+    events: &Events,
+) {
+    let mut writer = Writer::new(log, directory);
+    let mut wait = IDLE;
+    loop {
+        let worked = match operations.recv_timeout(wait) {
+            Ok(first) => writer.turn(std::iter::once(first).chain(operations.try_iter())),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                let tended = writer.tend();
+                tended.and_then(|()| if wait == FULL { writer.turn(None) } else { Ok(TurnDone::default()) })
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        let done = match worked {
+            Ok(done) => done,
+            Err(Failure::Diverged(at)) => {
+                events.send_blocking(Internal::Diverged(at));
+                // Nothing more is written; what the driver still sends until it halts is of no use.
+                while operations.recv().is_ok() {}
+                return;
+            }
+            Err(Failure::Fatal(why)) => fail(directory, &why),
+        };
+        if let Some(index) = done.dropped {
+            events.send_blocking(Internal::Dropped(index));
         }
+        if let Some(write) = done.persisted {
+            events.send_blocking(Internal::Persisted(write));
+            if let Err(Failure::Diverged(_) | Failure::Fatal(_)) = writer.rest() {
+                fail(directory, "the log's mark cannot be written");
+            }
+        }
+        wait = if done.waiting > 0 { FULL } else { IDLE };
     }
 }
 

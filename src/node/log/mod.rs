@@ -3,26 +3,41 @@
 //! Nothing is ever rewritten in place. A segment says in its header what comes before its first record, and supersedes
 //! whatever older segments hold after that. So rolling over to a new file, cutting an uncommitted tail (R14), cutting a
 //! torn one, and starting anew after a snapshot are one operation, atomic because it is one rename: begin a segment.
-//! Segments that are wholly superseded are removed afterwards.
+//! Segments that are wholly superseded are removed afterwards, in any order.
 //!
-//! Recovery reads segments in the order of their making. A bad record in the newest is a torn tail if nothing valid
-//! follows it and it lies above the durable commit mark; everywhere else it is corruption, and the log is refused (R23).
+//! What was torn by a power cut, what was damaged later, and how the two are told apart: `recover` (R22, R23). Files
+//! full of zeros that wait to become segments, and what is kept for when the disk is full: `spare` (R25).
+//!
+//! A write or sync that fails is the end of the log in this process (R21): everything after it fails too. Only what
+//! fails for lack of room before anything was changed can be tried again.
 
+mod reader;
 mod record;
 mod recover;
 mod segment;
+mod spare;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, mpsc};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+pub use reader::LogReader;
 pub use record::{BadRecord, PAYLOAD_MAX, Position, Record, decode, encode};
-use segment::{HEAD_BYTES, Head, Segment};
+use segment::{HEAD_BYTES, Head, Mark, Segment};
+use spare::{Spare, Spares};
 
-use super::disk::{Disk, DiskFile, RealDisk};
+use super::disk::{Disk, RealDisk};
+use super::rules::{Rule, breaks};
 use crate::view::{Epoch, Index};
+
+/// A large file being prepared; worthless until it is renamed.
+const NEXT: &str = "next.tmp";
+/// A small one.
+const RESERVE: &str = "reserve.tmp";
+/// The segment of a fresh start that waits for the state it belongs to.
+const FRESH: &str = "fresh.tmp";
 
 /// How big the files are.
 #[derive(Debug, Clone, Copy)]
@@ -39,9 +54,6 @@ impl Default for Options {
     }
 }
 
-/// A file being prepared; worthless until it is renamed.
-const PREPARED: &str = "next.tmp";
-
 /// The log cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
@@ -52,6 +64,12 @@ pub enum LogError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// There is no room. The log is as it was and goes on when there is (R25).
+    #[error("no room for the log: {} cannot be written\nmake room on its file system", path.display())]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
     },
     /// A record that was once durable is not what it was (R23).
     #[error("the log is damaged: {} at byte {offset}, where entry {index} should be: {why}\nnothing was changed; move the node's data directory away to let it join anew from its peers, unless it is the last in-sync copy", path.display())]
@@ -96,6 +114,16 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
     move |source| LogError::Io { path, source }
 }
 
+/// As [`io_error`], where nothing was changed yet: what has no room can be tried again.
+fn room_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
+    let path = path.to_owned();
+    move |source| if is_full(&source) { LogError::NoSpace { path } } else { LogError::Io { path, source } }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// What was found at opening.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recovered {
@@ -109,12 +137,42 @@ pub struct Recovered {
     pub commit: Index,
     /// Bytes of a torn tail that were left behind.
     pub torn_bytes: u64,
+    /// A fresh start after this was staged, and not finished: see [`Log::stage_reset`].
+    pub staged: Option<Position>,
+}
+
+/// How the log stands with its room.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Space {
+    /// Enough.
+    #[default]
+    Ample,
+    /// There was no room to prepare what comes next: the log lives on what it has.
+    Short,
+    /// The last thing that was to be written found no room; it waits.
+    Stuck,
+}
+
+/// What the log can still take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Free on the file system, in bytes.
+    pub free_bytes: u64,
+    /// Room for records in files that the log has already, in bytes.
+    pub log_bytes: u64,
+    /// How it stands.
+    pub space: Space,
 }
 
 #[derive(Default)]
 struct Map {
     /// By the order of their making, which is the order of their entries.
     segments: Vec<Segment>,
+    /// Bytes that fit into the spare files.
+    spare_bytes: u64,
+    space: Space,
+    /// The newest segment holds the remains of an append that found no room: nothing is written behind them.
+    closed: bool,
 }
 
 impl Map {
@@ -125,24 +183,35 @@ impl Map {
     fn last(&self) -> Position {
         self.segments.last().map_or(Position::default(), |segment| segment.last)
     }
+
+    fn segment_room(&self) -> u64 {
+        self.segments.last().filter(|_| !self.closed).map_or(0, Segment::room)
+    }
+
+    fn room(&self) -> u64 {
+        self.segment_room() + self.spare_bytes
+    }
+
+    fn newest(&mut self) -> &mut Segment {
+        self.segments.last_mut().expect("one was begun at least")
+    }
 }
 
 /// The writing side. See the head of the module.
 pub struct Log<D: Disk = RealDisk> {
     disk: D,
     directory: PathBuf,
-    options: Options,
     map: Arc<RwLock<Map>>,
+    spares: Spares<D>,
     next_sequence: u64,
+    /// Something was appended since the last sync.
     dirty: bool,
-    /// The next file, while a thread fills it with zeros.
-    preparing: Option<mpsc::Receiver<io::Result<Arc<dyn DiskFile>>>>,
-}
-
-/// The reading side; sees everything that was appended, synced or not.
-#[derive(Clone)]
-pub struct LogReader {
-    map: Arc<RwLock<Map>>,
+    /// What the mark in the newest segment says.
+    marked: Index,
+    /// A fresh start that waits for its state.
+    staged: Option<Head>,
+    /// A write or sync has failed (R21).
+    failed: bool,
 }
 
 fn read_map(map: &RwLock<Map>) -> RwLockReadGuard<'_, Map> {
@@ -158,7 +227,7 @@ impl<D: Disk> Log<D> {
     /// `durable_commit` is the commit index known from elsewhere: no bad record at or below it is a torn tail.
     ///
     /// # Errors
-    /// [`LogError`]; nothing was changed.
+    /// [`LogError`]; no record was changed.
     pub fn open(disk: D, directory: &Path, durable_commit: Index) -> Result<(Log<D>, Recovered), LogError> {
         Log::open_with(disk, directory, durable_commit, Options::default())
     }
@@ -174,43 +243,47 @@ impl<D: Disk> Log<D> {
         options: Options,
     ) -> Result<(Log<D>, Recovered), LogError> {
         disk.make_directory(directory).map_err(io_error(directory))?;
+        sync_directory(&disk, directory.parent().unwrap_or(directory))?;
         let found = recover::recover(&disk, directory, durable_commit)?;
+        // A process that was killed may have left names that are not on the disk yet. They must be before anything
+        // that they supersede is removed.
+        if !breaks(Rule::SyncNamesFound) {
+            sync_directory(&disk, directory)?;
+        }
+        if let Some(segment) = found.segments.last() {
+            settle_tail(segment, found.mark)?;
+        }
         let mut log = Log {
+            spares: Spares::new(disk.clone(), directory, options),
             disk,
             directory: directory.to_owned(),
-            options,
-            map: Arc::new(RwLock::new(Map { segments: found.segments })),
+            map: Arc::new(RwLock::new(Map { segments: found.segments, ..Map::default() })),
             next_sequence: found.next_sequence,
             dirty: false,
-            preparing: None,
+            marked: found.mark.durable,
+            staged: found.staged,
+            failed: false,
         };
+        let torn = found.torn_bytes > 0 && !breaks(Rule::SupersedeTornTail);
+        if read_map(&log.map).segments.is_empty() || torn {
+            let head = log.head(log.last(), false);
+            let spare = log.spares.take_any()?;
+            log.begin(head, spare)?;
+        }
         for superseded in found.superseded {
             log.disk.remove(&superseded).map_err(io_error(&superseded))?;
         }
-        // What we found may only be in the kernel's memory; nothing is advertised before it is on the disk.
-        if let Some(segment) = read_map(&log.map).segments.last() {
-            segment.file.sync().map_err(io_error(&segment.path))?;
-        }
-        if log.is_new() || found.torn_bytes > 0 {
-            let base = log.last();
-            log.begin(
-                Head { sequence: log.next_sequence, base, fresh: false },
-                log.options.first_segment_bytes,
-            )?;
-        }
-        log.disk.sync_directory(directory).map_err(io_error(directory))?;
+        sync_directory(&log.disk, directory)?;
+        log.publish_room(None);
         let recovered = Recovered {
             base: log.base(),
             last: log.last(),
             runs: found.runs,
             commit: found.commit,
             torn_bytes: found.torn_bytes,
+            staged: found.staged.map(|head| head.base),
         };
         Ok((log, recovered))
-    }
-
-    fn is_new(&self) -> bool {
-        read_map(&self.map).segments.is_empty()
     }
 
     /// What comes before the first record.
@@ -234,7 +307,12 @@ impl<D: Disk> Log<D> {
     /// For other threads.
     #[must_use]
     pub fn reader(&self) -> LogReader {
-        LogReader { map: self.map.clone() }
+        let disk = self.disk.clone();
+        LogReader {
+            map: self.map.clone(),
+            free_bytes: Arc::new(move |path| disk.free_bytes(path)),
+            directory: Arc::from(self.directory.as_path()),
+        }
     }
 
     /// Bytes of all segments.
@@ -246,31 +324,44 @@ impl<D: Disk> Log<D> {
     /// Appends whole records that continue the log; `last` is the last of them. They are durable after [`Log::sync`].
     ///
     /// # Errors
-    /// [`LogError::Diverged`] where they do not continue the log, nothing was written; [`LogError::Io`].
+    /// [`LogError::Diverged`] where they do not continue the log, nothing was written; [`LogError::NoSpace`], the log
+    /// is as it was and the append can be tried again; [`LogError::Io`].
     pub fn append(&mut self, frames: &Bytes, last: Position) -> Result<(), LogError> {
+        self.check_alive()?;
         let records = self.check(frames, last)?;
-        if read_map(&self.map).segments.last().is_none_or(|segment| segment.room() < frames.len() as u64) {
+        let done = self.write(frames, &records);
+        self.settled(done)
+    }
+
+    fn write(&mut self, frames: &Bytes, records: &[(Position, u64)]) -> Result<(), LogError> {
+        let bytes = frames.len() as u64;
+        if read_map(&self.map).segment_room() < bytes {
             self.sync()?;
-            let base = self.last();
-            let bytes = self.options.segment_bytes.max(frames.len() as u64);
-            self.begin(Head { sequence: self.next_sequence, base, fresh: false }, bytes)?;
+            let spare = self.spares.take_next(bytes)?;
+            self.begin(self.head(self.last(), false), spare)?;
         }
         let (file, path, end, length) = {
-            let map = read_map(&self.map);
-            let segment = map.segments.last().expect("one was begun at least");
+            let mut map = write_map(&self.map);
+            let segment = map.newest();
             (segment.file.clone(), segment.path.clone(), segment.end, segment.length)
         };
-        file.write_at(frames, end).map_err(io_error(&path))?;
+        if let Err(error) = file.write_at(frames, end).map_err(room_error(&path)) {
+            self.dirty = true;
+            // Written over, these remains could come to count behind what is shorter: they are left where they are.
+            write_map(&self.map).closed = !breaks(Rule::LeaveRemains);
+            return Err(error);
+        }
         self.dirty = true;
         {
             let mut map = write_map(&self.map);
-            let segment = map.segments.last_mut().expect("looked at just now");
+            let segment = map.newest();
             for (position, bytes) in records {
-                segment.note(position, bytes);
+                segment.note(*position, *bytes);
             }
         }
-        if end > length / 2 {
-            self.prepare_next();
+        if end + bytes > length / 2 {
+            self.spares.order_next();
+            self.spares.order_reserve();
         }
         Ok(())
     }
@@ -295,7 +386,7 @@ impl<D: Disk> Log<D> {
                 );
             }
             let expected = record::chain_after(&record, before.chain);
-            if chain != expected {
+            if chain != expected && !breaks(Rule::CheckChain) {
                 let why = format!("the running checksum is {expected:08x} here and {chain:08x} there");
                 return diverged(record.index, why);
             }
@@ -313,41 +404,131 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// [`LogError::Io`]; what is on the disk is unknown then, and the process must end (R21).
     pub fn sync(&mut self) -> Result<Index, LogError> {
-        let (file, path, last) = {
-            let map = read_map(&self.map);
-            let Some(segment) = map.segments.last() else { return Ok(Index(0)) };
-            (segment.file.clone(), segment.path.clone(), segment.last.index)
-        };
+        self.check_alive()?;
+        let last = self.last().index;
         if self.dirty {
-            file.sync().map_err(io_error(&path))?;
+            let (file, path) = {
+                let mut map = write_map(&self.map);
+                let segment = map.newest();
+                (segment.file.clone(), segment.path.clone())
+            };
+            let mut synced = if breaks(Rule::SyncBeforeReport) { Ok(()) } else { file.sync() };
+            if synced.is_err() && breaks(Rule::EndOnFailedSync) {
+                synced = file.sync();
+            }
+            self.failed = synced.is_err();
+            synced.map_err(io_error(&path))?;
             self.dirty = false;
         }
         Ok(last)
     }
 
+    /// Notes in the segment how far it is synced, so that damage is told from a torn tail later (R23). Not itself
+    /// synced: it goes to the disk with what comes next. To be called when nobody waits.
+    ///
+    /// # Errors
+    /// [`LogError::Io`]; the process must end (R21).
+    pub fn mark(&mut self) -> Result<(), LogError> {
+        self.check_alive()?;
+        let (file, path, mark) = {
+            let map = read_map(&self.map);
+            let Some(segment) = map.segments.last().filter(|_| !self.dirty) else { return Ok(()) };
+            let mark = Mark { durable: segment.last.index, end: segment.end };
+            (segment.file.clone(), segment.path.clone(), mark)
+        };
+        if mark.durable <= self.marked {
+            return Ok(());
+        }
+        match mark.write(&*file).map_err(room_error(&path)) {
+            Ok(()) => self.marked = mark.durable,
+            Err(LogError::NoSpace { .. }) => {} // proves nothing, hurts nothing
+            Err(error) => return self.settled(Err(error)),
+        }
+        Ok(())
+    }
+
+    /// For when there is nothing else to do: has the reserve made where it is missing, and looks whether there is
+    /// room again.
+    pub fn tend(&mut self) {
+        self.spares.order_reserve();
+        self.spares.look_again();
+        self.publish_room(None);
+    }
+
     /// Cuts the log after `index`, durably.
     ///
     /// # Errors
-    /// [`LogError::Gone`] where the log begins later; [`LogError::Io`].
+    /// [`LogError::Gone`] where the log begins later; [`LogError::NoSpace`], nothing was changed; [`LogError::Io`].
     pub fn truncate_after(&mut self, index: Index) -> Result<(), LogError> {
         if index >= self.last().index {
             return Ok(());
         }
         self.sync()?;
-        let base = self.position(index).ok_or(LogError::Gone { wanted: index, base: self.base().index })?;
-        self.begin(
-            Head { sequence: self.next_sequence, base, fresh: false },
-            self.options.first_segment_bytes,
-        )
+        let base =
+            self.reader().find(index)?.ok_or(LogError::Gone { wanted: index, base: self.base().index })?;
+        let begun = self.spares.take_any().and_then(|spare| self.begin(self.head(base, false), spare));
+        self.settled(begun)
     }
 
     /// An empty log that continues after `base`, durably: what was before is in a snapshot.
     ///
     /// # Errors
-    /// [`LogError::Io`].
+    /// [`LogError::NoSpace`], nothing was changed; [`LogError::Io`].
     pub fn reset(&mut self, base: Position) -> Result<(), LogError> {
+        self.stage_reset(base)?;
+        self.finish_reset()
+    }
+
+    /// Prepares a fresh start after `base`, durably, without beginning it: so that a start after a crash knows whether
+    /// a state that is ahead of the log belongs to it. Whatever was staged before is given up.
+    ///
+    /// # Errors
+    /// [`LogError::NoSpace`], nothing was changed; [`LogError::Io`].
+    pub fn stage_reset(&mut self, base: Position) -> Result<(), LogError> {
         self.sync()?;
-        self.begin(Head { sequence: self.next_sequence, base, fresh: true }, self.options.first_segment_bytes)
+        self.staged = None;
+        let head = self.head(base, true);
+        let staged = self.spares.take_any().and_then(|spare| self.name(head, spare, FRESH).map(|_| ()));
+        self.settled(staged)?;
+        self.staged = Some(head);
+        Ok(())
+    }
+
+    /// Begins what was staged, durably.
+    ///
+    /// # Errors
+    /// [`LogError::Io`], also where there is no room: the next start can finish it.
+    ///
+    /// # Panics
+    /// Where nothing was staged.
+    pub fn finish_reset(&mut self) -> Result<(), LogError> {
+        self.sync()?;
+        let staged = self.staged.take().expect("a fresh start was staged");
+        let path = self.directory.join(FRESH);
+        let finished = self.finish(Head { sequence: self.next_sequence, ..staged }, &path);
+        self.settled(finished.map_err(|error| match error {
+            LogError::NoSpace { path } => LogError::Io { path, source: io::ErrorKind::StorageFull.into() },
+            other => other,
+        }))
+    }
+
+    /// Gives up what an earlier process has staged: the state that it was for is not there.
+    ///
+    /// # Errors
+    /// [`LogError::Io`].
+    pub fn forget_staged(&mut self) -> Result<(), LogError> {
+        if self.staged.take().is_some() {
+            let path = self.directory.join(FRESH);
+            self.disk.remove(&path).map_err(io_error(&path))?;
+            sync_directory(&self.disk, &self.directory)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, head: Head, path: &Path) -> Result<(), LogError> {
+        let file = self.disk.open(path, false).map_err(io_error(path))?;
+        let length = file.length().map_err(io_error(path))?;
+        self.begin(head, Spare { path: path.to_owned(), file, length })
     }
 
     /// Removes segments that hold nothing from `index` on.
@@ -355,42 +536,62 @@ impl<D: Disk> Log<D> {
     /// # Errors
     /// [`LogError::Io`].
     pub fn drop_before(&mut self, index: Index) -> Result<(), LogError> {
+        self.check_alive()?;
         let removed: Vec<PathBuf> = {
             let mut map = write_map(&self.map);
             let keep_from =
                 map.segments.windows(2).take_while(|pair| pair[1].head.base.index < index).count();
             map.segments.drain(..keep_from).map(|segment| segment.path).collect()
         };
-        // Oldest first: what is left after a crash is still without a gap.
-        for path in &removed {
+        let dropped = self.remove_in_order(&removed);
+        self.publish_room(None);
+        self.settled(dropped)
+    }
+
+    /// Oldest first, each for good before the next: what is left after a power cut is without a gap.
+    fn remove_in_order(&self, removed: &[PathBuf]) -> Result<(), LogError> {
+        for path in removed {
             self.disk.remove(path).map_err(io_error(path))?;
-        }
-        if !removed.is_empty() {
-            self.disk.sync_directory(&self.directory).map_err(io_error(&self.directory))?;
+            if !breaks(Rule::DropInOrder) {
+                sync_directory(&self.disk, &self.directory)?;
+            }
         }
         Ok(())
     }
 
-    /// Begins a segment with room for so many bytes; what it supersedes is removed.
-    fn begin(&mut self, head: Head, bytes: u64) -> Result<(), LogError> {
-        let bytes = HEAD_BYTES + bytes;
-        let path = self.directory.join(PREPARED);
-        self.disk.hurry_background();
-        let prepared = match self.preparing.take().and_then(|ready| ready.recv().ok()) {
-            Some(file) => Some(file.map_err(io_error(&path))?),
-            None => None,
-        };
-        let file = match prepared {
-            Some(file) if file.length().map_err(io_error(&path))? >= bytes => file,
-            Some(_) | None => segment::prepare(&self.disk, &path, bytes).map_err(io_error(&path))?,
-        };
-        let segment =
-            segment::begin(&self.disk, &self.directory, (&path, file), head).map_err(io_error(&path))?;
+    fn head(&self, base: Position, fresh: bool) -> Head {
+        Head { sequence: self.next_sequence, base, fresh }
+    }
+
+    /// Gives a spare file a head and a name, durably. Where there is no room, nothing was changed.
+    fn name(&mut self, head: Head, spare: Spare, name: &str) -> Result<Segment, LogError> {
+        let path = self.directory.join(name);
+        let written = spare.file.write_at(&head.encode(), 0).map_err(room_error(&spare.path));
+        if let Err(error) = written {
+            self.spares.give_back(spare);
+            return Err(error);
+        }
+        if !breaks(Rule::SyncBeforeRename) {
+            spare.file.sync().map_err(io_error(&spare.path))?;
+        }
+        if let Err(error) = self.disk.rename(&spare.path, &path).map_err(room_error(&spare.path)) {
+            self.spares.give_back(spare);
+            return Err(error);
+        }
+        sync_directory(&self.disk, &self.directory)?;
+        Ok(Segment::new(head, spare.file, path, spare.length))
+    }
+
+    /// Begins a segment; what it supersedes is removed. The segment before must be synced.
+    fn begin(&mut self, head: Head, spare: Spare) -> Result<(), LogError> {
+        let segment = self.name(head, spare, &segment::name(head.sequence))?;
         self.next_sequence = head.sequence + 1;
+        self.marked = Index(0);
         let superseded = {
             let mut map = write_map(&self.map);
             let superseded = supersede(&mut map.segments, &head).map_err(io_error(&segment.path))?;
             map.segments.push(segment);
+            map.closed = false;
             superseded
         };
         for path in superseded {
@@ -399,19 +600,56 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// Fills the next file with zeros before it is needed.
-    fn prepare_next(&mut self) {
-        if self.preparing.is_none() {
-            let (tell, ready) = mpsc::sync_channel(1);
-            let (disk, path) = (self.disk.clone(), self.directory.join(PREPARED));
-            let bytes = HEAD_BYTES + self.options.segment_bytes;
-            self.disk.in_background(Box::new(move || {
-                let _ = tell.send(segment::prepare(&disk, &path, bytes));
-            }));
-            // Where the job is dropped, the file is made when it is needed.
-            self.preparing = Some(ready);
+    fn check_alive(&self) -> Result<(), LogError> {
+        if self.failed {
+            let source = io::Error::other("an earlier write or sync has failed");
+            return Err(LogError::Io { path: self.directory.clone(), source });
         }
+        Ok(())
     }
+
+    /// What becomes of the log after something that changes it.
+    fn settled(&mut self, result: Result<(), LogError>) -> Result<(), LogError> {
+        self.failed |= matches!(&result, Err(LogError::Io { .. }));
+        self.publish_room(Some(matches!(&result, Err(LogError::NoSpace { .. }))));
+        result
+    }
+
+    /// Tells readers how the log stands with its room; `stuck` where that may have changed.
+    fn publish_room(&mut self, stuck: Option<bool>) {
+        let mut map = write_map(&self.map);
+        let stuck = stuck.unwrap_or(map.space == Space::Stuck);
+        map.spare_bytes = self.spares.room();
+        map.space = match (stuck, self.spares.is_short()) {
+            (true, _) => Space::Stuck,
+            (false, true) => Space::Short,
+            (false, false) => Space::Ample,
+        };
+    }
+}
+
+fn sync_directory(disk: &impl Disk, directory: &Path) -> Result<(), LogError> {
+    if breaks(Rule::SyncDirectories) {
+        return Ok(());
+    }
+    disk.sync_directory(directory).map_err(io_error(directory))
+}
+
+/// R22: what we found may only be in the kernel's memory, and nothing is told before it is on the disk. It is written
+/// again, because a sync that failed in an earlier process has left pages that count as clean and are not on the disk:
+/// another sync would say yes to them.
+fn settle_tail(segment: &Segment, mark: Mark) -> Result<(), LogError> {
+    if breaks(Rule::SyncTail) {
+        return Ok(());
+    }
+    let io = |source| LogError::Io { path: segment.path.clone(), source };
+    let from = if (HEAD_BYTES..=segment.end).contains(&mark.end) { mark.end } else { HEAD_BYTES };
+    let mut bytes = vec![0; usize::try_from(segment.end - from).expect("a segment fits in memory")];
+    let count = segment.file.read_at(&mut bytes, from).map_err(io)?;
+    if !breaks(Rule::RewriteTail) {
+        segment.file.write_at(&bytes[..count], from).map_err(io)?;
+    }
+    segment.file.sync().map_err(io)
 }
 
 /// Applies a new segment's header to the older ones: cuts what lies after its base. Answers with those that hold
@@ -425,7 +663,7 @@ fn supersede(segments: &mut Vec<Segment>, head: &Head) -> io::Result<Vec<PathBuf
             superseded.push(segment.path);
         } else {
             if segment.last.index > head.base.index {
-                let (end, last) = find_end(&segment, head.base.index)?;
+                let (end, last) = reader::find_end(&segment, head.base.index)?;
                 segment.cut(end, last);
             }
             kept.push(segment);
@@ -435,131 +673,7 @@ fn supersede(segments: &mut Vec<Segment>, head: &Head) -> io::Result<Vec<PathBuf
     Ok(superseded)
 }
 
-/// Where the record of this index ends in its segment, and its position.
-fn find_end(segment: &Segment, index: Index) -> io::Result<(u64, Position)> {
-    let mut at = segment.near(index);
-    loop {
-        let record = read_record(segment, at)?;
-        let mut bytes = record.clone();
-        let (found, chain) = decode(&mut bytes)
-            .ok()
-            .flatten()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("no record at byte {at}")))?;
-        at += record.len() as u64;
-        if found.index == index {
-            return Ok((at, Position { index, epoch: found.epoch, chain }));
-        }
-    }
-}
-
-fn read_record(segment: &Segment, at: u64) -> io::Result<Bytes> {
-    let mut head = [0_u8; record::HEADER_BYTES];
-    segment.file.read_at(&mut head, at)?;
-    let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("byte {at}: {why}"));
-    let (_, total) = record::measure(&head).map_err(|error| bad(error.to_string()))?.expect("a whole header");
-    let mut bytes = vec![0; total];
-    if at + total as u64 > segment.end || segment.file.read_at(&mut bytes, at)? < total {
-        return Err(bad("a record beyond the end".to_owned()));
-    }
-    Ok(Bytes::from(bytes))
-}
-
-impl LogReader {
-    /// Bytes of all segments.
-    #[must_use]
-    pub fn disk_bytes(&self) -> u64 {
-        read_map(&self.map).segments.iter().map(|segment| segment.length).sum()
-    }
-
-    /// Whole records from `first` on, within one segment: at least one, else at most `bytes_max`; and the last of them.
-    /// `None` where the log ends before it.
-    ///
-    /// # Errors
-    /// [`LogError::Gone`], [`LogError::Io`], [`LogError::Corrupt`].
-    pub fn read(&self, first: Index, bytes_max: usize) -> Result<Option<(Bytes, Position)>, LogError> {
-        let segment = {
-            let map = read_map(&self.map);
-            let base = map.base().index;
-            if first <= base {
-                return Err(LogError::Gone { wanted: first, base });
-            }
-            match map
-                .segments
-                .iter()
-                .find(|segment| segment.head.base.index < first && first <= segment.last.index)
-            {
-                Some(segment) => segment.clone(),
-                None => return Ok(None),
-            }
-        };
-        let start = segment.near(first);
-        let window = u64::try_from(bytes_max).unwrap_or(u64::MAX).saturating_add(2 * (64 << 10));
-        let wanted = (segment.end - start).min(window);
-        let mut buffer = BytesMut::zeroed(usize::try_from(wanted).expect("a segment fits in memory"));
-        let count = segment.file.read_at(&mut buffer, start).map_err(io_error(&segment.path))?;
-        buffer.truncate(count);
-        let bytes = buffer.freeze();
-        let corrupt = |at: usize, why: String| LogError::Corrupt {
-            path: segment.path.clone(),
-            offset: start + at as u64,
-            index: first,
-            why,
-        };
-        let (mut rest, mut begins, mut ends, mut last) = (bytes.clone(), None, 0, None);
-        loop {
-            let at = bytes.len() - rest.len();
-            match decode(&mut rest).map_err(|bad| corrupt(at, bad.to_string()))? {
-                Some((record, _)) if record.index < first => {}
-                Some((record, chain)) => {
-                    let end = bytes.len() - rest.len();
-                    let begin = *begins.get_or_insert(at);
-                    if last.is_some() && end - begin > bytes_max {
-                        break;
-                    }
-                    ends = end;
-                    last = Some(Position { index: record.index, epoch: record.epoch, chain });
-                }
-                None => break,
-            }
-        }
-        match (begins, last) {
-            (Some(begin), Some(last)) => Ok(Some((bytes.slice(begin..ends), last))),
-            // The one record is longer than the window: read just that one.
-            _ => {
-                let mut at = segment.near(first);
-                loop {
-                    let frame = read_record(&segment, at).map_err(io_error(&segment.path))?;
-                    let (record, chain) = decode(&mut frame.clone())
-                        .map_err(|bad| corrupt(0, bad.to_string()))?
-                        .expect("it was read whole");
-                    if record.index == first {
-                        let last = Position { index: record.index, epoch: record.epoch, chain };
-                        return Ok(Some((frame, last)));
-                    }
-                    at += frame.len() as u64;
-                }
-            }
-        }
-    }
-
-    /// Index, epoch and running checksum at `index`, where the log holds it or starts after it.
-    #[must_use]
-    pub fn position(&self, index: Index) -> Option<Position> {
-        {
-            let map = read_map(&self.map);
-            for segment in &map.segments {
-                if segment.head.base.index == index {
-                    return Some(segment.head.base);
-                }
-                if segment.last.index == index {
-                    return Some(segment.last);
-                }
-            }
-        }
-        let (_, last) = self.read(index, 1).ok().flatten()?;
-        (last.index == index).then_some(last)
-    }
-}
-
+#[cfg(test)]
+mod fault_tests;
 #[cfg(test)]
 mod tests;

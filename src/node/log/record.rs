@@ -3,7 +3,7 @@
 //!
 //! | bytes | field |
 //! |---|---|
-//! | 0..4 | crc32c of everything after it |
+//! | 0..4 | crc32c of the rest of the header |
 //! | 4..8 | length of the payload |
 //! | 8..16 | epoch |
 //! | 16..24 | index |
@@ -11,13 +11,18 @@
 //! | 28..36 | commit index when it was written |
 //! | 36..44 | origin: number of the process whose client asked |
 //! | 44..52 | sequence: number of the request at its origin |
+//! | 52..56 | crc32c of the payload |
+//!
+//! The header has a checksum of its own, so that the length of a record with a damaged payload is known.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::view::{Epoch, Index};
 
 /// Bytes before the payload.
-pub const HEADER_BYTES: usize = 52;
+pub const HEADER_BYTES: usize = 56;
+/// What the checksum of a payload starts with: that of an empty one is not zero.
+const PAYLOAD_SEED: u32 = 0xa5a5_a5a5;
 /// No payload is longer; far above any request that the API lets through.
 pub const PAYLOAD_MAX: usize = 16 << 20;
 
@@ -55,9 +60,12 @@ pub enum BadRecord {
     /// The header announces more than any record has.
     #[error("a payload of {0} bytes")]
     Length(usize),
-    /// They are not those that were written.
-    #[error("a checksum that does not match")]
-    Checksum,
+    /// The header is not the one that was written.
+    #[error("a header whose checksum does not match")]
+    Header,
+    /// The payload is not the one that was written.
+    #[error("a payload whose checksum does not match")]
+    Payload,
 }
 
 /// Appends a record to `buffer`; answers with the running checksum after it.
@@ -74,8 +82,9 @@ pub fn encode(buffer: &mut BytesMut, record: &Record, chain_before: u32) -> u32 
     buffer.put_u64_le(record.commit.0);
     buffer.put_u64_le(record.origin);
     buffer.put_u64_le(record.sequence);
-    buffer.put_slice(&record.payload);
+    buffer.put_u32_le(crc32c::crc32c_append(PAYLOAD_SEED, &record.payload));
     let crc = crc32c::crc32c(&buffer[start + 4..]);
+    buffer.put_slice(&record.payload);
     buffer[start..start + 4].copy_from_slice(&crc.to_le_bytes());
     chain
 }
@@ -100,8 +109,8 @@ pub fn decode(frames: &mut Bytes) -> Result<Option<(Record, u32)>, BadRecord> {
     if frames.len() < total {
         return Ok(None);
     }
-    if crc32c::crc32c(&frames[4..total]) != u32::from_le_bytes(frames[..4].try_into().expect("four bytes")) {
-        return Err(BadRecord::Checksum);
+    if crc32c::crc32c_append(PAYLOAD_SEED, &frames[HEADER_BYTES..total]) != u32_at(frames, 52) {
+        return Err(BadRecord::Payload);
     }
     let mut head = frames.split_to(total);
     head.advance(8);
@@ -111,29 +120,31 @@ pub fn decode(frames: &mut Bytes) -> Result<Option<(Record, u32)>, BadRecord> {
     let commit = Index(head.get_u64_le());
     let origin = head.get_u64_le();
     let sequence = head.get_u64_le();
+    head.advance(4);
     assert_eq!(head.len(), length, "what is left is the payload");
     Ok(Some((Record { epoch, index, commit, origin, sequence, payload: head }, chain)))
 }
 
-/// Length of the payload and of the whole record at the front, as its header says.
+/// Length of the payload and of the whole record at the front. `None` where the bytes end within the header.
 ///
 /// # Errors
-/// [`BadRecord::Length`].
+/// [`BadRecord::Header`], [`BadRecord::Length`].
 pub fn measure(bytes: &[u8]) -> Result<Option<(usize, usize)>, BadRecord> {
     if bytes.len() < HEADER_BYTES {
         return Ok(None);
     }
-    let length = u32::from_le_bytes(bytes[4..8].try_into().expect("four bytes")) as usize;
+    if crc32c::crc32c(&bytes[4..HEADER_BYTES]) != u32_at(bytes, 0) {
+        return Err(BadRecord::Header);
+    }
+    let length = u32_at(bytes, 4) as usize;
     if length > PAYLOAD_MAX {
         return Err(BadRecord::Length(length));
     }
     Ok(Some((length, HEADER_BYTES + length)))
 }
 
-/// The index in the header at the front.
-#[must_use]
-pub fn index_of(bytes: &[u8]) -> Index {
-    Index(u64::from_le_bytes(bytes[16..24].try_into().expect("eight bytes")))
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
 }
 
 #[cfg(test)]

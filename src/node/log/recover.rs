@@ -1,14 +1,44 @@
 //! Reading the log after a restart: which segments count, where the log ends, and whether it can be trusted (R23).
+//!
+//! 1. Segments are ordered by their numbers; the head of each supersedes what older ones hold after its base. Which
+//!    count is known from the heads alone, because a crash may have removed any part of the superseded ones.
+//! 2. A segment got its name after everything before its base had been synced. So in all but the newest every record
+//!    up to the next base must be there: one that is not is damage.
+//! 3. In the newest, records count up to the first place that holds none. Either what follows was never synced and a
+//!    power cut tore it, or it was synced once and is damaged now.
+//!
+//! # Torn or damaged
+//!
+//! That whole records follow the bad place proves nothing: the sectors of one unsynced batch reach the disk in any
+//! order. Nor do the commit numbers of these records: a node that catches up may get a record and its commit number
+//! in one batch. What proves that an entry was synced on *this* disk:
+//!
+//! * the commit index beside the promise: an entry is committed here only after it was synced here;
+//! * the mark in the segment's head, which is written after a sync and says how far that one went. It stands apart
+//!   from the records, so it also tells of an end that was zeroed, and it lags by one sync at most;
+//! * the shape of the bad record. The file was zeros, and synced as such, before its first record, and nothing in it
+//!   is written twice. So a write that did not reach the disk in full left zeros: in whole sectors after a power cut,
+//!   from some byte to the end after a death in the middle of writing. A record that has neither a line of zeros nor
+//!   zeros at its end is there in full, and not as it was written. Lines of 64 bytes are looked at, the smallest
+//!   unit that any persistent store tears at.
+//!
+//! With any of these the log is refused; without, the tail is cut. What remains undecided: zeros in the very last
+//! synced batch, if the mark after it did not reach the disk either. There only the view helps, which says how much it
+//! counts on (its floor, R24).
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
 use super::record::{self, Position};
-use super::segment::{BadHead, HEAD_BYTES, Head, Segment};
-use super::{LogError, io_error, supersede};
+use super::segment::{BadHead, HEAD_BYTES, Head, Mark, Segment};
+use super::{FRESH, LogError, NEXT, RESERVE, io_error};
 use crate::node::disk::Disk;
+use crate::node::rules::{Rule, breaks};
 use crate::view::{Epoch, Index};
+
+/// The smallest piece that a power cut leaves whole or not at all, in bytes.
+const LINE: usize = 64;
 
 /// What the disk holds.
 pub struct Found {
@@ -16,6 +46,8 @@ pub struct Found {
     pub segments: Vec<Segment>,
     /// Files that hold nothing that counts.
     pub superseded: Vec<PathBuf>,
+    /// A fresh start that was staged and not finished.
+    pub staged: Option<Head>,
     /// For the next segment.
     pub next_sequence: u64,
     /// Where each epoch begins.
@@ -24,6 +56,8 @@ pub struct Found {
     pub commit: Index,
     /// Bytes after the last record that are no zeros.
     pub torn_bytes: u64,
+    /// What the newest segment is known to have synced.
+    pub mark: Mark,
 }
 
 /// Reads everything; changes nothing.
@@ -31,46 +65,25 @@ pub fn recover(disk: &impl Disk, directory: &Path, durable_commit: Index) -> Res
     let mut found = Found {
         segments: Vec::new(),
         superseded: Vec::new(),
+        staged: None,
         next_sequence: 1,
         runs: Vec::new(),
         commit: Index(0),
         torn_bytes: 0,
+        mark: Mark::default(),
     };
-    let mut opened = open_all(disk, directory, &mut found)?;
-    opened.sort_by_key(|segment| segment.head.sequence);
-    let mut marks: Vec<(Position, Index)> = Vec::new();
-    let count = opened.len();
-    for (number, mut segment) in opened.into_iter().enumerate() {
-        let head = segment.head;
-        let superseded = supersede(&mut found.segments, &head).map_err(io_error(&segment.path))?;
-        found.superseded.extend(superseded);
-        connect(&found.segments, &segment)?;
-        if head.fresh {
-            marks.clear();
-        }
-        marks.retain(|(position, _)| position.index <= head.base.index);
-        let scanned = scan(&mut segment, &mut marks)?;
-        let known = marks.iter().map(|(_, commit)| *commit).max().unwrap_or_default().max(durable_commit);
-        if let Some(bad) = scanned.bad {
-            judge(&segment, bad, number + 1 == count, known, &mut found)?;
+    let opened = open_all(disk, directory, &mut found)?;
+    let mut counting = by_heads(opened, &mut found.superseded).into_iter().peekable();
+    while let Some(mut segment) = counting.next() {
+        match counting.peek() {
+            Some(next) => scan_older(&mut segment, next, &mut found)?,
+            None => scan_newest(&mut segment, durable_commit, &mut found)?,
         }
         found.segments.push(segment);
     }
-    found.commit = marks.iter().map(|(_, commit)| *commit).max().unwrap_or_default();
-    let last = found.segments.last().map_or(Index(0), |segment| segment.last.index);
-    let wanted = durable_commit.max(found.commit);
-    if let Some(segment) = found.segments.last().filter(|_| last < wanted) {
-        return Err(LogError::Corrupt {
-            path: segment.path.clone(),
-            offset: segment.end,
-            index: last.next(),
-            why: format!("the log ends, and entries up to {wanted} were committed here"),
-        });
-    }
-    for (position, _) in marks {
-        if found.runs.last().is_none_or(|(epoch, _)| *epoch != position.epoch) {
-            found.runs.push((position.epoch, position.index));
-        }
+    if found.segments.is_empty() && durable_commit > Index(0) && !breaks(Rule::TrustCommit) {
+        let why = format!("there is no log, and entries up to {durable_commit} were committed here");
+        return Err(LogError::Corrupt { path: directory.to_owned(), offset: 0, index: Index(1), why });
     }
     Ok(found)
 }
@@ -79,17 +92,26 @@ fn open_all(disk: &impl Disk, directory: &Path, found: &mut Found) -> Result<Vec
     let mut opened = Vec::new();
     for name in disk.list(directory).map_err(io_error(directory))? {
         let path = directory.join(&name);
-        let Some(sequence) = name.strip_suffix(".log").and_then(|number| number.parse::<u64>().ok()) else {
-            found.superseded.push(path); // a file that was being prepared
+        if name == NEXT || name == RESERVE {
+            continue; // room that will be used again
+        }
+        let sequence = name.strip_suffix(".log").and_then(|number| number.parse::<u64>().ok());
+        if sequence.is_none() && name != FRESH {
+            continue; // not ours
+        }
+        let file = disk.open(&path, false).map_err(io_error(&path))?;
+        let length = file.length().map_err(io_error(&path))?;
+        let mut bytes = [0; 64];
+        file.read_at(&mut bytes, 0).map_err(io_error(&path))?;
+        let head = Head::decode(&bytes);
+        let Some(sequence) = sequence else {
+            // Its head is synced before it has this name, but not the name: the start may have been given up.
+            found.staged = head.ok();
             continue;
         };
         found.next_sequence = found.next_sequence.max(sequence + 1);
-        let file = disk.open(&path, false).map_err(io_error(&path))?;
-        let length = file.length().map_err(io_error(&path))?;
-        let mut bytes = vec![0; 64];
-        file.read_at(&mut bytes, 0).map_err(io_error(&path))?;
         // A header is synced before the file gets its name: a bad one was good once.
-        match Head::decode(&bytes) {
+        match head {
             Ok(head) if head.sequence == sequence && length >= HEAD_BYTES => {
                 opened.push(Segment::new(head, file, path, length));
             }
@@ -100,110 +122,192 @@ fn open_all(disk: &impl Disk, directory: &Path, found: &mut Found) -> Result<Vec
             }
         }
     }
+    opened.sort_by_key(|segment| segment.head.sequence);
     Ok(opened)
 }
 
-/// A segment must begin where the ones before it end.
-fn connect(before: &[Segment], segment: &Segment) -> Result<(), LogError> {
-    let Some(last) = before.last().map(|segment| segment.last) else { return Ok(()) };
-    if last == segment.head.base {
-        return Ok(());
+/// Those that count, in order.
+fn by_heads(opened: Vec<Segment>, superseded: &mut Vec<PathBuf>) -> Vec<Segment> {
+    let mut counting: Vec<Segment> = Vec::new();
+    for segment in opened {
+        let head = segment.head;
+        if !breaks(Rule::SupersedeByHeads) {
+            let gone = |old: &mut Segment| head.fresh || old.head.base.index >= head.base.index;
+            superseded.extend(counting.extract_if(.., gone).map(|old| old.path));
+        }
+        counting.push(segment);
     }
-    let base = segment.head.base;
-    Err(LogError::Corrupt {
-        path: segment.path.clone(),
-        offset: 0,
-        index: last.index.next(),
-        why: format!(
-            "the file continues entry {} of epoch {}, the one before it ends at {} of epoch {}",
-            base.index, base.epoch, last.index, last.epoch
-        ),
-    })
+    counting
 }
 
-struct Scanned {
-    bad: Option<Bad>,
-}
-
+/// Why reading stopped before the end of what the file holds.
 struct Bad {
+    /// In words.
     why: String,
-    /// Bytes from the bad place to the last byte that is not zero.
-    bytes: u64,
-    /// Something valid follows.
-    followed: bool,
+    /// No power cut leaves it like that.
+    damaged: bool,
 }
 
-/// Reads the records of one segment up to its end or to something that is no record.
-fn scan(segment: &mut Segment, marks: &mut Vec<(Position, Index)>) -> Result<Scanned, LogError> {
+/// Reads records, at most up to `until`. Answers with the bytes of the file and with why it stopped.
+fn scan(segment: &mut Segment, until: Option<Index>, found: &mut Found) -> Result<(Bytes, Bad), LogError> {
     let mut bytes = vec![0; usize::try_from(segment.length).expect("a segment fits in memory")];
     let count = segment.file.read_at(&mut bytes, 0).map_err(io_error(&segment.path))?;
     bytes.truncate(count);
-    let whole = Bytes::from(bytes);
-    let mut rest = whole.slice(usize::try_from(HEAD_BYTES).expect("small").min(count)..);
-    let why = loop {
+    let file = Bytes::from(bytes);
+    let stop = |why: String, damaged: bool| Ok((file.clone(), Bad { why, damaged }));
+    loop {
+        let at = usize::try_from(segment.end).expect("a segment fits in memory").min(count);
+        if until.is_some_and(|until| segment.last.index >= until) {
+            return stop("it goes on".to_owned(), false);
+        }
+        let mut rest = file.slice(at..);
+        let (record, chain) = match record::decode(&mut rest) {
+            Ok(Some(found)) => found,
+            // Records do not reach over the end of the file.
+            Ok(None) => return stop("a record that is cut".to_owned(), !may_be_torn(&file, at)),
+            Err(bad) => return stop(bad.to_string(), !may_be_torn(&file, at)),
+        };
         let before = segment.last;
-        let length = rest.len();
-        let mut next = rest.clone();
-        match record::decode(&mut next) {
-            Ok(Some((record, chain))) => {
-                let expected = before.index.next();
-                if record.index != expected
-                    || record::chain_after(&record, before.chain) != chain
-                    || record.epoch < before.epoch
-                {
-                    break format!("a record that does not follow entry {}", before.index);
-                }
-                let position = Position { index: record.index, epoch: record.epoch, chain };
-                segment.note(position, (length - next.len()) as u64);
-                marks.push((position, record.commit));
-                rest = next;
-            }
-            Ok(None) => break "a record that is cut".to_owned(),
-            Err(bad) => break bad.to_string(),
+        let follows = record.index == before.index.next()
+            && record.epoch >= before.epoch
+            && (breaks(Rule::CheckChain) || record::chain_after(&record, before.chain) == chain);
+        if !follows {
+            // It was written as it is, so nothing was torn here.
+            return stop(format!("a record that does not follow entry {}", before.index), true);
         }
-    };
-    let used = rest.iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
-    if used == 0 {
-        return Ok(Scanned { bad: None });
+        let position = Position { index: record.index, epoch: record.epoch, chain };
+        segment.note(position, (count - rest.len() - at) as u64);
+        found.commit = found.commit.max(record.commit);
+        if found.runs.last().is_none_or(|(epoch, _)| *epoch < record.epoch) {
+            found.runs.push((record.epoch, record.index));
+        }
     }
-    let followed = followed_by_valid(&rest.slice(..), segment.last.index);
-    Ok(Scanned { bad: Some(Bad { why, bytes: used as u64, followed }) })
 }
 
-/// Is there a valid record of a later entry anywhere after the first byte?
-fn followed_by_valid(bytes: &Bytes, after: Index) -> bool {
-    (1..bytes.len().saturating_sub(record::HEADER_BYTES)).any(|at| {
-        if bytes[at..at + record::HEADER_BYTES].iter().all(|byte| *byte == 0) {
-            return false;
-        }
-        let index = record::index_of(&bytes[at..]);
-        index > after
-            && index.0 - after.0 < bytes.len() as u64
-            && matches!(record::decode(&mut bytes.slice(at..)), Ok(Some(_)))
-    })
-}
-
-/// Torn, or corrupt?
-fn judge(
-    segment: &Segment,
-    bad: Bad,
-    newest: bool,
-    commit: Index,
-    found: &mut Found,
-) -> Result<(), LogError> {
-    let index = segment.last.index.next();
-    let corrupt =
-        |why: String| Err(LogError::Corrupt { path: segment.path.clone(), offset: segment.end, index, why });
-    if !newest {
-        // What lies after the next segment's base was cut deliberately; `connect` sees whether enough is left.
+/// A segment that another one follows: everything up to the other's base was synced.
+fn scan_older(segment: &mut Segment, next: &Segment, found: &mut Found) -> Result<(), LogError> {
+    let base = next.head.base;
+    let (_, bad) = scan(segment, Some(base.index), found)?;
+    if segment.last == base {
         return Ok(());
     }
-    if bad.followed {
-        return corrupt(format!("{}, and valid records follow it", bad.why));
+    let why = format!(
+        "{}; the next file continues entry {} of epoch {}, and this one ends at {} of epoch {}",
+        bad.why, base.index, base.epoch, segment.last.index, segment.last.epoch
+    );
+    Err(corrupt(segment, why))
+}
+
+fn scan_newest(segment: &mut Segment, durable_commit: Index, found: &mut Found) -> Result<(), LogError> {
+    let (file, bad) = scan(segment, None, found)?;
+    let mark = Mark::read(&file);
+    let end = usize::try_from(segment.end).expect("a segment fits in memory");
+    let used = file[end.min(file.len())..].iter().rposition(|byte| *byte != 0).map_or(0, |at| at + 1);
+    let last = segment.last.index;
+    if last < durable_commit && !breaks(Rule::TrustCommit) {
+        return Err(corrupt(
+            segment,
+            format!("{}, and entries up to {durable_commit} were committed here", bad.why),
+        ));
     }
-    if index <= commit {
-        return corrupt(format!("{}, and entries up to {commit} were committed here", bad.why));
+    if last < mark.durable && !breaks(Rule::TrustMark) {
+        return Err(corrupt(
+            segment,
+            format!("{}, and entries up to {} were synced here", bad.why, mark.durable),
+        ));
     }
-    found.torn_bytes = bad.bytes;
+    if used > 0 && bad.damaged && !breaks(Rule::TrustShape) {
+        return Err(corrupt(segment, format!("{}, and no power cut leaves it like that", bad.why)));
+    }
+    if used > 0 && breaks(Rule::DoubtWhatFollows) && followed_by_valid(&file.slice(end..), last) {
+        return Err(corrupt(segment, format!("{}, and valid records follow", bad.why)));
+    }
+    found.torn_bytes = used as u64;
+    found.mark = mark;
     Ok(())
+}
+
+fn corrupt(segment: &Segment, why: String) -> LogError {
+    let index = segment.last.index.next();
+    LogError::Corrupt { path: segment.path.clone(), offset: segment.end, index, why }
+}
+
+/// Could the record that begins there have been left like this by a power cut or by a death while it was written?
+fn may_be_torn(file: &[u8], at: usize) -> bool {
+    let total = match record::measure(&file[at..]) {
+        Ok(Some((_, total))) => total,
+        Ok(None) | Err(_) => record::HEADER_BYTES,
+    };
+    let end = (at + total).min(file.len());
+    let zeros = |from: usize, to: usize| file[from..to].iter().all(|byte| *byte == 0);
+    let mut from = at;
+    while from < end {
+        let to = (from / LINE + 1) * LINE;
+        if zeros(from, to.min(end)) {
+            return true;
+        }
+        from = to;
+    }
+    at == file.len() || zeros(end - 1, file.len())
+}
+
+/// What made a torn tail look like damage before: is there a valid record of a later entry anywhere?
+fn followed_by_valid(bytes: &Bytes, after: Index) -> bool {
+    (1..bytes.len().saturating_sub(record::HEADER_BYTES)).any(
+        |at| matches!(record::decode(&mut bytes.slice(at..)), Ok(Some((record, _))) if record.index > after),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::BytesMut;
+
+    fn written(at: usize) -> (Vec<u8>, usize) {
+        let mut record = BytesMut::new();
+        let payload = Bytes::from(vec![7; 300]);
+        let entry = record::Record {
+            epoch: Epoch(0x0101_0101_0101_0101),
+            index: Index(0x0101_0101_0101_0101),
+            commit: Index(0x0101_0101_0101_0101),
+            origin: u64::MAX,
+            sequence: u64::MAX,
+            payload,
+        };
+        record::encode(&mut record, &entry, 1);
+        let mut file = vec![0; 1024];
+        file[at..at + record.len()].copy_from_slice(&record);
+        (file, record.len())
+    }
+
+    #[test]
+    fn a_record_without_one_of_its_lines_or_without_its_end_may_be_torn() {
+        for at in 0..LINE {
+            let (whole, length) = written(at);
+            for line in at / LINE..(at + length).div_ceil(LINE) {
+                let mut file = whole.clone();
+                file[(line * LINE).max(at)..((line + 1) * LINE).min(at + length)].fill(0);
+                assert!(may_be_torn(&file, at), "line {line} of a record at {at}");
+            }
+            for end in at..at + length {
+                let mut file = whole.clone();
+                file[end..].fill(0);
+                assert!(may_be_torn(&file, at), "a record at {at} that ends at {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_that_is_there_in_full_was_not_torn_whatever_bit_flipped() {
+        for at in [0, 13, 40, 60] {
+            let (whole, length) = written(at);
+            let mut missed = 0;
+            for bit in 0..length * 8 {
+                let mut file = whole.clone();
+                file[at + bit / 8] ^= 1 << (bit % 8);
+                missed += usize::from(may_be_torn(&file, at));
+            }
+            assert_eq!(missed, 0, "a record at {at}");
+        }
+    }
 }

@@ -1,7 +1,15 @@
-//! One file of the log: a header that says what comes before its first record, then records, then zeros.
+//! One file of the log: a header that says what comes before its first record, a mark that says how much was synced,
+//! then records, then zeros.
 //!
-//! The file is written full of zeros before it is used, so that appending changes no metadata and a sync is one write
-//! to the disk.
+//! The file is written full of zeros, and these are synced, before it is used. So appending changes no metadata and a
+//! sync is one write to the disk; and what a power cut leaves of a record is the record with zeros in it, which
+//! `recover` tells from damage.
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0..48 | [`Head`], written before the file gets its name |
+//! | 512..532 | [`Mark`], written over after every sync, itself not synced |
+//! | 4096.. | records |
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,14 +17,17 @@ use std::sync::Arc;
 
 use super::record::Position;
 use crate::node::disk::{Disk, DiskFile};
+use crate::node::rules::{Rule, breaks};
 use crate::view::{Epoch, Index};
 
 /// Where the records begin.
 pub const HEAD_BYTES: u64 = 4096;
 const MAGIC: &[u8; 8] = b"REPLLOG\n";
 /// Version of header and records; another one is refused.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 const FIELDS: usize = 48;
+const MARK_AT: usize = 512;
+const MARK_BYTES: usize = 20;
 /// A place is remembered about every so many bytes, so that finding an entry reads little.
 const SPARSE_BYTES: u64 = 64 << 10;
 
@@ -41,8 +52,18 @@ pub enum BadHead {
     Format(u32),
 }
 
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
 impl Head {
-    fn encode(&self) -> [u8; FIELDS] {
+    /// As it stands at the beginning of the file.
+    #[must_use]
+    pub fn encode(&self) -> [u8; FIELDS] {
         let mut bytes = [0; FIELDS];
         bytes[..8].copy_from_slice(MAGIC);
         bytes[8..12].copy_from_slice(&FORMAT.to_le_bytes());
@@ -64,16 +85,59 @@ impl Head {
         if bytes.len() < FIELDS || bytes[..8] != MAGIC[..] {
             return Err(BadHead::Damaged);
         }
-        let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
-        let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
-        if u32_at(8) != FORMAT {
-            return Err(BadHead::Format(u32_at(8)));
+        // Another program may check it in another way: its version comes first.
+        if u32_at(bytes, 8) != FORMAT {
+            return Err(BadHead::Format(u32_at(bytes, 8)));
         }
-        if crc32c::crc32c(&bytes[..44]) != u32_at(44) {
+        if crc32c::crc32c(&bytes[..44]) != u32_at(bytes, 44) {
             return Err(BadHead::Damaged);
         }
-        let base = Position { index: Index(u64_at(24)), epoch: Epoch(u64_at(32)), chain: u32_at(40) };
-        Ok(Head { sequence: u64_at(16), base, fresh: u32_at(12) != 0 })
+        let base = Position {
+            index: Index(u64_at(bytes, 24)),
+            epoch: Epoch(u64_at(bytes, 32)),
+            chain: u32_at(bytes, 40),
+        };
+        Ok(Head { sequence: u64_at(bytes, 16), base, fresh: u32_at(bytes, 12) != 0 })
+    }
+}
+
+/// Proof that the segment was synced up to a place: written after that sync. One that is missing, torn or damaged
+/// proves nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// The last entry that was synced.
+    pub durable: Index,
+    /// Where its record ends.
+    pub end: u64,
+}
+
+impl Mark {
+    fn encode(self) -> [u8; MARK_BYTES] {
+        let mut bytes = [0; MARK_BYTES];
+        bytes[4..12].copy_from_slice(&self.durable.0.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.end.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[4..]);
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The mark in a file that begins with these bytes.
+    #[must_use]
+    pub fn read(file: &[u8]) -> Mark {
+        match file.get(MARK_AT..MARK_AT + MARK_BYTES) {
+            Some(bytes) if crc32c::crc32c(&bytes[4..]) == u32_at(bytes, 0) => {
+                Mark { durable: Index(u64_at(bytes, 4)), end: u64_at(bytes, 12) }
+            }
+            Some(_) | None => Mark::default(),
+        }
+    }
+
+    /// Writes it over the one before, without a sync.
+    ///
+    /// # Errors
+    /// From the disk.
+    pub fn write(self, file: &dyn DiskFile) -> io::Result<()> {
+        file.write_at(&self.encode(), MARK_AT as u64)
     }
 }
 
@@ -105,7 +169,7 @@ impl Segment {
     /// Bytes that fit.
     #[must_use]
     pub fn room(&self) -> u64 {
-        self.length - self.end
+        self.length.saturating_sub(self.end)
     }
 
     /// A record of this index begins at `end` and has this many bytes.
@@ -138,39 +202,54 @@ pub fn name(sequence: u64) -> String {
     format!("{sequence:020}.log")
 }
 
-/// A file full of zeros, synced, under a name that counts for nothing.
+/// A file full of zeros, synced, under a name that counts for nothing. One that is there is written over: on a full
+/// disk that needs no room.
 ///
 /// # Errors
 /// From the disk.
 pub fn prepare(disk: &impl Disk, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-    let file = disk.open(path, true)?;
-    let zeros = vec![0; 1 << 20];
+    let file = match disk.open(path, false) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => disk.open(path, true)?,
+        Err(error) => return Err(error),
+    };
+    let length = length.max(file.length()?);
+    let zeros = vec![0; usize::try_from(length.min(1 << 20)).expect("at most 1 MiB")];
     let mut at = 0;
     while at < length {
         let count = (length - at).min(zeros.len() as u64);
         file.write_at(&zeros[..usize::try_from(count).expect("at most 1 MiB")], at)?;
         at += count;
     }
-    file.sync()?;
+    if !breaks(Rule::SyncBeforeRename) {
+        file.sync()?;
+    }
     Ok(file)
 }
 
-/// Turns a prepared file into a segment, durably.
-///
-/// # Errors
-/// From the disk.
-pub fn begin(
-    disk: &impl Disk,
-    directory: &Path,
-    prepared: (&Path, Arc<dyn DiskFile>),
-    head: Head,
-) -> io::Result<Segment> {
-    let (from, file) = prepared;
-    file.write_at(&head.encode(), 0)?;
-    file.sync()?;
-    let path = directory.join(name(head.sequence));
-    disk.rename(from, &path)?;
-    disk.sync_directory(directory)?;
-    let length = file.length()?;
-    Ok(Segment::new(head, file, path, length))
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_flipped_bit_makes_another_head_or_mark() {
+        let head =
+            Head { sequence: 7, base: Position { index: Index(3), epoch: Epoch(2), chain: 99 }, fresh: true };
+        let mark = Mark { durable: Index(9), end: 5000 };
+        let mut page = vec![0; 4096];
+        page[..FIELDS].copy_from_slice(&head.encode());
+        page[MARK_AT..MARK_AT + MARK_BYTES].copy_from_slice(&mark.encode());
+        assert_eq!((Head::decode(&page), Mark::read(&page)), (Ok(head), mark));
+        for bit in 0..8 * FIELDS {
+            let mut page = page.clone();
+            page[bit / 8] ^= 1 << (bit % 8);
+            assert!(Head::decode(&page).is_err(), "bit {bit}");
+        }
+        for bit in 0..8 * MARK_BYTES {
+            let mut page = page.clone();
+            page[MARK_AT + bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Mark::read(&page), Mark::default(), "bit {bit}");
+        }
+        assert_eq!(Mark::read(&[0; 4096]), Mark::default());
+    }
 }
