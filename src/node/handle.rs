@@ -170,6 +170,41 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// What is known at the start: who the node is, the newest view it has seen, the end of its log and what of it is
+    /// applied.
+    pub(super) fn new(
+        settings: Settings,
+        (address, incarnation): (NodeId, Incarnation),
+        store: StateStore,
+        register: Arc<dyn Register>,
+        view: Option<View>,
+        (last, applied): (Index, Index),
+    ) -> Shared {
+        Shared {
+            settings,
+            address,
+            incarnation,
+            revision: AtomicI64::new(store.revision()),
+            store: RwLock::new(store),
+            register,
+            serving: AtomicU64::new(0),
+            cluster: AtomicU64::new(view.as_ref().map_or(0, |view| view.cluster.0)),
+            epoch: AtomicU64::new(view.as_ref().map_or(0, |view| view.epoch.0)),
+            view: RwLock::new(view.map(Arc::new)),
+            last: AtomicU64::new(last.0),
+            durable: AtomicU64::new(last.0),
+            commit: AtomicU64::new(applied.0),
+            applied: AtomicU64::new(applied.0),
+            ready: AtomicBool::new(false),
+            leader_heard: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            disk_bytes: AtomicU64::new(0),
+            healthy_at: AtomicU64::new(0),
+            started: crate::clock::now(),
+            changed: watch::Sender::new(0),
+        }
+    }
+
     pub(super) fn view(&self) -> Option<Arc<View>> {
         self.view.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

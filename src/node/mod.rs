@@ -36,8 +36,8 @@ mod wire;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -146,32 +146,17 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         handback_after: start.handback_after.map(millis),
         create: start.create.then(|| ClusterId(random_number())),
     };
-    let cluster = promise.view.as_ref().map_or(0, |view| view.cluster.0);
     let restored = Restored { promised: promise.promised, view: promise.view.clone(), log: outline };
     let node = Node::restore(config, restored, 0);
-    let shared = Arc::new(handle::Shared {
+    let shared = Arc::new(handle::Shared::new(
         settings,
-        address: address.clone(),
-        incarnation: directory.incarnation(),
-        revision: AtomicI64::new(store.revision()),
-        store: RwLock::new(store),
-        register: register.clone(),
-        view: RwLock::new(promise.view.clone().map(Arc::new)),
-        serving: AtomicU64::new(0),
-        cluster: AtomicU64::new(cluster),
-        epoch: AtomicU64::new(promise.view.as_ref().map_or(0, |view| view.epoch.0)),
-        last: AtomicU64::new(last.index.0),
-        durable: AtomicU64::new(last.index.0),
-        commit: AtomicU64::new(applied.index.0),
-        applied: AtomicU64::new(applied.index.0),
-        ready: AtomicBool::new(false),
-        leader_heard: AtomicBool::new(false),
-        stopping: AtomicBool::new(false),
-        disk_bytes: AtomicU64::new(log.disk_bytes()),
-        healthy_at: AtomicU64::new(0),
-        started: crate::clock::now(),
-        changed: tokio::sync::watch::Sender::new(0),
-    });
+        (address.clone(), directory.incarnation()),
+        store,
+        register.clone(),
+        promise.view.clone(),
+        (last.index, applied.index),
+    ));
+    shared.disk_bytes.store(log.disk_bytes(), Ordering::Relaxed);
     let (events, internal) = Events::channel(EVENTS_MAX);
     let (requests, clients) = mpsc::channel(PENDING_MAX);
     let recent = Arc::new(Recent::new(log.reader()));

@@ -98,12 +98,9 @@ impl Requests {
         self.cursor = 0;
     }
 
-    /// An entry of this process was applied.
-    pub fn applied(&mut self, sequence: u64, outcome: Outcome) {
-        if let Some(pending) = self.pending.remove(&sequence) {
-            // A client that has gone away does not wait for its answer.
-            let _ = pending.answer.send(outcome);
-        }
+    /// An entry of this process was applied: it is never given to a leader again. Answers with where its client waits.
+    pub fn applied(&mut self, sequence: u64) -> Option<oneshot::Sender<Outcome>> {
+        self.pending.remove(&sequence).map(|pending| pending.answer)
     }
 
     /// Requests that were given to a leader may be part of a state that we got whole: their fate is not known here.
@@ -129,7 +126,10 @@ impl Requests {
             .map(|(sequence, _)| *sequence)
             .collect();
         for sequence in failed {
-            self.applied(sequence, Err(why.clone()));
+            if let Some(answer) = self.applied(sequence) {
+                // A client that has gone away does not wait for its answer.
+                let _ = answer.send(Err(why.clone()));
+            }
         }
     }
 }
@@ -155,7 +155,7 @@ mod tests {
         let _second = arrive(&mut requests, "b");
         assert_eq!(sequences(&requests.submit(10, 100)), [1, 2]);
         assert!(!requests.has_unsubmitted());
-        requests.applied(1, Err(Unavailable::TimedOut));
+        assert!(requests.applied(1).is_some());
         let _third = arrive(&mut requests, "c");
         requests.submit_again();
         assert_eq!(sequences(&requests.submit(10, 100)), [2, 3], "what was applied is never given again");

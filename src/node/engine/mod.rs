@@ -22,12 +22,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use self::operators::{Admin, Wish};
 use self::ordering::Taken;
 use super::Ended;
-use super::event::{ArrivedSnapshot, Internal, Request};
+use super::event::{ArrivedSnapshot, Internal, Outcome, Request};
 use super::handle::Shared;
 use super::hands::Hands;
 use super::log::Position;
@@ -97,6 +98,8 @@ pub struct Engine<H: Hands> {
     taken: BTreeMap<u64, Taken>,
     /// What the `Append` effect of the proposal just fed will write.
     batch: Vec<(u64, u64, Bytes)>,
+    /// Done, but a newer view was seen to exist: said once this node has caught up with it (R13).
+    held_back: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     arrived: Option<ArrivedSnapshot>,
     sending_snapshot: Vec<NodeId>,
     flushing: bool,
@@ -136,6 +139,7 @@ impl<H: Hands> Engine<H> {
             forwarded: Vec::new(),
             taken: BTreeMap::new(),
             batch: Vec::new(),
+            held_back: Vec::new(),
             arrived: None,
             sending_snapshot: Vec::new(),
             flushing: false,
@@ -182,6 +186,7 @@ impl<H: Hands> Engine<H> {
             self.request(request);
         }
         self.apply();
+        self.release();
         self.submit();
         if self.may_flush() {
             self.step(Input::Flush);
@@ -340,5 +345,41 @@ impl<H: Hands> Engine<H> {
             shared.changed.send_modify(|count| *count += 1);
         }
         self.compact_some();
+    }
+}
+
+/// What a simulation looks at.
+#[cfg(test)]
+impl<H: Hands> Engine<H> {
+    /// The protocol.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The last entry applied.
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
+    /// Where the node stands, in a line.
+    pub fn describe(&self) -> String {
+        let role = match self.node.role() {
+            Role::Leader(_) if self.node.can_propose() => "leads",
+            Role::Leader(_) if self.node.is_serving() => "hands over",
+            Role::Leader(_) => "opens its epoch",
+            Role::Candidate(_) => "takes over",
+            Role::Follower(_) if self.node.is_in_sync() => "follows in sync",
+            Role::Follower(_) => "follows",
+        };
+        let log = self.node.log();
+        format!(
+            "{role}, epoch {} promised {}, log to {} durable {} commit {} applied {}",
+            self.node.epoch(),
+            self.node.promised(),
+            log.last().index,
+            log.durable(),
+            log.commit(),
+            self.applied.index
+        )
     }
 }

@@ -155,10 +155,6 @@ impl<H: Hands> Engine<H> {
         if self.applied.index >= self.commit {
             return;
         }
-        // R13: the view must still be ours when a client hears yes.
-        let ours = !self.node.is_serving()
-            || self.swap_open
-            || !matches!(self.shared.register.has_newer(self.node.epoch()), Ok(true));
         let shared = self.shared.clone();
         let mut store = shared.store.write().unwrap_or_else(PoisonError::into_inner);
         let stop = Index(self.commit.0.min(self.applied.index.0 + TURN_APPLY));
@@ -190,8 +186,7 @@ impl<H: Hands> Engine<H> {
                 if let Some(outcome) = outcome
                     && record.origin == self.requests.origin()
                 {
-                    let answer = if ours { Ok(outcome) } else { Err(Unavailable::LeaderChanged) };
-                    answers.push((record.sequence, answer));
+                    answers.push((record.sequence, Ok(outcome)));
                 }
             }
         }
@@ -202,13 +197,33 @@ impl<H: Hands> Engine<H> {
         self.shared.applied.store(self.applied.index.0, Ordering::Release);
         self.recent.applied(self.applied.index);
         self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
-        // Whoever hears yes and looks at this node sees what was done.
-        for (sequence, answer) in answers {
-            self.requests.applied(sequence, answer);
+        for (sequence, outcome) in answers {
+            let answer = self.requests.applied(sequence);
+            self.held_back.extend(answer.map(|answer| (answer, outcome)));
         }
+        self.release();
         self.reads.reached(self.applied.index);
         if let Some(why) = failed {
             self.fail(why);
+        }
+    }
+
+    /// Says what was done: whoever hears yes and looks at this node sees it. Not while we lead and a newer view exists
+    /// (R13): then it is said under that view, once its opening shows that it holds it.
+    pub(super) fn release(&mut self) {
+        if self.held_back.is_empty() {
+            return;
+        }
+        let ours = if self.node.is_serving() {
+            self.swap_open || !matches!(self.shared.register.has_newer(self.node.epoch()), Ok(true))
+        } else {
+            self.leadership_is_open()
+        };
+        if ours {
+            for (answer, outcome) in self.held_back.drain(..) {
+                // A client that has gone away does not wait for its answer.
+                let _ = answer.send(outcome);
+            }
         }
     }
 

@@ -1,0 +1,406 @@
+//! Clients of a made-up world: each makes one request at a time to one node, never repeats it, and notes what it was
+//! told. The notes are a history for [`check`](crate::check).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::machine::Machine;
+use crate::check::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
+use crate::kv::Applied;
+use crate::node::event::{self, Confirmed};
+use crate::node::handle::{StateStore, Unavailable};
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::request_op;
+use crate::proto::replcluster::{Mutation, mutation};
+use crate::protocol::Millis;
+use crate::protocol::testing::random::Random;
+use crate::view::Epoch;
+
+/// Few keys, so that requests meet.
+const KEYS: u64 = 5;
+/// Longer than a storm: who hears nothing for so long was forgotten.
+pub const PATIENCE: Millis = 6_000;
+
+type ConfirmAnswer = oneshot::Receiver<Result<Confirmed, Unavailable>>;
+
+/// How far a request has come.
+enum Stage {
+    Writing(oneshot::Receiver<event::Outcome>),
+    /// A follower's read waits for the leader's commit index.
+    Confirming(ConfirmAnswer),
+    /// A leader's read that has to be tried, or tried again.
+    Trying,
+    /// Read, and not yet proved: the process may be stopped in between.
+    Proving {
+        epoch: Epoch,
+        answer: Answer,
+    },
+    /// A compaction: of no interest but for what it does to the log and the state.
+    Compacting(oneshot::Receiver<event::Outcome>),
+}
+
+struct Pending {
+    operation: Option<usize>,
+    machine: usize,
+    deadline: Instant,
+    stage: Stage,
+}
+
+/// All clients.
+pub struct Clients {
+    random: Random,
+    pending: Vec<Option<Pending>>,
+    pub history: History,
+    /// One clock for all: grows with every call and every answer.
+    clock: u64,
+    next_token: u64,
+    /// Reads that have to be confirmed, for the machine's next turn.
+    pub confirm: Vec<(usize, event::Request)>,
+    /// Requests of processes that live, answered by an error.
+    pub errors: Vec<String>,
+}
+
+fn name(key: Key) -> Bytes {
+    Bytes::from(format!("k{}", key.0))
+}
+
+fn value(token: Token) -> Bytes {
+    Bytes::copy_from_slice(&token.0.to_be_bytes())
+}
+
+impl Clients {
+    pub fn new(count: usize, random: Random) -> Clients {
+        Clients {
+            random,
+            pending: (0..count).map(|_| None).collect(),
+            history: History { first_revision: 1, operations: Vec::new() },
+            clock: 1,
+            next_token: 1,
+            confirm: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.clock += 1;
+        self.clock
+    }
+
+    pub fn is_idle(&self, client: usize) -> bool {
+        self.pending[client].is_none()
+    }
+
+    pub fn all_idle(&self) -> bool {
+        self.pending.iter().all(Option::is_none)
+    }
+
+    /// An idle client asks this machine for something.
+    pub fn ask(
+        &mut self,
+        client: usize,
+        machines: &mut [Machine],
+        machine: usize,
+        base: Instant,
+        now: Millis,
+    ) {
+        let key = Key(self.random.below(KEYS) as u32);
+        let dice = self.random.below(100);
+        if dice < 3 {
+            return self.compact(client, machines, machine, base, now);
+        }
+        let request = match dice {
+            0..40 => Request::Put { key, value: self.token() },
+            40..47 => Request::Delete { key },
+            47..62 => {
+                // What it was when last seen, or what it may have become.
+                let expected_mod_revision = self.guess(key);
+                Request::CompareAndPut { key, expected_mod_revision, value: self.token() }
+            }
+            62..92 => Request::get(key, Freshness::Linearizable),
+            92..96 => Request::get(key, Freshness::Serializable),
+            _ => Request::Read {
+                first: Key(0),
+                last: Key(KEYS as u32 - 1),
+                freshness: Freshness::Linearizable,
+            },
+        };
+        self.send(client, machines, machine, request, base, now);
+    }
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    fn guess(&mut self, key: Key) -> i64 {
+        let seen = self.history.operations.iter().rev().take(200).find_map(|operation| {
+            let Outcome::Done { answer: Answer::Read { found, .. }, .. } = &operation.outcome else {
+                return None;
+            };
+            found.iter().find(|found| found.key == key).map(|found| found.mod_revision)
+        });
+        seen.unwrap_or_default()
+    }
+
+    /// As [`Clients::ask`], with a request of one's own.
+    pub fn send(
+        &mut self,
+        client: usize,
+        machines: &mut [Machine],
+        machine: usize,
+        request: Request,
+        base: Instant,
+        now: Millis,
+    ) {
+        let clock = machines[machine].clock(base, now);
+        let called = self.tick();
+        let Some(process) = &mut machines[machine].process else { return };
+        let deadline = clock + Duration::from_millis(PATIENCE);
+        let operation = self.history.operations.len();
+        self.history.operations.push(Operation {
+            client: client as u32,
+            node: machine as u32,
+            session: process.session,
+            called,
+            request,
+            outcome: Outcome::Unknown,
+        });
+        let stage = match (request, mutation_of(&request)) {
+            (_, Some(mutation)) => {
+                let (answer, receiver) = oneshot::channel();
+                let mutation = Bytes::from(mutation.encode_to_vec());
+                process.requests.push(event::Request::Mutate { mutation, deadline, answer });
+                Stage::Writing(receiver)
+            }
+            (Request::Read { freshness: Freshness::Serializable, .. }, None) => {
+                let answer = process.shared.look(&|store| read(store, &request));
+                self.finish(operation, answer);
+                return;
+            }
+            (_, None) => Stage::Trying,
+        };
+        self.pending[client] = Some(Pending { operation: Some(operation), machine, deadline, stage });
+        self.advance(client, machines, clock);
+    }
+
+    fn compact(
+        &mut self,
+        client: usize,
+        machines: &mut [Machine],
+        machine: usize,
+        base: Instant,
+        now: Millis,
+    ) {
+        let deadline = machines[machine].clock(base, now) + Duration::from_millis(PATIENCE);
+        let Some(process) = &mut machines[machine].process else { return };
+        let newest = process.shared.look(&StateStore::revision);
+        let revision = newest - self.random.below(20) as i64;
+        if revision < 1 {
+            return;
+        }
+        let request = mutation::Request::Compact(pb::CompactionRequest { revision, physical: false });
+        let mutation = Bytes::from(Mutation { request: Some(request) }.encode_to_vec());
+        let (answer, receiver) = oneshot::channel();
+        process.requests.push(event::Request::Mutate { mutation, deadline, answer });
+        self.pending[client] =
+            Some(Pending { operation: None, machine, deadline, stage: Stage::Compacting(receiver) });
+    }
+
+    /// Looks after everyone who waits for this machine.
+    pub fn poll(&mut self, machines: &[Machine], machine: usize, clock: Instant) {
+        for client in 0..self.pending.len() {
+            if self.pending[client].as_ref().is_some_and(|pending| pending.machine == machine) {
+                self.advance(client, machines, clock);
+            }
+        }
+    }
+
+    fn advance(&mut self, client: usize, machines: &[Machine], clock: Instant) {
+        let Some(mut pending) = self.pending[client].take() else { return };
+        let Some(process) = &machines[pending.machine].process else { return };
+        let request = pending.operation.map(|operation| self.history.operations[operation].request);
+        loop {
+            match pending.stage {
+                Stage::Writing(mut receiver) => match receiver.try_recv() {
+                    Ok(outcome) => {
+                        return self.written(pending.operation.expect("a write is noted"), outcome);
+                    }
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        pending.stage = Stage::Writing(receiver);
+                        break;
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => return,
+                },
+                Stage::Compacting(mut receiver) => match receiver.try_recv() {
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        pending.stage = Stage::Compacting(receiver);
+                        break;
+                    }
+                    Ok(_) | Err(oneshot::error::TryRecvError::Closed) => return,
+                },
+                Stage::Confirming(mut receiver) => match receiver.try_recv() {
+                    Ok(Ok(Confirmed::Ready)) => {
+                        let request = request.expect("a read is noted");
+                        let answer = process.shared.look(&|store| read(store, &request));
+                        return self.finish(pending.operation.expect("a read is noted"), answer);
+                    }
+                    Ok(Ok(Confirmed::LeadsHere)) => pending.stage = Stage::Trying,
+                    Ok(Err(why)) => return self.refused(pending.operation.expect("a read is noted"), &why),
+                    Err(oneshot::error::TryRecvError::Empty) => {
+                        pending.stage = Stage::Confirming(receiver);
+                        break;
+                    }
+                    Err(oneshot::error::TryRecvError::Closed) => return,
+                },
+                Stage::Trying => {
+                    let epoch = process.shared.serving.load(std::sync::atomic::Ordering::Acquire);
+                    if epoch == 0 {
+                        let (answer, receiver) = oneshot::channel();
+                        self.confirm.push((
+                            pending.machine,
+                            event::Request::Confirm { deadline: pending.deadline, answer },
+                        ));
+                        pending.stage = Stage::Confirming(receiver);
+                        break;
+                    }
+                    let request = request.expect("a read is noted");
+                    match process.shared.look_if_applied(&|store| read(store, &request)) {
+                        Some(answer) => {
+                            let proves_at_once = self.random.chance(700);
+                            pending.stage = Stage::Proving { epoch: Epoch(epoch), answer };
+                            if !proves_at_once {
+                                break;
+                            }
+                        }
+                        None => {
+                            pending.stage = Stage::Trying;
+                            break;
+                        }
+                    }
+                }
+                Stage::Proving { epoch, answer } => {
+                    if process.shared.prove(epoch) {
+                        return self.finish(pending.operation.expect("a read is noted"), answer);
+                    }
+                    pending.stage = Stage::Trying;
+                    break;
+                }
+            }
+        }
+        if clock >= pending.deadline + Duration::from_millis(100) {
+            self.errors.push("a request was forgotten".to_owned());
+            return;
+        }
+        self.pending[client] = Some(pending);
+    }
+
+    fn finish(&mut self, operation: usize, answer: Answer) {
+        let returned = self.tick();
+        self.history.operations[operation].outcome = Outcome::Done { returned, answer };
+    }
+
+    fn refused(&mut self, operation: usize, why: &Unavailable) {
+        self.history.operations[operation].outcome = Outcome::Refused;
+        self.errors.push(format!("{:?}: {why}", self.history.operations[operation].request));
+    }
+
+    fn written(&mut self, operation: usize, outcome: event::Outcome) {
+        match outcome {
+            Ok(Ok(applied)) => {
+                let answer = written(&self.history.operations[operation].request, &applied);
+                self.finish(operation, answer);
+            }
+            Ok(Err(refusal)) => panic!("the store refuses what clients ask: {refusal:?}"),
+            Err(
+                why @ (Unavailable::TooManyRequests
+                | Unavailable::TooFewInSync { .. }
+                | Unavailable::NoLeader),
+            ) => {
+                self.refused(operation, &why);
+            }
+            Err(Unavailable::Stopping) => {}
+            Err(why @ (Unavailable::LeaderChanged | Unavailable::TimedOut)) => {
+                self.errors.push(format!("{:?}: {why}", self.history.operations[operation].request));
+            }
+        }
+    }
+
+    /// Everyone who waited for this machine hears nothing any more.
+    pub fn process_gone(&mut self, machine: usize) {
+        for pending in &mut self.pending {
+            if let Some(gone) = pending.take_if(|pending| pending.machine == machine)
+                && let Some(operation) = gone.operation
+                && matches!(self.history.operations[operation].request, Request::Read { .. })
+            {
+                self.history.operations[operation].outcome = Outcome::Refused;
+            }
+        }
+    }
+}
+
+fn mutation_of(request: &Request) -> Option<Mutation> {
+    let put =
+        |key: Key, token: Token| pb::PutRequest { key: name(key), value: value(token), ..Default::default() };
+    let request = match *request {
+        Request::Put { key, value } => mutation::Request::Put(put(key, value)),
+        Request::Delete { key } => {
+            mutation::Request::DeleteRange(pb::DeleteRangeRequest { key: name(key), ..Default::default() })
+        }
+        Request::CompareAndPut { key, expected_mod_revision, value } => {
+            let compare = pb::Compare {
+                result: CompareResult::Equal as i32,
+                target: CompareTarget::Mod as i32,
+                key: name(key),
+                target_union: Some(TargetUnion::ModRevision(expected_mod_revision)),
+                ..Default::default()
+            };
+            let operation = pb::RequestOp { request: Some(request_op::Request::RequestPut(put(key, value))) };
+            mutation::Request::Txn(pb::TxnRequest {
+                compare: vec![compare],
+                success: vec![operation],
+                failure: Vec::new(),
+            })
+        }
+        Request::Read { .. } => return None,
+    };
+    Some(Mutation { request: Some(request) })
+}
+
+fn written(request: &Request, applied: &Applied) -> Answer {
+    let revision =
+        |header: &Option<pb::ResponseHeader>| header.as_ref().expect("answers have a header").revision;
+    match (request, applied) {
+        (Request::Put { .. }, Applied::Put(answer)) => Answer::Written { revision: revision(&answer.header) },
+        (Request::Delete { .. }, Applied::DeleteRange(answer)) => {
+            Answer::Deleted { revision: revision(&answer.header), existed: answer.deleted > 0 }
+        }
+        (Request::CompareAndPut { .. }, Applied::Txn(answer)) => {
+            Answer::Compared { revision: revision(&answer.header), succeeded: answer.succeeded }
+        }
+        (request, applied) => panic!("{request:?} was answered by {applied:?}"),
+    }
+}
+
+fn read(store: &StateStore, request: &Request) -> Answer {
+    let Request::Read { first, last, .. } = *request else { panic!("not a read: {request:?}") };
+    let range_end = if first == last { Bytes::new() } else { Bytes::from_static(b"l") };
+    let range = pb::RangeRequest { key: name(first), range_end, ..Default::default() };
+    let answer = store.range(&range).expect("the newest revision can be read");
+    let found = answer
+        .kvs
+        .iter()
+        .map(|kv| Found {
+            key: Key(std::str::from_utf8(&kv.key[1..]).unwrap().parse().unwrap()),
+            value: Token(u64::from_be_bytes(kv.value[..].try_into().expect("eight bytes"))),
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+        })
+        .collect();
+    Answer::Read { revision: answer.header.expect("a header").revision, found }
+}

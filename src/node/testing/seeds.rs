@@ -1,0 +1,157 @@
+//! The tests: seeds, and seeds with a rule switched off.
+//!
+//! ```text
+//! REPLCLUSTER_SEEDS=100000 cargo test --lib whole_nodes_keep_every_claim -- --nocapture
+//! REPLCLUSTER_SEED=17 cargo test --lib whole_nodes_keep_every_claim -- --nocapture
+//! ```
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokio::time::Instant;
+
+use super::storm::Storm;
+use super::world::Broken;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Sums {
+    seeds: u64,
+    steps: u64,
+    operations: u64,
+    acknowledged: u64,
+    unknown: u64,
+    fail_overs: u64,
+}
+
+struct Outcome {
+    broken: Option<Broken>,
+    trace: Vec<String>,
+    sums: Sums,
+}
+
+fn run_seed(seed: u64, traced: bool) -> Outcome {
+    let mut storm = Storm::new(seed, traced, Instant::from_std(crate::clock::now()));
+    let broken = match catch_unwind(AssertUnwindSafe(|| storm.run())) {
+        Ok(Ok(())) => None,
+        Ok(Err(broken)) => Some(broken),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            Some(Broken("nothing panics", text.unwrap_or_default()))
+        }
+    };
+    let operations = &storm.world.clients.history.operations;
+    let count = |unknown: bool| {
+        let of = operations.iter().filter(|operation| match operation.outcome {
+            crate::check::Outcome::Done { .. } => !unknown,
+            crate::check::Outcome::Unknown => unknown,
+            crate::check::Outcome::Refused => false,
+        });
+        of.count() as u64
+    };
+    let sums = Sums {
+        seeds: 1,
+        steps: storm.steps,
+        operations: operations.len() as u64,
+        acknowledged: count(false),
+        unknown: count(true),
+        fail_overs: storm.fail_overs,
+    };
+    Outcome { broken, trace: storm.world.trace.take().unwrap_or_default(), sums }
+}
+
+fn from_environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+fn run_seeds(seeds: std::ops::Range<u64>) -> (Vec<(u64, Outcome)>, Sums) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    let (mut bad, mut sums) = (Vec::new(), Sums::default());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores)
+            .map(|core| {
+                let seeds = seeds.clone();
+                scope.spawn(move || {
+                    let (mut bad, mut sums) = (Vec::new(), Sums::default());
+                    for seed in seeds.skip(core as usize).step_by(cores as usize) {
+                        let outcome = run_seed(seed, false);
+                        add(&mut sums, outcome.sums);
+                        if outcome.broken.is_some() {
+                            bad.push((seed, outcome));
+                        }
+                    }
+                    (bad, sums)
+                })
+            })
+            .collect();
+        for worker in workers {
+            let (found, counts) = worker.join().expect("a worker reports panics, it does not panic");
+            bad.extend(found);
+            add(&mut sums, counts);
+        }
+    });
+    bad.sort_by_key(|(seed, _)| *seed);
+    (bad, sums)
+}
+
+fn add(sums: &mut Sums, more: Sums) {
+    sums.seeds += more.seeds;
+    sums.steps += more.steps;
+    sums.operations += more.operations;
+    sums.acknowledged += more.acknowledged;
+    sums.unknown += more.unknown;
+    sums.fail_overs += more.fail_overs;
+}
+
+fn explain(seed: u64) -> String {
+    let outcome = run_seed(seed, true);
+    let Some(Broken(sentence, detail)) = outcome.broken else {
+        return format!("seed {seed} is well when repeated");
+    };
+    let tail = outcome.trace.len().saturating_sub(80);
+    format!(
+        "seed {seed} breaks \"{sentence}\": {detail}\n{}\nrepeat with: REPLCLUSTER_SEED={seed} cargo test --lib \
+         whole_nodes_keep_every_claim -- --nocapture",
+        outcome.trace[tail..].join("\n"),
+    )
+}
+
+#[test]
+fn whole_nodes_keep_every_claim() {
+    if let Some(seed) = from_environment("REPLCLUSTER_SEED") {
+        let outcome = run_seed(seed, true);
+        println!("{}", outcome.trace.join("\n"));
+        assert!(outcome.broken.is_none(), "seed {seed}: {:?}", outcome.broken);
+        return;
+    }
+    let first = from_environment("REPLCLUSTER_FIRST_SEED").unwrap_or(0);
+    let count = from_environment("REPLCLUSTER_SEEDS").unwrap_or(300);
+    let begun = crate::clock::now();
+    let (bad, sums) = run_seeds(first..first + count);
+    let time = (crate::clock::now() - begun).as_secs_f64();
+    println!("{sums:?}; {:.0} seeds a second", sums.seeds as f64 / time);
+    let mut sentences = std::collections::BTreeMap::<&str, Vec<u64>>::new();
+    for (seed, outcome) in &bad {
+        if let Some(Broken(sentence, _)) = outcome.broken {
+            sentences.entry(sentence).or_default().push(*seed);
+        }
+    }
+    for (sentence, seeds) in &sentences {
+        println!("{} seeds break \"{sentence}\": {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
+    }
+    if let Some((seed, _)) = bad.first() {
+        panic!("{}", explain(*seed));
+    }
+    assert!(
+        sums.acknowledged > 20 * count && sums.fail_overs > count,
+        "a storm in which nothing happens proves nothing: {sums:?}"
+    );
+}
+
+#[test]
+fn a_seed_of_whole_nodes_gives_the_same_trace_twice() {
+    for seed in 0..10 {
+        let (first, second) = (run_seed(seed, true), run_seed(seed, true));
+        assert!(first.trace.len() > 50, "seed {seed} does nothing");
+        assert!(first.trace == second.trace, "seed {seed} differs from itself");
+    }
+}

@@ -1,0 +1,763 @@
+//! A random schedule of faults, clients and delays, all from one seed; then a time without faults in which the cluster
+//! must become whole again, and every client must have been answered.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use tokio::time::Instant;
+
+use super::clients::Clients;
+use super::disk::{Fault, Operation};
+use super::machine::Timing;
+use super::world::{Broken, Flight, Shipment, Wish, World, letter};
+use crate::check::{Freshness, Key, Request};
+use crate::node::event::{self, Internal};
+use crate::node::registrar::Ask;
+use crate::node::state::FlushJob;
+use crate::protocol::testing::random::Random;
+use crate::protocol::{Millis, RegisterUnreachable, Role, Swapped};
+use crate::view::View;
+
+/// How long faults go on, in virtual milliseconds.
+const STORM: Millis = 900;
+/// Within this time after the last fault all must be well.
+const RECOVERY: Millis = 4_000;
+const TICK: Millis = 5;
+
+/// How hard a seed is.
+#[derive(Clone, Debug)]
+struct Climate {
+    machines: usize,
+    clients: usize,
+    network_delay: Millis,
+    disk_delay: Millis,
+    register_delay: Millis,
+    /// Per mille of operations whose outcome is lost.
+    register_failures: u64,
+    /// Per mille of deaths that are proved to the others.
+    proofs: u64,
+    between_faults: Millis,
+    between_requests: Millis,
+    power_cuts: bool,
+    wipes: bool,
+    disk_faults: bool,
+    /// Clocks run at rates up to so many per mille apart.
+    drift: u64,
+    log_keep_bytes: u64,
+}
+
+impl Climate {
+    fn draw(random: &mut Random) -> Climate {
+        Climate {
+            machines: random.pick(&[2, 3, 3, 3, 4]),
+            clients: random.pick(&[2, 4, 8]),
+            network_delay: random.pick(&[0, 1, 4, 20]),
+            disk_delay: random.pick(&[0, 1, 5, 20]),
+            register_delay: random.pick(&[0, 2, 10]),
+            register_failures: random.pick(&[0, 0, 50, 300]),
+            proofs: random.pick(&[0, 500, 1000, 1000]),
+            between_faults: random.pick(&[30, 60, 120]),
+            between_requests: random.pick(&[1, 3, 10]),
+            power_cuts: random.chance(700),
+            wipes: random.chance(400),
+            disk_faults: random.chance(400),
+            drift: random.pick(&[0, 10, 100]),
+            log_keep_bytes: random.pick(&[0, 4 << 10, 1 << 20]),
+        }
+    }
+
+    fn calm(&self) -> Climate {
+        Climate {
+            network_delay: self.network_delay.min(4),
+            disk_delay: self.disk_delay.min(5),
+            register_failures: 0,
+            proofs: 1000,
+            ..self.clone()
+        }
+    }
+}
+
+enum Event {
+    Tick { machine: usize, session: u64 },
+    Turn { machine: usize, session: u64 },
+    Deliver(Flight),
+    Dial { from: usize, session: u64, to: usize },
+    Arrive(Shipment, bool),
+    Disk { machine: usize, session: u64 },
+    Flush { machine: usize, session: u64, job: FlushJob },
+    AtRegister { machine: usize, session: u64, swap: Option<View>, answers: bool },
+    Answer { machine: usize, session: u64, answer: Internal },
+    Died { to: usize, machine: usize, session: Option<u64> },
+    Ask(usize),
+    Fault,
+    Start(usize),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Place {
+    paused_until: Millis,
+    register_gone_until: Millis,
+    disk_hangs_until: Millis,
+    disk_busy: bool,
+    turn_due: bool,
+    restarting: bool,
+    /// Its directory must be replaced before it starts: what is there cannot be trusted.
+    damaged: bool,
+}
+
+/// See the head of the file.
+pub struct Storm {
+    random: Random,
+    climate: Climate,
+    pub world: World,
+    places: Vec<Place>,
+    /// Directions in which nothing passes until then.
+    cut: BTreeMap<(usize, usize), Millis>,
+    queue: BTreeMap<(Millis, u64), Event>,
+    next_event: u64,
+    raging: bool,
+    pub steps: u64,
+    pub fail_overs: u64,
+}
+
+impl Storm {
+    pub fn new(seed: u64, traced: bool, base: Instant) -> Storm {
+        let mut random = Random::new(seed);
+        let climate = Climate::draw(&mut random);
+        let timing = Timing {
+            heartbeat: 20,
+            failure_timeout: 60,
+            handback_after: random.pick(&[None, Some(60), Some(250)]),
+        };
+        let clients = Clients::new(climate.clients, Random::new(random.next()));
+        let mut world = World::new(climate.machines, timing, clients, base);
+        world.trace = traced.then(Vec::new);
+        world.failures_expected = climate.disk_faults;
+        world.note(|| format!("seed {seed}: {climate:?} {timing:?}"));
+        let creates = random.below(climate.machines as u64) as usize;
+        world.machines[creates].creates = true;
+        for machine in &mut world.machines {
+            machine.rate = 1000 + random.between(0, climate.drift) - climate.drift / 2;
+        }
+        let places = vec![Place::default(); climate.machines];
+        let mut storm = Storm {
+            random,
+            climate,
+            world,
+            places,
+            cut: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            next_event: 0,
+            raging: true,
+            steps: 0,
+            fail_overs: 0,
+        };
+        for machine in 0..storm.places.len() {
+            let delay = storm.random.below(30);
+            storm.at(delay, Event::Start(machine));
+        }
+        for client in 0..storm.climate.clients {
+            storm.at(10, Event::Ask(client));
+        }
+        let delay = storm.random.between(0, 150);
+        storm.at(delay, Event::Fault);
+        storm
+    }
+
+    fn at(&mut self, delay: Millis, event: Event) {
+        self.queue.insert((self.world.now + delay, self.next_event), event);
+        self.next_event += 1;
+    }
+
+    /// The whole life of a seed.
+    pub fn run(&mut self) -> Result<(), Broken> {
+        let ends = self.world.now + STORM;
+        self.run_until(ends)?;
+        self.calm_down();
+        self.recover()?;
+        self.read_everything_back()?;
+        self.fail_overs =
+            self.world.views.values().filter(|view| view.led_since == view.epoch).count() as u64;
+        let report = crate::check::check(&self.world.clients.history);
+        if let Some(violation) = report.violations.first() {
+            return Err(Broken("what clients were told is linearizable", violation.to_string()));
+        }
+        if let Some(error) = self.world.clients.errors.first() {
+            return Err(Broken("a client of a node that lives through it hears no error", error.clone()));
+        }
+        self.world.check_states()
+    }
+
+    fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
+        while let Some(entry) = self.queue.first_entry() {
+            if entry.key().0 > end {
+                break;
+            }
+            let ((time, _), event) = entry.remove_entry();
+            self.world.now = time;
+            self.steps += 1;
+            self.handle(event)?;
+            self.take_up();
+        }
+        self.world.now = end;
+        Ok(())
+    }
+
+    fn concerns(event: &Event) -> Option<usize> {
+        match event {
+            Event::Tick { machine, .. }
+            | Event::Turn { machine, .. }
+            | Event::Disk { machine, .. }
+            | Event::Flush { machine, .. }
+            | Event::Answer { machine, .. } => Some(*machine),
+            Event::Dial { from, .. } => Some(*from),
+            Event::Deliver(flight) => Some(flight.to),
+            Event::Arrive(shipment, _) => Some(shipment.to),
+            Event::Died { to, .. } => Some(*to),
+            Event::AtRegister { .. } | Event::Ask(_) | Event::Fault | Event::Start(_) => None,
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<(), Broken> {
+        // A stopped process finds everything in its sockets when it goes on.
+        if let Some(machine) = Storm::concerns(&event)
+            && self.places[machine].paused_until > self.world.now
+        {
+            let delay = self.places[machine].paused_until - self.world.now;
+            self.at(delay, event);
+            return Ok(());
+        }
+        match event {
+            Event::Tick { machine, session } if self.world.runs(machine, session) => {
+                self.world.turn(machine, true)?;
+                let delay = self.random.between(1, TICK);
+                self.at(delay, Event::Tick { machine, session });
+                Ok(())
+            }
+            Event::Turn { machine, session } if self.world.runs(machine, session) => {
+                self.places[machine].turn_due = false;
+                self.world.turn(machine, false)
+            }
+            Event::Deliver(flight) => {
+                if self.is_cut(flight.from, flight.to) {
+                    let delay = self.cut[&(flight.from, flight.to)] - self.world.now;
+                    self.at(delay, Event::Deliver(flight)); // TCP sends it again
+                    return Ok(());
+                }
+                self.world.deliver(&flight)?;
+                self.turn_soon(flight.to)
+            }
+            Event::Dial { from, session, to } if self.world.runs(from, session) => {
+                let there = self.world.machines[to].process.is_some()
+                    && !self.is_cut(from, to)
+                    && !self.is_cut(to, from)
+                    && self.places[to].paused_until <= self.world.now;
+                if there {
+                    self.world.connect(from, to);
+                    self.turn_soon(from)?;
+                    self.turn_soon(to)
+                } else {
+                    let delay = self.random.between(5, 50);
+                    self.at(delay, Event::Dial { from, session, to });
+                    Ok(())
+                }
+            }
+            Event::Arrive(shipment, whole) => {
+                let to = shipment.to;
+                let whole = whole && !self.is_cut(shipment.from, to);
+                self.world.arrive(shipment, whole);
+                self.turn_soon(to)
+            }
+            Event::Disk { machine, session } if self.world.runs(machine, session) => {
+                self.places[machine].disk_busy = false;
+                let waiting = self.world.machines[machine].process.as_ref().map_or(0, |p| p.writes.len());
+                let count = self.random.between(1, waiting.max(1) as u64) as usize;
+                if !self.world.write(machine, count)? {
+                    self.process_ended(machine);
+                    return Ok(());
+                }
+                self.turn_soon(machine)
+            }
+            Event::Flush { machine, session, job } if self.world.runs(machine, session) => {
+                let done = job.run().expect("memory takes it");
+                self.world.report(machine, Internal::Flushed(done));
+                self.turn_soon(machine)
+            }
+            Event::AtRegister { machine, session, swap, answers } => {
+                let answer = match swap {
+                    None => Internal::RegisterRead(Ok(self.world.register())),
+                    Some(next) => Internal::Swapped(self.world.swap(&next)?),
+                };
+                if answers {
+                    let delay = self.random.between(0, self.climate.register_delay);
+                    self.at(delay, Event::Answer { machine, session, answer });
+                }
+                Ok(())
+            }
+            Event::Answer { machine, session, answer } if self.world.runs(machine, session) => {
+                self.world.report(machine, answer);
+                self.turn_soon(machine)
+            }
+            Event::Died { to, machine, session } => {
+                // "Nobody runs there" is found out at the moment that it is said.
+                if session.is_none() && self.world.machines[machine].process.is_some() {
+                    return Ok(());
+                }
+                let node = self.world.machines[machine].id.clone();
+                self.world.report(to, Internal::Died { node, session });
+                self.turn_soon(to)
+            }
+            Event::Ask(client) => self.ask(client),
+            Event::Fault => self.fault(),
+            Event::Start(machine) => self.start(machine),
+            Event::Tick { .. }
+            | Event::Turn { .. }
+            | Event::Dial { .. }
+            | Event::Disk { .. }
+            | Event::Flush { .. }
+            | Event::Answer { .. } => Ok(()),
+        }
+    }
+
+    /// The batch ends here, or a little later with what comes until then.
+    fn turn_soon(&mut self, machine: usize) -> Result<(), Broken> {
+        if self.places[machine].paused_until > self.world.now {
+            return Ok(());
+        }
+        if self.random.chance(700) {
+            return self.world.turn(machine, false);
+        }
+        if let Some(session) = self.world.session(machine)
+            && !std::mem::replace(&mut self.places[machine].turn_due, true)
+        {
+            self.at(1, Event::Turn { machine, session });
+        }
+        Ok(())
+    }
+
+    fn take_up(&mut self) {
+        for (machine, request) in std::mem::take(&mut self.world.clients.confirm) {
+            if let Some(process) = &mut self.world.machines[machine].process {
+                process.requests.push(request);
+            }
+        }
+        for wish in std::mem::take(&mut self.world.wishes) {
+            self.grant(wish);
+        }
+        for machine in 0..self.places.len() {
+            let Some(process) = &self.world.machines[machine].process else { continue };
+            let session = process.session;
+            if !process.writes.is_empty() && !self.places[machine].disk_busy {
+                self.places[machine].disk_busy = true;
+                let hangs = self.places[machine].disk_hangs_until.saturating_sub(self.world.now);
+                let delay = hangs + self.random.between(0, self.climate.disk_delay);
+                self.at(delay, Event::Disk { machine, session });
+            }
+        }
+    }
+
+    fn grant(&mut self, wish: Wish) {
+        match wish {
+            Wish::Send(flight) => {
+                let now = self.world.now;
+                let delay = self.random.between(0, self.climate.network_delay);
+                let Some(connection) = self.world.connections.get_mut(&(flight.from, flight.to)) else {
+                    return;
+                };
+                connection.arrives = connection.arrives.max(now + delay);
+                let delay = connection.arrives - now;
+                self.at(delay, Event::Deliver(flight));
+            }
+            Wish::Dial { from, session, to } => {
+                let delay = self.random.between(0, self.climate.network_delay + 1);
+                self.at(delay, Event::Dial { from, session, to });
+            }
+            Wish::Ship(shipment) => {
+                let delay = self.random.between(0, 2 * self.climate.network_delay + 10);
+                let whole = !self.raging || self.random.chance(900);
+                self.at(delay, Event::Arrive(shipment, whole));
+            }
+            Wish::Flush { machine, session, job } => {
+                let delay = self.random.between(1, 2 * self.climate.disk_delay + 5);
+                self.at(delay, Event::Flush { machine, session, job });
+            }
+            Wish::Ask { machine, session, ask } => self.call(machine, session, ask),
+        }
+    }
+
+    fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.cut.get(&(from, to)).is_some_and(|until| *until > self.world.now)
+    }
+
+    /// An operation on the register: done, lost before, lost after, or done long after everybody gave up on it.
+    fn call(&mut self, machine: usize, session: u64, ask: Ask) {
+        let swap = match ask {
+            Ask::Read => None,
+            Ask::Swap(next) => Some(next),
+            Ask::Watch(node) => {
+                let other = self.world.machine_of(&node);
+                if self.world.machines[other].process.is_none() && self.random.chance(self.climate.proofs) {
+                    self.at(1, Event::Died { to: machine, machine: other, session: None });
+                }
+                return;
+            }
+            Ask::Forget(_) => return,
+        };
+        let there = self.random.between(0, self.climate.register_delay);
+        let gone = !self.world.machines[machine].can_reach_register();
+        if !gone && !self.random.chance(self.climate.register_failures) {
+            return self.at(there, Event::AtRegister { machine, session, swap, answers: true });
+        }
+        let back = there + self.random.between(0, self.climate.register_delay);
+        let answer = match &swap {
+            None => Internal::RegisterRead(Err(RegisterUnreachable)),
+            Some(_) => Internal::Swapped(Swapped::Unknown),
+        };
+        self.at(back, Event::Answer { machine, session, answer });
+        if swap.is_some() {
+            match self.random.below(3) {
+                0 => {}
+                1 => self.at(there, Event::AtRegister { machine, session, swap, answers: false }),
+                _ => {
+                    let late = there + self.random.between(0, 150);
+                    self.at(late, Event::AtRegister { machine, session, swap, answers: false });
+                }
+            }
+        }
+    }
+
+    // --- clients ---
+
+    fn ask(&mut self, client: usize) -> Result<(), Broken> {
+        if !self.raging {
+            return Ok(());
+        }
+        let delay = self.random.between(1, self.climate.between_requests);
+        self.at(delay, Event::Ask(client));
+        let machine = self.random.below(self.places.len() as u64) as usize;
+        if !self.world.clients.is_idle(client) || self.world.machines[machine].process.is_none() {
+            return Ok(());
+        }
+        let world = &mut self.world;
+        world.clients.ask(client, &mut world.machines, machine, world.base, world.now);
+        self.take_up();
+        self.turn_soon(machine)
+    }
+
+    // --- faults ---
+
+    fn fault(&mut self) -> Result<(), Broken> {
+        if !self.raging {
+            return Ok(());
+        }
+        let delay = self.random.between(1, self.climate.between_faults);
+        self.at(delay, Event::Fault);
+        let now = self.world.now;
+        let victim = self.victim();
+        let long = self.random.pick(&[10, 40, 100, 250]);
+        let until = now + self.random.between(1, long);
+        match self.random.below(100) {
+            0..20 => self.crash(victim, false, false),
+            20..30 => self.crash(victim, true, false),
+            30..38 => self.crash(victim, true, true),
+            38..53 => {
+                self.world.note(|| format!("{} stops until {until}", letter(victim)));
+                self.places[victim].paused_until = until;
+            }
+            53..68 => self.partition(victim, until),
+            68..74 => {
+                let other = self.random.below(self.places.len() as u64) as usize;
+                self.world.note(|| format!("the connection {} -> {} breaks", letter(victim), letter(other)));
+                self.world.disconnect(victim, other);
+            }
+            74..81 => {
+                self.world.note(|| format!("{} cannot reach the register until {until}", letter(victim)));
+                self.cut_register(victim, until);
+            }
+            81..84 => {
+                self.world.note(|| format!("nobody can reach the register until {until}"));
+                for machine in 0..self.places.len() {
+                    self.cut_register(machine, until);
+                }
+            }
+            84..88 => {
+                let until = now + self.random.between(10, 400);
+                self.world.note(|| format!("the disk of {} hangs until {until}", letter(victim)));
+                self.places[victim].disk_hangs_until = until;
+            }
+            88..94 => self.disk_fault(victim),
+            94..97 => self.move_leader(victim),
+            _ => {
+                let power = self.climate.power_cuts && self.random.chance(600);
+                for machine in 0..self.places.len() {
+                    self.crash(machine, power, false);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn victim(&mut self) -> usize {
+        if self.random.chance(400)
+            && let Some(view) = self.world.register()
+        {
+            return self.world.machine_of(&view.leader);
+        }
+        self.random.below(self.places.len() as u64) as usize
+    }
+
+    fn cut_register(&mut self, machine: usize, until: Millis) {
+        self.places[machine].register_gone_until = until;
+        self.world.machines[machine].register_cut.store(true, Ordering::Relaxed);
+        self.at(until - self.world.now, Event::Fault);
+    }
+
+    /// One direction, both, or all of a machine's; what is under way is lost or delayed.
+    fn partition(&mut self, victim: usize, until: Millis) {
+        let shape = self.random.below(4);
+        let breaks = self.random.chance(500);
+        let other = self.random.below(self.places.len() as u64) as usize;
+        let mut directions = Vec::new();
+        for peer in 0..self.places.len() {
+            match shape {
+                0 if peer == other => directions.push((victim, peer)),
+                1 if peer == other => directions.extend([(victim, peer), (peer, victim)]),
+                2 => directions.extend([(victim, peer), (peer, victim)]),
+                3 => directions.push((victim, peer)),
+                _ => {}
+            }
+        }
+        self.world.note(|| format!("cut {directions:?} until {until}, connections break: {breaks}"));
+        for (from, to) in directions {
+            self.cut.insert((from, to), until);
+            if breaks {
+                self.world.disconnect(from, to);
+            }
+        }
+    }
+
+    fn disk_fault(&mut self, victim: usize) {
+        if !self.climate.disk_faults {
+            return;
+        }
+        let operation = self.random.pick(&[
+            Operation::Write,
+            Operation::Write,
+            Operation::Sync,
+            Operation::Rename,
+            Operation::Create,
+            Operation::SyncDirectory,
+        ]);
+        let nth = self.random.below(6);
+        let fault = match self.random.below(4) {
+            0 => Fault::Io,
+            1 => Fault::Short(self.random.below(400) as usize),
+            2 => Fault::SyncDrops,
+            _ => Fault::SyncForgets,
+        };
+        self.world.note(|| format!("{}: {operation:?} number {nth} from now: {fault:?}", letter(victim)));
+        self.world.machines[victim].disk.fail(operation, nth, fault);
+    }
+
+    fn move_leader(&mut self, asked: usize) {
+        let to = self.random.below(self.places.len() as u64) as usize;
+        let node = self.world.machines[to].id.clone();
+        let clock = self.world.machines[asked].clock(self.world.base, self.world.now);
+        if let Some(process) = &mut self.world.machines[asked].process {
+            let (answer, _) = tokio::sync::oneshot::channel();
+            let deadline = clock + std::time::Duration::from_millis(300);
+            process.requests.push(event::Request::MoveLeader { node, deadline, answer });
+        }
+    }
+
+    fn process_ended(&mut self, machine: usize) {
+        let place = &mut self.places[machine];
+        place.disk_busy = false;
+        place.turn_due = false;
+        place.paused_until = 0;
+        if !std::mem::replace(&mut place.restarting, true) {
+            let long = self.random.pick(&[1, 20, 200]);
+            let delay = self.random.between(0, long);
+            self.at(delay, Event::Start(machine));
+        }
+    }
+
+    /// Kills a process, perhaps with the power of its machine, perhaps in the middle of a write. Wipes it too, where
+    /// others hold everything it has.
+    fn crash(&mut self, machine: usize, power: bool, wipe: bool) {
+        let Some(session) = self.world.session(machine) else { return };
+        if power && self.climate.power_cuts {
+            // The power goes while something is being written.
+            let steps = self.random.below(8);
+            self.world.machines[machine].disk.power_off_after(steps);
+            if let Some(process) = &mut self.world.machines[machine].process {
+                let count = process.writes.len();
+                let operations: Vec<_> = process.writes.drain(..count).collect();
+                let _ = process.writer.turn(operations);
+            }
+            let mut random = Random::new(self.random.next());
+            self.world.kill(machine, Some(&mut random));
+        } else {
+            self.world.kill(machine, None);
+        }
+        if wipe && self.climate.wipes && self.may_wipe(machine) {
+            self.world.wipe(machine);
+        }
+        for to in (0..self.places.len()).filter(|to| *to != machine) {
+            if self.random.chance(self.climate.proofs) {
+                let delay = self.random.between(0, 15);
+                let session = if self.random.chance(800) { Some(session) } else { None };
+                self.at(delay, Event::Died { to, machine, session });
+            }
+        }
+        self.process_ended(machine);
+    }
+
+    /// In whatever view stands, or may come to stand through a swap on its way, another node has the data.
+    fn may_wipe(&self, machine: usize) -> bool {
+        let on_the_way = self.queue.values().filter_map(|event| match event {
+            Event::AtRegister { swap: Some(view), .. } => Some(view.clone()),
+            _ => None,
+        });
+        let Some(stands) = self.world.register() else { return false };
+        std::iter::once(stands).chain(on_the_way).all(|view| {
+            view.in_sync.iter().any(|(node, incarnation)| {
+                let counted = self.world.machine_of(node);
+                counted != machine
+                    && self.world.machines[counted].incarnation == *incarnation
+                    && !self.places[counted].damaged
+            })
+        })
+    }
+
+    fn start(&mut self, machine: usize) -> Result<(), Broken> {
+        self.places[machine].restarting = false;
+        if self.world.machines[machine].process.is_some() {
+            return Ok(());
+        }
+        let origin = self.random.next() | 1;
+        if let Err(why) = self.world.start(machine, origin, self.climate.log_keep_bytes) {
+            if !self.climate.disk_faults {
+                return Err(Broken(
+                    "a node starts on what a power cut leaves",
+                    format!("{}: {why}", letter(machine)),
+                ));
+            }
+            // An error of the disk while starting; try again.
+            self.world.machines[machine].disk.heal();
+            self.process_ended(machine);
+            return Ok(());
+        }
+        let session = self.world.session(machine).expect("just started");
+        self.at(0, Event::Tick { machine, session });
+        for other in (0..self.places.len()).filter(|other| *other != machine) {
+            if self.world.machines[other].process.is_none() && self.random.chance(self.climate.proofs) {
+                self.at(1, Event::Died { to: machine, machine: other, session: None });
+            }
+        }
+        Ok(())
+    }
+
+    // --- after the storm ---
+
+    fn calm_down(&mut self) {
+        self.world.note(|| "the storm is over".to_owned());
+        self.raging = false;
+        self.climate = self.climate.calm();
+        self.cut.clear();
+        let now = self.world.now;
+        for machine in 0..self.places.len() {
+            self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
+            self.world.machines[machine].disk.heal();
+            let place = &mut self.places[machine];
+            place.paused_until = place.paused_until.min(now + 1);
+            if std::mem::take(&mut place.disk_hangs_until) > now
+                && let Some(session) = self.world.session(machine)
+            {
+                self.at(1, Event::Disk { machine, session });
+            }
+            if self.world.machines[machine].process.is_none() && !self.places[machine].restarting {
+                self.places[machine].restarting = true;
+                self.at(1, Event::Start(machine));
+            }
+        }
+    }
+
+    fn recover(&mut self) -> Result<(), Broken> {
+        let deadline = self.world.now + RECOVERY;
+        loop {
+            let next = self.world.now + 20;
+            self.run_until(next)?;
+            match self.is_whole() {
+                Ok(()) => return Ok(()),
+                Err(broken) if self.world.now >= deadline => return Err(broken),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn is_whole(&self) -> Result<(), Broken> {
+        let wish = |sentence, detail: String| Err(Broken(sentence, detail));
+        let Some(view) = self.world.register() else {
+            return wish("once faults end, one leader serves", "the register is empty".to_owned());
+        };
+        let leader = self.world.machine_of(&view.leader);
+        let serves = self.world.machines[leader].process.as_ref().is_some_and(|process| {
+            let node = process.engine.node();
+            node.can_propose() && node.epoch() == view.epoch && matches!(node.role(), Role::Leader(_))
+        });
+        if !serves {
+            return wish("once faults end, one leader serves", format!("{} does not", letter(leader)));
+        }
+        for (number, machine) in self.world.machines.iter().enumerate() {
+            let ready = machine.process.as_ref().is_some_and(|process| {
+                process.shared.ready.load(Ordering::Relaxed)
+                    && process.engine.node().epoch() == view.epoch
+                    && process.writes.is_empty()
+                    && !process.engine.is_busy()
+            });
+            let counted = view.is_in_sync(&machine.id, machine.incarnation);
+            if !counted || !ready || view.members != view.in_sync {
+                let detail = format!("{}: in sync {counted}, ready {ready}", letter(number));
+                return wish("once faults end, everyone is in sync and ready again", detail);
+            }
+        }
+        if self.world.timing.handback_after.is_some() && leader != 0 {
+            return wish(
+                "once faults end, the lowest address leads again",
+                format!("{} does", letter(leader)),
+            );
+        }
+        if !self.world.clients.all_idle() {
+            return wish("once faults end, every request is answered", String::new());
+        }
+        Ok(())
+    }
+
+    /// Every key, on every node; and one more write.
+    fn read_everything_back(&mut self) -> Result<(), Broken> {
+        let all = Request::Read { first: Key(0), last: Key(9), freshness: Freshness::Linearizable };
+        let write = Request::Put { key: Key(9), value: crate::check::Token(u64::MAX) };
+        for (request, everywhere) in [(all, true), (write, false), (all, true)] {
+            let machines = if everywhere { self.places.len() } else { 1 };
+            for machine in 0..machines {
+                let world = &mut self.world;
+                world.clients.send(0, &mut world.machines, machine, request, world.base, world.now);
+                self.take_up();
+                let deadline = self.world.now + 500;
+                while !self.world.clients.is_idle(0) {
+                    let next = self.world.now + 5;
+                    self.run_until(next)?;
+                    if next > deadline {
+                        return Err(Broken(
+                            "once faults end, a request is answered soon",
+                            format!("{request:?}"),
+                        ));
+                    }
+                }
+            }
+        }
+        let settle = self.world.now + 200;
+        self.run_until(settle)
+    }
+}
