@@ -442,10 +442,23 @@ type Change = fn(&mut Log<SimDisk>) -> Result<(), LogError>;
 const ENTRIES: u64 = 60;
 
 /// What changes more than the end of the log, and what the log then begins after and ends with.
-const CHANGES: [(&str, u64, u64, Change); 5] = [
+const CHANGES: [(&str, u64, u64, Change); 7] = [
     ("truncate", 0, 25, |log| log.truncate_after(Index(25))),
     ("truncate all", 0, 0, |log| log.truncate_after(Index(0))),
     ("reset", 90, 90, |log| log.reset(Position { index: Index(90), epoch: Epoch(7), chain: 5 })),
+    ("reset and append", 90, 93, |log| {
+        log.reset(Position { index: Index(90), epoch: Epoch(7), chain: 5 })?;
+        let (frames, positions) = frames_after(log.last(), 7, 3, 0);
+        log.append(&frames, positions[2])?;
+        log.sync().map(drop)
+    }),
+    // What comes does not fit into the file that the log starts anew with.
+    ("reset and go on", 90, 110, |log| {
+        log.reset(Position { index: Index(90), epoch: Epoch(7), chain: 5 })?;
+        let (frames, positions) = frames_after(log.last(), 7, 20, 0);
+        log.append(&frames, positions[19])?;
+        log.sync().map(drop)
+    }),
     ("drop", 0, ENTRIES, |log| log.drop_before(Index(50))),
     ("append", 0, ENTRIES + 20, |log| {
         let (frames, positions) = frames_after(log.last(), 1, 20, 0);
@@ -466,7 +479,7 @@ fn every_step() -> Result<u64, String> {
     }
     let all = content(&log)?;
     drop(log);
-    for (what, _, new_last, change) in CHANGES {
+    for (what, new_base, new_last, change) in CHANGES {
         for step in 1.. {
             let mut done = false;
             for way in 0..6 {
@@ -489,12 +502,13 @@ fn every_step() -> Result<u64, String> {
                     let found = content(&log).map_err(|error| format!("{}: {error}", at()))?;
                     let (base, last) = (found.base().index.0, found.last().index.0);
                     let old = last == ENTRIES && (what == "drop" || base == 0);
-                    let grown = what == "append" && (ENTRIES..=new_last).contains(&last);
-                    if !(last == new_last || (!done && (old || grown))) {
+                    let new = base == new_base || what == "drop";
+                    let grown = new && last > ENTRIES && last <= new_last;
+                    if !(new && last == new_last || (!done && (old || grown))) {
                         return Err(format!("{}: from {base} to {last}", at()));
                     }
                     let known = found.positions.iter().all(|(index, position)| {
-                        *index > ENTRIES || what == "reset" || all.positions.get(index) == Some(position)
+                        *index > ENTRIES || all.positions.get(index) == Some(position)
                     });
                     if !known {
                         return Err(format!("{}: what was never written", at()));
@@ -528,6 +542,7 @@ fn breaking_off_at_every_step_notices_each_rule_that_is_left_out() {
         Rule::SyncBeforeReport,
         Rule::SyncBeforeRename,
         Rule::SupersedeByHeads,
+        Rule::InheritFresh,
         Rule::DropInOrder,
     ] {
         let found = without(Some(rule), every_step);
@@ -702,6 +717,25 @@ fn a_full_disk_is_told_while_the_log_can_still_take_some_and_stops_nothing_for_g
         disk.power_cut(&mut Random::new(1));
         assert_eq!(open_log(&disk, last.index.0 + 1).unwrap().0.last().index, last.index.next());
     }
+}
+
+#[test]
+fn what_an_earlier_process_failed_to_sync_and_still_reads_is_written_again() {
+    let told_and_kept = || {
+        let disk = fresh_disk();
+        let mut log = open_log(&disk, 0).unwrap().0;
+        append(&mut log, 3).unwrap();
+        disk.fail(Operation::Sync, 0, Fault::SyncForgets);
+        assert!(log.sync().is_err() && log.sync().is_err(), "a failed sync is never retried");
+        disk.crash();
+        let told = open_log(&disk, 0).unwrap().0.last();
+        disk.power_cut(&mut Random::new(1));
+        (told, open_log(&disk, 0).unwrap().0.last())
+    };
+    let (told, kept) = told_and_kept();
+    assert_eq!((told.index, told), (Index(3), kept));
+    let (told, kept) = without(Some(Rule::RewriteTail), told_and_kept);
+    assert_ne!(told, kept, "writing it again is what helps");
 }
 
 #[test]
