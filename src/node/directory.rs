@@ -128,6 +128,15 @@ impl DataDirectory {
                 identity
             }
         };
+        if identity.cluster.is_some() {
+            // They were there before the node belonged to a cluster: without them it would forget what it has said.
+            for name in ["promise", "log"] {
+                let file = path.join(name);
+                if !file.exists() {
+                    return Err(DirectoryError::Damaged { path: file, why: "it is missing".to_owned() });
+                }
+            }
+        }
         let promises = Promises::open(&RealDisk, path)?;
         let incarnation = identity.incarnation;
         Ok(DataDirectory {
@@ -199,17 +208,40 @@ impl DataDirectory {
             move |source| DirectoryError::Io { path, source }
         };
         std::fs::create_dir(&aside).map_err(io(&aside))?;
-        // The identity first: without it the rest is nobody's, with it and no log it would be a wiped node.
-        for name in ["identity", "promise", "log", "state.redb"] {
-            let from = self.path.join(name);
-            if from.exists() {
-                std::fs::rename(&from, aside.join(name)).map_err(io(&from))?;
-            }
-        }
+        // The identity first, and for good: without it the rest is nobody's, with it and no log it would be a wiped node.
+        let identity = self.path.join("identity");
+        std::fs::rename(&identity, aside.join("identity")).map_err(io(&identity))?;
         sync_directory(&aside)?;
         sync_directory(&self.path)?;
+        move_aside(&self.path, &aside)?;
         Ok(aside)
     }
+}
+
+/// What goes with an identity.
+const DATA: [&str; 3] = ["promise", "log", "state.redb"];
+
+/// Moves what is nobody's any more to the identity that it belonged to.
+fn move_aside(path: &Path, aside: &Path) -> Result<(), DirectoryError> {
+    for name in DATA {
+        let from = path.join(name);
+        if from.exists() {
+            let io = |source| DirectoryError::Io { path: from.clone(), source };
+            std::fs::rename(&from, aside.join(name)).map_err(io)?;
+        }
+    }
+    sync_directory(aside)?;
+    sync_directory(path)
+}
+
+/// The newest directory with data set aside, where the setting aside may have been cut short: nothing of what is still
+/// here is in it yet.
+fn unfinished_aside(path: &Path) -> Option<PathBuf> {
+    let asides = (1..).map(|number| path.join(format!("aside-{number}")));
+    let newest = asides.take_while(|aside| aside.exists()).last()?;
+    let begun = newest.join("identity").exists();
+    let both = DATA.iter().any(|name| path.join(name).exists() && newest.join(name).exists());
+    (begun && !both).then_some(newest)
 }
 
 fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
@@ -293,9 +325,12 @@ fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, Dire
     Ok(Some(Identity { incarnation, cluster }))
 }
 
-/// A directory without an identity is new, unless it holds data.
+/// A directory without an identity is new, unless it holds data. Setting data aside that was cut short is finished.
 fn missing_identity(path: &Path) -> Result<Option<Identity>, DirectoryError> {
-    for name in ["log", "state.redb", "promise"] {
+    if let Some(aside) = unfinished_aside(path) {
+        move_aside(path, &aside)?;
+    }
+    for name in DATA {
         if path.join(name).exists() {
             let why = format!("it is missing beside {name}");
             return Err(DirectoryError::Damaged { path: path.join("identity"), why });
@@ -350,6 +385,7 @@ mod tests {
     fn what_was_promised_is_there_after_a_restart() {
         let parent = tempfile::tempdir().unwrap();
         let first = open(parent.path()).unwrap();
+        std::fs::create_dir(parent.path().join("log")).unwrap();
         for epoch in 1..=5 {
             first.save_promise(Epoch(epoch + 1), Some(&view(epoch)), Index(epoch)).unwrap();
         }
@@ -406,5 +442,37 @@ mod tests {
         let new = open(parent.path()).unwrap();
         assert_ne!(new.incarnation(), old);
         assert_eq!(new.promise(), Promise::default());
+    }
+
+    #[test]
+    fn setting_aside_that_was_cut_short_is_finished_by_the_next_start() {
+        let parent = tempfile::tempdir().unwrap();
+        let first = open(parent.path()).unwrap();
+        std::fs::create_dir(parent.path().join("log")).unwrap();
+        first.save_promise(Epoch(2), Some(&view(1)), Index(1)).unwrap();
+        let old = first.incarnation();
+        drop(first);
+        let aside = parent.path().join("aside-1");
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::rename(parent.path().join("identity"), aside.join("identity")).unwrap();
+        let new = open(parent.path()).unwrap();
+        assert_ne!(new.incarnation(), old);
+        assert_eq!(new.promise(), Promise::default());
+        assert!(aside.join("promise").exists() && aside.join("log").exists());
+    }
+
+    #[test]
+    fn a_member_without_its_log_or_promise_is_no_new_node() {
+        for name in ["log", "promise"] {
+            let parent = tempfile::tempdir().unwrap();
+            let first = open(parent.path()).unwrap();
+            std::fs::create_dir(parent.path().join("log")).unwrap();
+            first.save_promise(Epoch(2), Some(&view(1)), Index(1)).unwrap();
+            drop(first);
+            drop(open(parent.path()).unwrap());
+            std::fs::rename(parent.path().join(name), parent.path().join("elsewhere")).unwrap();
+            let error = open(parent.path()).unwrap_err();
+            assert!(matches!(error, DirectoryError::Damaged { .. }), "{error}");
+        }
     }
 }

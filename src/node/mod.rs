@@ -11,6 +11,7 @@
 //! Driver, links and inbound connections share one thread, so that no load of clients delays a heartbeat; the writer
 //! and the registrar have a thread each, because they wait for disks. `api` knows a node by its [`Handle`] only.
 
+pub mod damage;
 pub mod directory;
 pub mod disk;
 mod driver;

@@ -33,6 +33,16 @@ pub enum StartError {
         /// Known to be committed.
         known: Index,
     },
+    /// The log does not reach as far as the state.
+    #[error(
+        "state.redb holds everything up to entry {applied}, and the log ends at {last}: the end of the log is missing\nnothing was changed; bring the log back, or move the node's data directory away to let it join anew from its peers, unless it is the last in-sync copy"
+    )]
+    LogBehind {
+        /// The last entry applied to the state.
+        applied: Index,
+        /// The last entry of the log.
+        last: Index,
+    },
     /// The register cannot be read.
     #[error("cannot read the register: {0}")]
     Register(String),
@@ -75,7 +85,7 @@ pub struct Found {
 /// Puts log and state together. `promised_commit` is the commit index that the promise file knows.
 ///
 /// # Errors
-/// [`StartError::StateBehind`], nothing was changed; [`StartError::Log`].
+/// [`StartError::StateBehind`], [`StartError::LogBehind`], nothing was changed; [`StartError::Log`].
 pub fn put_together<D: disk::Disk>(
     log: &mut Log<D>,
     recovered: log::Recovered,
@@ -87,18 +97,23 @@ pub fn put_together<D: disk::Disk>(
     let fits = applied.index >= log.base().index && log.position(applied.index) == Some(applied);
     let known = recovered.commit.max(promised_commit);
     let (base, runs, last, commit) = if fits {
+        log.forget_staged()?;
         (recovered.base, recovered.runs, recovered.last, known.max(applied.index))
     } else {
-        // Only a snapshot that was just put in place is ahead of everything this node knew to be committed. A state
-        // that is behind its log's beginning is lost or an old copy: the log is not thrown away for it.
-        if applied.index <= known && recovered.last.index > Index(0) {
+        // Only for a snapshot that was just put in place is a fresh log staged. A state that is behind its log's
+        // beginning is lost or an old copy, and a log that is behind its state has lost its end: neither is thrown
+        // away for the other.
+        if recovered.staged != Some(applied) && applied.index > recovered.last.index {
+            return Err(StartError::LogBehind { applied: applied.index, last: recovered.last.index });
+        }
+        if recovered.staged != Some(applied) {
             return Err(StartError::StateBehind {
                 applied: applied.index,
                 base: recovered.base.index,
                 known,
             });
         }
-        log.reset(applied)?;
+        log.finish_reset()?;
         (applied, Vec::new(), applied, applied.index)
     };
     let runs = runs.into_iter().map(|(epoch, first)| Run { epoch, first }).collect();

@@ -40,6 +40,8 @@ pub(crate) enum Rule {
     CheckChain,
     /// R14: segments are counted by their heads, before the superseded ones are read.
     SupersedeByHeads,
+    /// R14: what takes the place of a fresh start is one itself.
+    InheritFresh,
     /// Segments leave the front of the log one at a time, each for good before the next.
     DropInOrder,
     /// R25: after an append that found no room, nothing is written behind its remains.

@@ -131,6 +131,8 @@ pub struct Writer<D: Disk, P: KeepPromise> {
     promises: P,
     /// Found no room, and what came after it.
     waiting: VecDeque<WriteOperation>,
+    /// Nothing may follow.
+    failed: Option<Failure>,
 }
 
 enum Step {
@@ -142,10 +144,11 @@ enum Step {
 impl<D: Disk, P: KeepPromise> Writer<D, P> {
     /// Takes over a log and what keeps promises.
     pub fn new(log: Log<D>, promises: P) -> Writer<D, P> {
-        Writer { log, promises, waiting: VecDeque::new() }
+        Writer { log, promises, waiting: VecDeque::new(), failed: None }
     }
 
     /// The log as it is.
+    #[cfg(test)]
     pub fn log(&self) -> &Log<D> {
         &self.log
     }
@@ -156,6 +159,18 @@ impl<D: Disk, P: KeepPromise> Writer<D, P> {
     /// # Errors
     /// [`Failure`].
     pub fn turn(
+        &mut self,
+        operations: impl IntoIterator<Item = WriteOperation>,
+    ) -> Result<TurnDone, Failure> {
+        if let Some(failure) = &self.failed {
+            return Err(failure.clone());
+        }
+        let turned = self.try_turn(operations);
+        self.failed = turned.as_ref().err().cloned();
+        turned
+    }
+
+    fn try_turn(
         &mut self,
         operations: impl IntoIterator<Item = WriteOperation>,
     ) -> Result<TurnDone, Failure> {
@@ -261,8 +276,8 @@ pub fn run(
         }
         if let Some(write) = done.persisted {
             events.send_blocking(Internal::Persisted(write));
-            if let Err(Failure::Diverged(_) | Failure::Fatal(_)) = writer.rest() {
-                fail(directory, "the log's mark cannot be written");
+            if let Err(Failure::Fatal(why)) = writer.rest() {
+                fail(directory, &why);
             }
         }
         wait = if done.waiting > 0 { FULL } else { IDLE };
@@ -278,3 +293,6 @@ fn fail(directory: &DataDirectory, why: &str) -> ! {
     eprintln!("replserver: cannot write to {}: {why}", directory.path().display());
     std::process::exit(1);
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,6 +210,8 @@ pub struct Log<D: Disk = RealDisk> {
     marked: Index,
     /// A fresh start that waits for its state.
     staged: Option<Head>,
+    /// Superseded files were removed, and may be back after a power cut.
+    removed: bool,
     /// A write or sync has failed (R21).
     failed: bool,
 }
@@ -262,6 +264,7 @@ impl<D: Disk> Log<D> {
             dirty: false,
             marked: found.mark.durable,
             staged: found.staged,
+            removed: false,
             failed: false,
         };
         let torn = found.torn_bytes > 0 && !breaks(Rule::SupersedeTornTail);
@@ -359,7 +362,7 @@ impl<D: Disk> Log<D> {
                 segment.note(*position, *bytes);
             }
         }
-        if end + bytes > length / 2 {
+        if end + bytes - HEAD_BYTES > (length - HEAD_BYTES) / 2 {
             self.spares.order_next();
             self.spares.order_reserve();
         }
@@ -549,7 +552,12 @@ impl<D: Disk> Log<D> {
     }
 
     /// Oldest first, each for good before the next: what is left after a power cut is without a gap.
-    fn remove_in_order(&self, removed: &[PathBuf]) -> Result<(), LogError> {
+    fn remove_in_order(&mut self, removed: &[PathBuf]) -> Result<(), LogError> {
+        // What superseded other files must not be gone while these can come back.
+        if self.removed && !removed.is_empty() && !breaks(Rule::DropInOrder) {
+            sync_directory(&self.disk, &self.directory)?;
+            self.removed = false;
+        }
         for path in removed {
             self.disk.remove(path).map_err(io_error(path))?;
             if !breaks(Rule::DropInOrder) {
@@ -583,7 +591,14 @@ impl<D: Disk> Log<D> {
     }
 
     /// Begins a segment; what it supersedes is removed. The segment before must be synced.
-    fn begin(&mut self, head: Head, spare: Spare) -> Result<(), LogError> {
+    fn begin(&mut self, mut head: Head, spare: Spare) -> Result<(), LogError> {
+        // The present beginning of the log may have superseded files that can still come back. What takes its place
+        // supersedes them too.
+        head.fresh |= !breaks(Rule::InheritFresh)
+            && read_map(&self.map)
+                .segments
+                .first()
+                .is_some_and(|first| first.head.fresh && first.head.base.index >= head.base.index);
         let segment = self.name(head, spare, &segment::name(head.sequence))?;
         self.next_sequence = head.sequence + 1;
         self.marked = Index(0);
@@ -594,6 +609,7 @@ impl<D: Disk> Log<D> {
             map.closed = false;
             superseded
         };
+        self.removed = !superseded.is_empty();
         for path in superseded {
             self.disk.remove(&path).map_err(io_error(&path))?;
         }

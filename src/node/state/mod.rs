@@ -152,9 +152,21 @@ impl StateBackend {
         self.rows.bytes()
     }
 
-    /// Freezes what has gathered; run the job on a thread that may wait. `None` while one is under way.
+    /// True where a flush would be begun if there were room for it on the disk (R25). What has gathered stays in
+    /// memory, and in the log, until there is: writes must be refused meanwhile, or both grow without end.
+    #[must_use]
+    pub fn waits_for_room(&self) -> bool {
+        self.flushing.is_none() && !self.overlay.rows.is_empty() && !self.has_room()
+    }
+
+    fn has_room(&self) -> bool {
+        self.rows.has_room_for(self.overlay.rows.len(), self.overlay.bytes)
+    }
+
+    /// Freezes what has gathered; run the job on a thread that may wait. `None` while one is under way, and while
+    /// there is no room for it.
     pub fn begin_flush(&mut self) -> Option<FlushJob> {
-        if self.flushing.is_some() || self.overlay.rows.is_empty() {
+        if self.flushing.is_some() || self.overlay.rows.is_empty() || !self.has_room() {
             return None;
         }
         let changes = Arc::new(std::mem::take(&mut self.overlay));

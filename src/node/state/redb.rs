@@ -7,12 +7,24 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redb::{Database, Durability, Error, ReadOnlyTable, ReadableDatabase, TableDefinition};
 
+use super::super::disk::{Disk as _, RealDisk};
 use super::rows::{Changed, Row, RowStore, RowView, StateError};
 
 const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("state");
 const CACHE_BYTES: usize = 32 << 20;
 
-/// An open file.
+/// A row that changes has these pages written anew: a leaf and what leads to it.
+const PAGES_BYTES: u64 = 16 << 10;
+/// Beyond what is certainly written.
+const SPARE_BYTES: u64 = 1 << 20;
+
+/// Bytes that a write may take, at most: pages are never written over, but all of them are not more than the file.
+fn flush_bytes(rows: u64, bytes: u64, file: u64) -> u64 {
+    rows.saturating_mul(PAGES_BYTES).min(file) + 2 * bytes + SPARE_BYTES
+}
+
+/// An open file. After a write that failed redb lets nobody write it or read it, until it is opened anew: so it is asked
+/// whether there is room before.
 pub struct RedbRows {
     path: PathBuf,
     database: Arc<Database>,
@@ -36,6 +48,12 @@ impl RedbRows {
     pub fn open(path: &Path) -> Result<RedbRows, StateError> {
         let open = || -> Result<Database, Error> {
             let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+            // Nothing is written where the table is there, so that a full disk hinders no start.
+            match database.begin_read()?.open_table(TABLE) {
+                Ok(_) => return Ok(database),
+                Err(redb::TableError::TableDoesNotExist(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
             let transaction = database.begin_write()?;
             transaction.open_table(TABLE)?;
             transaction.commit()?;
@@ -81,6 +99,12 @@ impl RowStore for RedbRows {
 
     fn bytes(&self) -> u64 {
         std::fs::metadata(&self.path).map_or(0, |file| file.len())
+    }
+
+    fn has_room_for(&self, rows: usize, bytes: usize) -> bool {
+        let needed = flush_bytes(rows as u64, bytes as u64, self.bytes());
+        let directory = self.path.parent().unwrap_or(&self.path);
+        RealDisk.free_bytes(directory).map_or(true, |free| free >= needed)
     }
 }
 

@@ -36,6 +36,10 @@ pub trait RowStore: Send + Sync {
     fn write(&self, rows: &Changed, durable: bool) -> Result<(), StateError>;
     /// What it takes on the disk, in bytes.
     fn bytes(&self) -> u64;
+    /// False where a write of so many rows, with so many bytes, may find no room (R25).
+    fn has_room_for(&self, _rows: usize, _bytes: usize) -> bool {
+        true
+    }
 }
 
 /// The rows at one moment.

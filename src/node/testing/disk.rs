@@ -626,6 +626,19 @@ mod tests {
     }
 
     #[test]
+    fn when_the_power_goes_the_write_under_way_may_or_may_not_be_there() {
+        let disk = SimDisk::new();
+        let file = disk.open(Path::new("f"), true).unwrap();
+        disk.sync_directory(Path::new("")).unwrap();
+        disk.power_off_after(1);
+        file.write_at(&[7; 10], 0).unwrap_err();
+        assert!(disk.is_off() && file.sync().is_err() && file.read_at(&mut [0], 0).is_err());
+        let found: BTreeSet<_> =
+            (0..50).map(|seed| cut(&disk, seed).bytes(Path::new("f")).first().copied()).collect();
+        assert!(found.contains(&Some(7)) && found.contains(&None), "{found:?}");
+    }
+
+    #[test]
     fn a_quota_lets_in_what_fits_and_nothing_more() {
         let disk = SimDisk::new();
         disk.limit(Some(1000));
