@@ -1,4 +1,4 @@
-//! etcd's Maintenance service: how a node is, and moving leadership.
+//! etcd's Maintenance service: how a node is, a hash of what it holds, and moving leadership.
 
 use tonic::{Request, Response, Status};
 
@@ -7,7 +7,10 @@ use super::header;
 use super::refusal::{NO_LEADER, Rejection};
 use crate::node::{CommandError, Handle, RoleName};
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
-use crate::proto::etcdserverpb::{MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse};
+use crate::proto::etcdserverpb::{
+    HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse,
+    StatusRequest, StatusResponse,
+};
 use crate::view::NodeId;
 
 /// The version of etcd whose API this is, for clients that look before they use one of its parts.
@@ -40,6 +43,26 @@ impl Maintenance for Service {
                 RoleName::Joining => true,
                 RoleName::None | RoleName::Leader | RoleName::Follower => false,
             },
+        }))
+    }
+
+    /// In etcd a hash of the file with everything in it, which is the same nowhere else. Here it is that of all keys and
+    /// revisions, so that nodes at one revision can be compared by it.
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        header::check(&self.handle, request.metadata())?;
+        let hash = self.handle.hash(0).await?;
+        let header = Some(header::with_revision(&self.handle, hash.revision));
+        Ok(Response::new(HashResponse { header, hash: hash.hash }))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        header::check(&self.handle, request.metadata())?;
+        let hash = self.handle.hash(request.get_ref().revision).await?;
+        Ok(Response::new(HashKvResponse {
+            header: Some(header::with_revision(&self.handle, hash.revision)),
+            hash: hash.hash,
+            compact_revision: hash.compact_revision,
+            hash_revision: hash.hash_revision,
         }))
     }
 

@@ -4,7 +4,7 @@
 use tonic::{Code, Status};
 
 use crate::kv::Refusal;
-use crate::node::{CommandError, Unavailable};
+use crate::node::{CommandError, HashError, Unavailable};
 
 /// What the API itself refuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,16 @@ impl From<CommandError> for Status {
             CommandError::Unavailable(unavailable) => unavailable.into(),
             CommandError::UnknownMember(_) => Status::not_found("etcdserver: member not found"),
             CommandError::Refused(why) => Status::failed_precondition(format!("replcluster: {why}")),
+        }
+    }
+}
+
+impl From<HashError> for Status {
+    fn from(error: HashError) -> Status {
+        match error {
+            HashError::Refused(refusal) => refusal.into(),
+            HashError::State(error) => Status::internal(format!("replcluster: {error}")),
+            HashError::Stopping => Unavailable::Stopping.into(),
         }
     }
 }

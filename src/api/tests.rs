@@ -25,8 +25,9 @@ use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::etcdserverpb::response_op::Response as Answer;
 use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, MemberListRequest, MoveLeaderRequest,
-    PutRequest, RangeRequest, RequestOp, ResponseHeader, StatusRequest, TxnRequest, WatchRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, HashRequest, LeaseGrantRequest,
+    MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, StatusRequest,
+    TxnRequest, WatchRequest,
 };
 use crate::proto::replcluster::node_client::NodeClient;
 use crate::proto::replcluster::{DescribeRequest, RemoveRequest, ShutdownRequest, describe_response};
@@ -360,6 +361,55 @@ async fn the_controller_learns_what_the_node_is() {
     assert_eq!(nonsense.unwrap_err().code(), Code::InvalidArgument);
     let nobody = controller.remove(RemoveRequest { address: "127.0.0.1:1".to_owned() }).await;
     refused(nobody, Code::NotFound, "etcdserver: member not found");
+    server.end().await;
+}
+
+/// More records and keys than one step of the hash looks at, so that every step is taken; etcd's own number is in
+/// `kv/scripts`.
+#[tokio::test]
+async fn a_hash_of_a_big_store_is_that_of_its_records_also_while_it_is_written_and_compacted() {
+    let server = leader(settings()).await;
+    for number in 0..40 {
+        let puts = (0..128).map(|place| PutRequest {
+            key: format!("{number:02}{place:03}").into(),
+            value: vec![b'x'; 400].into(),
+            ..PutRequest::default()
+        });
+        let success = puts.map(|put| RequestOp { request: Some(Operation::RequestPut(put)) }).collect();
+        server.kv().txn(TxnRequest { success, ..TxnRequest::default() }).await.unwrap();
+    }
+    server.kv().put(put("00000", "again")).await.unwrap();
+    let revision = server.handle.revision();
+    let mut maintenance = MaintenanceClient::new(server.channel.clone());
+    let direct =
+        server.handle.read(true, tokio::time::Instant::now(), |store| store.hash(0).unwrap()).await.unwrap();
+    let answer = maintenance.hash_kv(HashKvRequest { revision: 0 }).await.unwrap().into_inner();
+    assert_eq!((answer.hash, answer.hash_revision, answer.compact_revision), (direct.hash, revision, -1));
+    assert_eq!(maintenance.hash(HashRequest {}).await.unwrap().into_inner().hash, direct.hash);
+    let mut writer = server.kv();
+    let (answer, written) =
+        tokio::join!(maintenance.hash_kv(HashKvRequest { revision }), writer.put(put("00000", "later")));
+    written.unwrap();
+    assert_eq!(answer.unwrap().into_inner().hash, direct.hash, "what comes later is no part of it");
+    let compaction = CompactionRequest { revision: revision - 1, physical: false };
+    server.kv().compact(compaction).await.unwrap();
+    let direct = server
+        .handle
+        .read(true, tokio::time::Instant::now(), |store| store.hash(revision).unwrap())
+        .await
+        .unwrap();
+    let answer = maintenance.hash_kv(HashKvRequest { revision }).await.unwrap().into_inner();
+    assert_eq!((answer.hash, answer.compact_revision), (direct.hash, revision - 1));
+    refused(
+        maintenance.hash_kv(HashKvRequest { revision: revision - 2 }).await,
+        Code::OutOfRange,
+        "etcdserver: mvcc: required revision has been compacted",
+    );
+    refused(
+        maintenance.hash_kv(HashKvRequest { revision: revision + 9 }).await,
+        Code::OutOfRange,
+        "etcdserver: mvcc: required revision is a future revision",
+    );
     server.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! Compaction: from one mutation to the next the old revisions can no longer be read; their records go later, in
 //! bounded steps, so that no client waits for them. How far the removal is differs from node to node and nobody
-//! can see it: not in an answer, not in a checksum.
+//! can see it: not in an answer, not in a hash.
 
 use bytes::Bytes;
 
@@ -59,29 +59,6 @@ impl<B: Backend> Store<B> {
     #[must_use]
     pub fn is_compacting(&self) -> bool {
         self.removal.is_some()
-    }
-
-    /// A checksum over everything that can be read or watched up to `revision` (zero or less: the newest), and the
-    /// revision up to which the store is compacted. The same on all nodes that hold the same revisions, however
-    /// far each is with its removal. Reads every record.
-    ///
-    /// # Errors
-    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`].
-    pub fn checksum(&self, revision: i64) -> Result<(u32, i64), Refusal> {
-        let revision = self.readable(revision, self.revision)?;
-        let mut hash = 0;
-        for history in self.index.all() {
-            for change in
-                history.kept(self.compact_revision).take_while(|change| change.revision() <= revision)
-            {
-                let at = change.at();
-                let record = self.backend.get(at).expect("the backend holds every record the index names");
-                hash = crc32c::crc32c_append(hash, &at.main.to_be_bytes());
-                hash = crc32c::crc32c_append(hash, &at.sub.to_be_bytes());
-                hash = crc32c::crc32c_append(hash, &record);
-            }
-        }
-        Ok((hash, self.compact_revision))
     }
 
     /// What an earlier run left: the revision it was compacted to, and a removal if that was interrupted.

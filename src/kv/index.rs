@@ -77,16 +77,6 @@ impl History {
         (!self.newest.is_tombstone()).then_some((self.newest, self.created, self.version))
     }
 
-    /// What a store compacted at `compacted` keeps of this key, whether or not the rest is already removed:
-    /// every later change, and the last one at or below unless it is a tombstone that no reader and no watcher
-    /// from `compacted` on can see.
-    pub(super) fn kept(&self, compacted: i64) -> impl Iterator<Item = Change> + '_ {
-        let base = self.change_at(compacted).filter(|change| is_kept(*change, compacted));
-        let later = self.older.partition_point(|change| change.main <= compacted);
-        let newest = (self.newest.main > compacted).then_some(self.newest);
-        base.into_iter().chain(self.older.range(later..).copied()).chain(newest)
-    }
-
     fn push(&mut self, change: Change, created: i64, version: i64) {
         self.older.push_back(std::mem::replace(&mut self.newest, change));
         self.created = created;
@@ -167,9 +157,10 @@ impl Index {
         one.into_iter().chain(span.into_iter().flatten()).map(|(key, history)| (&**key, history))
     }
 
-    /// Every history, in key order.
-    pub(super) fn all(&self) -> impl Iterator<Item = &History> {
-        self.keys.values()
+    /// The histories of the keys behind `cursor`, in key order; of all keys where there is none.
+    pub(super) fn after(&self, cursor: Option<&[u8]>) -> impl Iterator<Item = (&[u8], &History)> {
+        let from = cursor.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range::<[u8], _>((from, Bound::Unbounded)).map(|(key, history)| (&**key, history))
     }
 
     /// Notes a put. `write` is told the `create_revision` and `version` that the key gets, writes the record

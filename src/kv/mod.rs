@@ -27,13 +27,13 @@
 //!
 //! # Where it differs from etcd
 //! There are no leases yet: a put with a lease is answered as one with an unknown lease. A transaction that deletes
-//! every key from one on and then keeps the value of one of them finds no key; etcd ends its process there. A checksum
-//! is our own, the same on our nodes and on no other.
+//! every key from one on and then keeps the value of one of them finds no key; etcd ends its process there.
 
 mod apply;
 mod backend;
 mod check;
 mod compact;
+mod hash;
 mod index;
 mod keys;
 #[cfg(test)]
@@ -48,6 +48,7 @@ mod txn;
 pub use apply::Applied;
 pub use backend::{Backend, MemoryBackend, RevisionKey};
 pub use check::{Limits, check, check_range, check_txn, is_read_only};
+pub use hash::{Hash, Hasher, Scope, Step};
 pub use refusal::{Damaged, Refusal};
 
 use compact::Removal;

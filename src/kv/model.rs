@@ -566,7 +566,7 @@ fn compare_histories(
     for revision in model.compacted.max(1)..=model.revision() {
         let request = everything(revision);
         assert_eq!(store.range(&request), model.range(&request), "{place} revision {revision}");
-        assert_eq!(store.checksum(revision), hoarder.checksum(revision), "{place} revision {revision}");
+        assert_eq!(store.hash(revision), hoarder.hash(revision), "{place} revision {revision}");
     }
 }
 
@@ -591,19 +591,19 @@ fn the_same_mutations_give_the_same_bytes() {
             assert_eq!(removals[0], removals[1], "seed {seed} step {step}");
         }
         assert_eq!(stores[0].backend(), stores[1].backend(), "seed {seed}");
-        assert_eq!(stores[0].checksum(0), stores[1].checksum(0), "seed {seed}");
+        assert_eq!(stores[0].hash(0), stores[1].hash(0), "seed {seed}");
     }
 }
 
 #[test]
-fn different_contents_have_different_checksums() {
-    let checksum = |value: &'static str| {
+fn different_contents_have_different_hashes() {
+    let hash = |value: &'static str| {
         let mut store = Store::open(MemoryBackend::default()).unwrap();
         let put = PutRequest { key: "k".into(), value: value.into(), ..PutRequest::default() };
         store.apply(&Mutation { request: Some(mutation::Request::Put(put)) }).unwrap();
-        store.checksum(0).unwrap()
+        store.hash(0).unwrap()
     };
-    assert_ne!(checksum("1"), checksum("2"));
+    assert_ne!(hash("1"), hash("2"));
 }
 
 #[test]

@@ -6,8 +6,8 @@ use prost::Message;
 
 use crate::proto::mvccpb::KeyValue;
 
-const PUT: u8 = 0;
-const TOMBSTONE: u8 = 1;
+pub(super) const PUT: u8 = 0;
+pub(super) const TOMBSTONE: u8 = 1;
 
 /// One change, read back. Its bytes are slices of the record: nothing is copied.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@
 //! get KEY [END] [revision=N] [limit=N] [order=asc|desc] [by=version|create|mod|value] [with=keys_only,count_only]
 //!     [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! delete KEY [END] [with=prev_kv]
-//! compact REVISION        remove [BUDGET]        reopen        state        checksum [REVISION]
+//! compact REVISION        remove [BUDGET]        reopen        state        hash [REVISION]
 //! txn … if TARGET KEY [END] RESULT OPERAND … then … else … end    (operations in between; may be nested)
 //! nothing                 an operation without content
 //! ```
@@ -52,6 +52,7 @@ scripts! {
     an_empty_store_is_at_revision_1_and_each_change_makes_one_more
     what_changes_nothing_makes_no_revision
     all_changes_of_a_transaction_share_one_revision
+    a_hash_is_the_one_that_etcd_computes
     range_end_decides_which_keys
     count_is_of_the_whole_range_whatever_the_limit
     a_limit_that_cuts_says_more
@@ -149,10 +150,10 @@ impl goldenscript::Runner for Runner {
                     store.is_compacting()
                 )
             }
-            "checksum" => {
+            "hash" => {
                 let revision = args.next_pos().map_or(Ok(0), str::parse)?;
-                let (hash, compacted) = self.store().checksum(revision)?;
-                format!("{hash:08x} compacted={compacted}")
+                let hash = self.store().hash(revision)?;
+                format!("{:08x} compacted={}", hash.hash, hash.compact_revision)
             }
             other => return Err(format!("no command \"{other}\"").into()),
         };

@@ -19,6 +19,7 @@ mod engine;
 mod event;
 mod handle;
 mod hands;
+mod hash;
 mod inbound;
 mod link;
 pub mod log;
@@ -47,6 +48,7 @@ use tokio::sync::{mpsc, oneshot};
 pub use handle::{
     CommandError, Description, Handle, HeaderFacts, RoleName, Settings, StateStore, Unavailable,
 };
+pub use hash::HashError;
 pub use wire::MAGIC as PEER_MAGIC;
 
 use crate::kv;

@@ -85,7 +85,9 @@ fn record_key(at: RevisionKey) -> Vec<u8> {
     key
 }
 
-fn revision_of(key: &[u8]) -> Option<RevisionKey> {
+/// Which record stands in a row; none where it is no record.
+#[must_use]
+pub fn revision_of(key: &[u8]) -> Option<RevisionKey> {
     let (main, sub) = key.strip_prefix(&[RECORD])?.split_first_chunk::<8>()?;
     Some(RevisionKey { main: i64::from_be_bytes(*main), sub: i64::from_be_bytes(*sub.first_chunk::<8>()?) })
 }
