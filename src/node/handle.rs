@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::event::{Confirmed, Events, Internal, Request};
+use super::rules::{Rule, breaks};
 use super::state::StateBackend;
 use crate::kv;
 use crate::proto::replcluster::Mutation;
@@ -140,6 +141,14 @@ pub struct HeaderFacts {
     pub epoch: u64,
 }
 
+/// A value read on a leader that is still to be proved.
+pub(super) struct Reading<R> {
+    epoch: Epoch,
+    value: R,
+    /// Only a test that takes the proof too early.
+    proved_before: bool,
+}
+
 /// What driver and handles share.
 pub struct Shared {
     pub(super) settings: Settings,
@@ -214,15 +223,24 @@ impl Shared {
         read(&self.store.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Reads the state where it holds everything committed by this leader.
-    pub(super) fn look_if_applied<R>(&self, read: &impl Fn(&StateStore) -> R) -> Option<R> {
+    /// Reads the state where it holds everything committed by this leader. To be proved by [`Shared::end_read`].
+    pub(super) fn begin_read<R>(&self, epoch: Epoch, read: &impl Fn(&StateStore) -> R) -> Option<Reading<R>> {
+        let proved_before = breaks(Rule::ProveAfterReading) && self.prove(epoch);
         let commit = self.commit.load(Ordering::Acquire);
-        (self.applied.load(Ordering::Acquire) >= commit).then(|| self.look(read))
+        let applied = self.applied.load(Ordering::Acquire) >= commit;
+        applied.then(|| Reading { epoch, value: self.look(read), proved_before })
+    }
+
+    /// The value, where it is proved that it was the newest when it was read (R17). However long the process was
+    /// stopped in between, the proof is newer than the value.
+    pub(super) fn end_read<R>(&self, reading: Reading<R>) -> Option<R> {
+        let proved = reading.proved_before || breaks(Rule::ProveReads) || self.prove(reading.epoch);
+        proved.then_some(reading.value)
     }
 
     /// True where no newer view than this one existed at some moment of this call, and this node serves in it: what
     /// was read before the call was the newest then (R17). Holds for nothing that is read later.
-    pub(super) fn prove(&self, epoch: Epoch) -> bool {
+    fn prove(&self, epoch: Epoch) -> bool {
         match self.register.has_newer(epoch) {
             Ok(newer) => !newer && self.serving.load(Ordering::Acquire) == epoch.0,
             Err(error) => {
@@ -287,8 +305,8 @@ impl Handle {
                 }
             }
             let mut changed = self.shared.changed.subscribe();
-            if let Some(value) = self.shared.look_if_applied(&read)
-                && self.shared.prove(Epoch(epoch))
+            if let Some(reading) = self.shared.begin_read(Epoch(epoch), &read)
+                && let Some(value) = self.shared.end_read(reading)
             {
                 return Ok(value);
             }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::event::Confirmed;
 use super::handle::Unavailable;
+use super::rules::{Rule, breaks};
 use crate::view::Index;
 
 struct Waiting {
@@ -30,17 +31,35 @@ pub struct Reads {
     /// Answered by the leader, and waiting for this index to be applied.
     applying: BTreeMap<Index, Vec<Waiting>>,
     last_number: u64,
+    /// What the leader last had committed when it was asked: of no use for any other read.
+    last_answer: Option<Index>,
 }
 
 impl Reads {
     /// Nothing waits. Questions are numbered from a random number on, so that no answer to an earlier process fits.
     #[must_use]
     pub fn numbered_from(number: u64) -> Reads {
-        Reads { arrived: Vec::new(), open: None, applying: BTreeMap::new(), last_number: number }
+        Reads {
+            arrived: Vec::new(),
+            open: None,
+            applying: BTreeMap::new(),
+            last_number: number,
+            last_answer: None,
+        }
     }
 
     /// A client wants to read.
     pub fn arrive(&mut self, deadline: Instant, answer: oneshot::Sender<Result<Confirmed, Unavailable>>) {
+        if breaks(Rule::AskLeader) {
+            let _ = answer.send(Ok(Confirmed::Ready));
+            return;
+        }
+        if let Some(commit) = self.last_answer
+            && breaks(Rule::AskAnew)
+        {
+            self.applying.entry(commit).or_default().push(Waiting { deadline, answer });
+            return;
+        }
         self.arrived.push(Waiting { deadline, answer });
     }
 
@@ -71,6 +90,7 @@ impl Reads {
     /// The leader had committed this when it was asked.
     pub fn answered(&mut self, number: u64, commit: Index) {
         if let Some(open) = self.open.take_if(|open| open.number == number) {
+            self.last_answer = Some(commit);
             self.applying.entry(commit).or_default().extend(open.readers);
         }
     }

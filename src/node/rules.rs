@@ -48,6 +48,26 @@ pub(crate) enum Rule {
     LeaveRemains,
     /// R25: a file is kept in reserve for when the disk is full.
     KeepReserve,
+    /// R13: what was done under a replaced view is not said before the new one is known to hold it.
+    HoldBack,
+    /// R16: an entry does the same on every node.
+    ApplyTheSame,
+    /// R17: a leader's read is proved.
+    ProveReads,
+    /// R17: the proof is taken after the value was read.
+    ProveAfterReading,
+    /// R17: a follower asks the leader before it reads.
+    AskLeader,
+    /// R17: the leader's answer counts for no read that came after the question.
+    AskAnew,
+    /// R18: a leader that was replaced answers no question of a follower.
+    AnswerOnlyAsLeader,
+    /// R19: a leader takes each request once.
+    TakeOnce,
+    /// R19: a request is not given to a new leader before its opening shows what older ones have left.
+    WaitForOpening,
+    /// R31: who can do nothing does not call itself ready.
+    ConfirmHealth,
 }
 
 #[cfg(test)]

@@ -140,6 +140,17 @@ impl Node {
             && !self.breaks(Rule::LeadWithHungDisk)
     }
 
+    /// True where every in-sync follower has answered us under this view within `failure_timeout`: none of them can have
+    /// promised another (R5).
+    #[must_use]
+    pub fn is_followed(&self) -> bool {
+        let (Role::Leader(leader), Some(view)) = (&self.role, &self.view) else { return false };
+        view.in_sync.keys().filter(|node| **node != self.config.id).all(|node| {
+            let known = leader.progress.get(node);
+            known.is_some_and(|known| self.now - known.answered_at <= self.config.failure_timeout)
+        })
+    }
+
     /// Our disk has taken something.
     pub(super) fn disk_moved(&mut self) {
         if let Role::Leader(leader) = &mut self.role {

@@ -105,7 +105,7 @@ impl<H: Hands> Engine<H> {
         }
         self.shared.cluster.store(view.cluster.0, Ordering::Relaxed);
         self.shared.epoch.store(view.epoch.0, Ordering::Release);
-        self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+        self.is_healthy_now();
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(view));
     }
 

@@ -35,6 +35,7 @@ use super::log::Position;
 use super::reads::Reads;
 use super::recent::Recent;
 use super::requests::Requests;
+use super::rules::{Rule, breaks};
 use super::wire::Entries;
 use crate::proto::replcluster::{ReadIndex, frame::Body};
 use crate::protocol::{Halt, Input, Node, Role};
@@ -106,6 +107,10 @@ pub struct Engine<H: Hands> {
     flushed_at: Instant,
     /// Told to end; leadership is being handed over until then.
     stopping: Option<Instant>,
+    /// When this node last had a proof that it can do its part (R31).
+    healthy_at: Option<Instant>,
+    /// The commit index when more was first seen to wait for it, and when that was.
+    stalled: Option<(Index, Instant)>,
     ended: Option<Ended>,
     /// A swap of ours is on its way.
     swap_open: bool,
@@ -145,6 +150,8 @@ impl<H: Hands> Engine<H> {
             flushing: false,
             flushed_at: now,
             stopping: None,
+            healthy_at: None,
+            stalled: None,
             ended: None,
             swap_open: false,
             compacting: true,
@@ -288,6 +295,7 @@ impl<H: Hands> Engine<H> {
             self.reads.expire(self.now, self.node.leader_is_heard());
             self.pursue_wishes();
             self.maybe_flush();
+            self.confirm_health();
             // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
             // would do them twice (R19).
             if std::mem::take(&mut self.link_lost) && !matches!(self.node.role(), Role::Leader(_)) {
@@ -329,17 +337,47 @@ impl<H: Hands> Engine<H> {
 
     // --- what others see ---
 
+    /// The node has just shown that it can do its part: it has committed something, or the view is known to be the
+    /// newest (R31).
+    fn is_healthy_now(&mut self) {
+        self.healthy_at = Some(self.now);
+        self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    fn confirm_health(&mut self) {
+        let log = self.node.log();
+        let (commit, waits) = (log.commit(), log.commit() < log.last().index);
+        self.stalled = match self.stalled {
+            Some((at, since)) if waits && at == commit => Some((at, since)),
+            Some(_) | None => waits.then_some((commit, self.now)),
+        };
+        let moves = self
+            .stalled
+            .is_none_or(|(_, since)| self.now.duration_since(since) <= 2 * self.options.failure_timeout);
+        let newest = match self.shared.register.has_newer(self.node.epoch()) {
+            Ok(newer) => !newer,
+            // A set that is whole goes on without the register (R10), and that is its own proof.
+            Err(_) => self.node.is_followed(),
+        };
+        if newest && moves && !self.node.is_unfit() {
+            self.is_healthy_now();
+        }
+    }
+
     fn publish(&mut self) {
-        let shared = &self.shared;
         let serving = self.node.is_serving() && self.leadership_is_open();
         let epoch = if serving { self.node.epoch().0 } else { 0 };
+        let shared = &self.shared;
         let mut changed = shared.serving.swap(epoch, Ordering::AcqRel) != epoch;
         let log = self.node.log();
         shared.last.store(log.last().index.0, Ordering::Relaxed);
         shared.durable.store(log.durable().0, Ordering::Relaxed);
         let heard = self.node.leader_is_heard();
         changed |= shared.leader_heard.swap(heard, Ordering::AcqRel) != heard;
-        let ready = serving || (self.node.is_in_sync() && heard && self.leadership_is_open());
+        let able = serving || (self.node.is_in_sync() && heard && self.leadership_is_open());
+        let confirmed =
+            self.healthy_at.is_some_and(|at| self.now.duration_since(at) <= 2 * self.options.failure_timeout);
+        let ready = able && (confirmed || breaks(Rule::ConfirmHealth));
         changed |= shared.ready.swap(ready, Ordering::AcqRel) != ready;
         if changed {
             shared.changed.send_modify(|count| *count += 1);

@@ -17,6 +17,7 @@ use crate::node::handle::{StateStore, Unavailable};
 use crate::node::hands::Hands;
 use crate::node::link::{ENTRIES_BYTES, item};
 use crate::node::log::{Position, decode};
+use crate::node::rules::{Rule, breaks};
 use crate::node::snapshot::{APPLIED, encode_position};
 use crate::proto::replcluster::{Forward, Mutation, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
@@ -85,7 +86,7 @@ impl<H: Hands> Engine<H> {
 
     /// Gives what clients want to whoever leads.
     pub(super) fn submit(&mut self) {
-        if !self.leadership_is_open() {
+        if !self.leadership_is_open() && !breaks(Rule::WaitForOpening) {
             return;
         }
         match self.node.role() {
@@ -143,7 +144,7 @@ impl<H: Hands> Engine<H> {
         }
         let taken = self.taken.entry(forward.origin).or_default();
         for (sequence, mutation) in (forward.first_sequence..).zip(forward.mutations) {
-            if taken.take(sequence) {
+            if taken.take(sequence) || breaks(Rule::TakeOnce) {
                 self.forwarded.push((forward.origin, sequence, mutation));
             }
         }
@@ -175,7 +176,8 @@ impl<H: Hands> Engine<H> {
             let mut frames = chunk.frames;
             while self.applied.index < stop {
                 let Ok(Some((record, chain))) = decode(&mut frames) else { break };
-                let outcome = match apply_to(&mut store, &record.payload) {
+                let own = record.origin == self.requests.origin();
+                let outcome = match apply_to(&mut store, &record.payload, own) {
                     Ok(outcome) => outcome,
                     Err(why) => {
                         failed = Some(why);
@@ -184,7 +186,7 @@ impl<H: Hands> Engine<H> {
                 };
                 self.applied = Position { index: record.index, epoch: record.epoch, chain };
                 if let Some(outcome) = outcome
-                    && record.origin == self.requests.origin()
+                    && own
                 {
                     answers.push((record.sequence, Ok(outcome)));
                 }
@@ -196,7 +198,7 @@ impl<H: Hands> Engine<H> {
         drop(store);
         self.shared.applied.store(self.applied.index.0, Ordering::Release);
         self.recent.applied(self.applied.index);
-        self.shared.healthy_at.store(self.now_ms(), Ordering::Relaxed);
+        self.is_healthy_now();
         for (sequence, outcome) in answers {
             let answer = self.requests.applied(sequence);
             self.held_back.extend(answer.map(|answer| (answer, outcome)));
@@ -219,7 +221,7 @@ impl<H: Hands> Engine<H> {
         } else {
             self.leadership_is_open()
         };
-        if ours {
+        if ours || breaks(Rule::HoldBack) {
             for (answer, outcome) in self.held_back.drain(..) {
                 // A client that has gone away does not wait for its answer.
                 let _ = answer.send(outcome);
@@ -241,9 +243,10 @@ impl<H: Hands> Engine<H> {
         if !self.node.is_serving() {
             return;
         }
+        let unproved = breaks(Rule::AnswerOnlyAsLeader);
         let commit = self.node.log().commit();
         // The proof is taken after the value (R17). While a change of ours is on its way the follower asks again.
-        if matches!(self.shared.register.has_newer(self.node.epoch()), Ok(false)) {
+        if unproved || matches!(self.shared.register.has_newer(self.node.epoch()), Ok(false)) {
             let epoch = self.node.epoch();
             let answer = ReadIndexAnswer { question, commit: commit.0 };
             self.queue(from, item(epoch, Body::ReadIndexAnswer(answer)));
@@ -272,6 +275,7 @@ impl<H: Hands> Engine<H> {
 fn apply_to(
     store: &mut StateStore,
     payload: &Bytes,
+    own: bool,
 ) -> Result<Option<Result<kv::Applied, kv::Refusal>>, String> {
     if payload.is_empty() {
         return Ok(None);
@@ -279,6 +283,10 @@ fn apply_to(
     // The leader encoded it and the checksum is right: only another version can have written this.
     let mutation = Mutation::decode(payload.clone())
         .map_err(|error| format!("an entry of the log cannot be understood: {error}"))?;
+    if own && breaks(Rule::ApplyTheSame) {
+        // Depends on what another node cannot know: who was asked.
+        let _ = store.apply(&mutation);
+    }
     Ok(Some(store.apply(&mutation)))
 }
 

@@ -12,7 +12,7 @@ use super::machine::Machine;
 use crate::check::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
 use crate::kv::Applied;
 use crate::node::event::{self, Confirmed};
-use crate::node::handle::{StateStore, Unavailable};
+use crate::node::handle::{Reading, StateStore, Unavailable};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::request_op;
@@ -36,10 +36,7 @@ enum Stage {
     /// A leader's read that has to be tried, or tried again.
     Trying,
     /// Read, and not yet proved: the process may be stopped in between.
-    Proving {
-        epoch: Epoch,
-        answer: Answer,
-    },
+    Proving(Reading<Answer>),
     /// A compaction: of no interest but for what it does to the log and the state.
     Compacting(oneshot::Receiver<event::Outcome>),
 }
@@ -269,10 +266,10 @@ impl Clients {
                         break;
                     }
                     let request = request.expect("a read is noted");
-                    match process.shared.look_if_applied(&|store| read(store, &request)) {
-                        Some(answer) => {
+                    match process.shared.begin_read(Epoch(epoch), &|store| read(store, &request)) {
+                        Some(reading) => {
                             let proves_at_once = self.random.chance(700);
-                            pending.stage = Stage::Proving { epoch: Epoch(epoch), answer };
+                            pending.stage = Stage::Proving(reading);
                             if !proves_at_once {
                                 break;
                             }
@@ -283,8 +280,8 @@ impl Clients {
                         }
                     }
                 }
-                Stage::Proving { epoch, answer } => {
-                    if process.shared.prove(epoch) {
+                Stage::Proving(reading) => {
+                    if let Some(answer) = process.shared.end_read(reading) {
                         return self.finish(pending.operation.expect("a read is noted"), answer);
                     }
                     pending.stage = Stage::Trying;

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::storm::Storm;
 use super::world::Broken;
+use crate::node::rules::{Rule, without};
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Sums {
@@ -29,6 +30,14 @@ struct Outcome {
 }
 
 fn run_seed(seed: u64, traced: bool) -> Outcome {
+    run_without(None, seed, traced)
+}
+
+fn run_without(rule: Option<Rule>, seed: u64, traced: bool) -> Outcome {
+    without(rule, || run(seed, traced))
+}
+
+fn run(seed: u64, traced: bool) -> Outcome {
     let mut storm = Storm::new(seed, traced, Instant::from_std(crate::clock::now()));
     let broken = match catch_unwind(AssertUnwindSafe(|| storm.run())) {
         Ok(Ok(())) => None,
@@ -145,6 +154,34 @@ fn whole_nodes_keep_every_claim() {
         sums.acknowledged > 20 * count && sums.fail_overs > count,
         "a storm in which nothing happens proves nothing: {sums:?}"
     );
+}
+
+/// A checker that cannot fail proves nothing: without any one of these rules some seed must break a claim.
+#[test]
+fn whole_nodes_miss_each_rule_that_is_left_out() {
+    const SEEDS: u64 = 2_000;
+    let rules = [
+        Rule::ApplyTheSame,
+        Rule::ProveReads,
+        Rule::ProveAfterReading,
+        Rule::AskLeader,
+        Rule::AskAnew,
+        Rule::AnswerOnlyAsLeader,
+        Rule::TakeOnce,
+        Rule::WaitForOpening,
+        Rule::ConfirmHealth,
+        Rule::SyncBeforeReport,
+        Rule::SyncPromise,
+    ];
+    let mut unnoticed = Vec::new();
+    for rule in rules {
+        let caught = (0..SEEDS).find_map(|seed| Some((seed, run_without(Some(rule), seed, false).broken?)));
+        match caught {
+            Some((seed, Broken(sentence, _))) => println!("{rule:?}: seed {seed} breaks \"{sentence}\""),
+            None => unnoticed.push(rule),
+        }
+    }
+    assert!(unnoticed.is_empty(), "{SEEDS} seeds do not miss {unnoticed:?}");
 }
 
 #[test]

@@ -88,6 +88,7 @@ enum Event {
     AtRegister { machine: usize, session: u64, swap: Option<View>, answers: bool },
     Answer { machine: usize, session: u64, answer: Internal },
     Died { to: usize, machine: usize, session: Option<u64> },
+    RegisterBack(usize),
     Ask(usize),
     Fault,
     Start(usize),
@@ -214,7 +215,11 @@ impl Storm {
             Event::Deliver(flight) => Some(flight.to),
             Event::Arrive(shipment, _) => Some(shipment.to),
             Event::Died { to, .. } => Some(*to),
-            Event::AtRegister { .. } | Event::Ask(_) | Event::Fault | Event::Start(_) => None,
+            Event::AtRegister { .. }
+            | Event::RegisterBack(_)
+            | Event::Ask(_)
+            | Event::Fault
+            | Event::Start(_) => None,
         }
     }
 
@@ -306,6 +311,12 @@ impl Storm {
                 let node = self.world.machines[machine].id.clone();
                 self.world.report(to, Internal::Died { node, session });
                 self.turn_soon(to)
+            }
+            Event::RegisterBack(machine) => {
+                if self.places[machine].register_gone_until <= self.world.now {
+                    self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
+                }
+                Ok(())
             }
             Event::Ask(client) => self.ask(client),
             Event::Fault => self.fault(),
@@ -463,6 +474,7 @@ impl Storm {
             38..53 => {
                 self.world.note(|| format!("{} stops until {until}", letter(victim)));
                 self.places[victim].paused_until = until;
+                self.world.excused_until[victim] = until;
             }
             53..68 => self.partition(victim, until),
             68..74 => {
@@ -509,7 +521,7 @@ impl Storm {
     fn cut_register(&mut self, machine: usize, until: Millis) {
         self.places[machine].register_gone_until = until;
         self.world.machines[machine].register_cut.store(true, Ordering::Relaxed);
-        self.at(until - self.world.now, Event::Fault);
+        self.at(until - self.world.now, Event::RegisterBack(machine));
     }
 
     /// One direction, both, or all of a machine's; what is under way is lost or delayed.

@@ -1,6 +1,7 @@
 //! All machines, and what is under way between them. Mechanics only: when something happens is decided by the storm.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
@@ -87,6 +88,10 @@ pub struct World {
     pub views: BTreeMap<Epoch, View>,
     /// What was applied at each index: its epoch and the running checksum up to it.
     applied: BTreeMap<Index, Position>,
+    /// When the newest view came to stand.
+    newest_since: Millis,
+    /// Until when each machine cannot have known: it was stopped.
+    pub excused_until: Vec<Millis>,
     /// Which process served in which epoch.
     served: BTreeMap<u64, u64>,
     pub trace: Option<Vec<String>>,
@@ -114,6 +119,8 @@ impl World {
             wishes: Vec::new(),
             views: BTreeMap::new(),
             applied: BTreeMap::new(),
+            newest_since: 0,
+            excused_until: vec![0; count],
             served: BTreeMap::new(),
             trace: None,
             next: 1,
@@ -415,6 +422,7 @@ impl World {
             let in_sync: Vec<&str> = next.in_sync.keys().map(NodeId::as_str).collect();
             format!("register: epoch {} leader {} in sync {}", next.epoch, next.leader, in_sync.join(" "))
         });
+        self.newest_since = self.now;
         match self.views.insert(next.epoch, next.clone()) {
             None => Ok(Swapped::Won),
             Some(old) => Err(Broken("an epoch never comes twice (R1)", format!("{old:?} and then {next:?}"))),
@@ -433,13 +441,28 @@ impl World {
                 return Err(Broken("all nodes apply the same entries in the same order", detail));
             }
         }
-        let serving = process.shared.serving.load(std::sync::atomic::Ordering::Relaxed);
+        let serving = process.shared.serving.load(Ordering::Relaxed);
         if serving != 0 {
             let session = *self.served.entry(serving).or_insert(process.session);
             if session != process.session {
                 let detail = format!("epoch {serving}: {session} and {}", process.session);
                 return Err(Broken("one process serves in an epoch", detail));
             }
+        }
+        self.check_health(machine)
+    }
+
+    /// R31, R18: whoever is not counted on any more must notice, however it was cut off.
+    fn check_health(&self, machine: usize) -> Result<(), Broken> {
+        let place = &self.machines[machine];
+        let Some(process) = &place.process else { return Ok(()) };
+        let counted = self.register().is_some_and(|view| view.is_in_sync(&place.id, place.incarnation));
+        let patience = 4 * self.timing.failure_timeout;
+        let known = self.newest_since.max(self.excused_until[machine]) + patience;
+        if process.shared.ready.load(Ordering::Relaxed) && !counted && self.now > known {
+            let detail =
+                format!("{}, {} ms after it was left out", letter(machine), self.now - self.newest_since);
+            return Err(Broken("whoever is not counted on does not call itself ready (R31)", detail));
         }
         Ok(())
     }
