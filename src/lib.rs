@@ -8,7 +8,7 @@
 //!                  brain             hands
 //!  replserver      protocol   kv     node   register   api   server
 //!  replcluster     control   check   supervisor   cli   client   config
-//!  shared          view              proto   telemetry   clock
+//!  shared          view              proto   telemetry   clock   inspection
 //! ```
 //!
 //! Arrows go from hands to brains, never back, and never between the two brains of a program; a table in
@@ -49,6 +49,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod inspection;
 pub mod kv;
 pub mod node;
 pub mod proto;

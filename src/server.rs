@@ -1,5 +1,9 @@
 //! `replserver`: one node in the foreground. Reads its arguments, takes what is its own (address, directory, port),
-//! starts the node, and serves clients and peers on one port until it is told to stop.
+//! starts the node, and serves clients and peers on one port until it is told to stop. What an end means for the data
+//! is decided in `aside`; `replserver inspect` is in `inspect`.
+
+mod aside;
+mod inspect;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -15,19 +19,24 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::node::directory::DataDirectory;
-use crate::node::{self, Ended, Handle, Running, Settings, Start};
-use crate::protocol::Halt;
-use crate::register::{DeathWatch, FileRegister, Holder, LockError, NodeLock, Register};
+use crate::node::{self, Handle, Running, Settings, Start};
+use crate::register::{
+    DeathWatch, FileRegister, Held, HeldMark, Holder, LockError, NodeLock, Register, held,
+};
 use crate::supervisor::ports;
-use crate::view::NodeId;
+use crate::view::{Index, NodeId};
 use crate::{api, telemetry};
 
 /// How long a connection may stay silent before it says what it is.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
+/// What is waited for longer than this is said in the log.
+const WAITING_LASTS: Duration = Duration::from_secs(1);
+
+const INSPECT_HELP: &str = "replserver inspect --data-dir DIRECTORY shows what the directory of a stopped node holds and changes nothing.";
 
 /// One node of a replicated key-value cluster that speaks the etcd v3 API.
 #[derive(Parser, Debug)]
-#[command(name = "replserver", version, about, max_term_width = 100)]
+#[command(name = "replserver", version, about, max_term_width = 100, after_help = INSPECT_HELP)]
 struct Arguments {
     /// Where clients and the other nodes call this node; the lowest in-sync address (by bytes) leads.
     #[arg(long, value_parser = parse_address)]
@@ -130,6 +139,10 @@ impl Failure {
 /// The whole program.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.get(1).is_some_and(|verb| verb == inspect::VERB) {
+        return inspect::main(&arguments);
+    }
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -198,6 +211,9 @@ async fn serve(
 ) -> Result<Exit, Failure> {
     let listener = bind(&arguments.address).await?;
     let register_path = arguments.register.clone();
+    // What an operator has given up since it was noted no longer counts; a register that cannot be read is refused below.
+    let known_held = held::read(&arguments.register, &arguments.address)
+        .filter(|held| !matches!(register.read(), Ok(Some(view)) if view.recovered > held.epoch));
     let start = Start {
         address: arguments.address.clone(),
         directory,
@@ -214,22 +230,30 @@ async fn serve(
         failure_timeout: arguments.failure_timeout,
         handback_after: arguments.handback_after.0,
         create: arguments.join.is_empty(),
+        held: known_held,
         log_keep_bytes: arguments.log_keep_bytes,
         #[cfg(feature = "fault-switches")]
         acknowledge_early: arguments.unsafe_acknowledge_early,
         #[cfg(not(feature = "fault-switches"))]
         acknowledge_early: false,
     };
-    let running = node::start(start).map_err(|error| {
-        let conflict = matches!(error, node::StartError::OtherCluster { .. });
-        Failure::new(if conflict { Exit::Conflict } else { Exit::Failed }, error.to_string())
-    })?;
+    let copy = aside::Copy {
+        address: arguments.address.clone(),
+        incarnation: start.directory.incarnation(),
+        register: start.register.clone(),
+        register_path: arguments.register.clone(),
+    };
+    let running =
+        node::start(start).map_err(|error| aside::refused_to_start(&error, &copy, &arguments.data_dir))?;
     tracing::info!("{} listens, pid {}", arguments.address, std::process::id());
     let Running { handle, peers, mut ended, directory } = running;
     let (connections, incoming) = mpsc::channel(256);
     tokio::spawn(accept(listener, peers, connections));
     tokio::spawn(serve_clients(handle.clone(), incoming));
     tokio::spawn(notify_when_ready(handle.clone()));
+    tokio::spawn(say_what_is_waited_for(handle.clone()));
+    let mut notes = Notes::open(&arguments, &handle, known_held);
+    let mut times = tokio::time::interval(arguments.heartbeat_interval);
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut interrupt =
@@ -244,62 +268,15 @@ async fn serve(
                 }
                 handle.shutdown().await;
             }
+            _ = times.tick() => notes.note(&handle),
             end = &mut ended => {
+                notes.note(&handle);
                 let exit = if interrupted { Exit::Interrupted } else { Exit::Done };
                 return match end {
-                    Ok(end) => conclude(end, &directory, exit),
+                    Ok(end) => aside::conclude(&end, &copy, &directory, exit),
                     Err(_) => Err(Failure::new(Exit::Failed, "the replication thread ended without a word")),
                 };
             }
-        }
-    }
-}
-
-/// What the end of the node means for the process and for its data.
-fn conclude(end: Ended, directory: &DataDirectory, exit: Exit) -> Result<Exit, Failure> {
-    let fail = |text: String| Err(Failure::new(Exit::Failed, text));
-    let set_aside = |why: String| match directory.set_aside() {
-        Ok(aside) => fail(format!(
-            "{why}\nthe data was set aside in {}; start the node again and it joins anew from its peers",
-            aside.display()
-        )),
-        Err(error) => fail(format!("{why}\nthe data could not be set aside: {error}")),
-    };
-    match end {
-        Ended::Stopped => Ok(exit),
-        Ended::Removed => {
-            tracing::info!("this node was removed from the cluster");
-            eprintln!("replserver: this node was removed from the cluster");
-            Ok(Exit::Done)
-        }
-        Ended::Failed(why) => fail(why),
-        Ended::Halted(Halt::Diverged { at }) => {
-            set_aside(format!("the log differs from the leader's at entry {at}, where both should agree"))
-        }
-        Ended::Halted(Halt::LogTooShort { last, floor }) => {
-            let alone = directory.promise().view.as_ref().is_none_or(|view| view.in_sync.len() == 1);
-            let why = format!(
-                "the log ends at entry {last}, but the cluster counts on this node to hold entry {floor}: the data was restored from an older copy or lost"
-            );
-            if alone {
-                fail(format!(
-                    "{why}\nit is the only in-sync copy: nothing was changed; bring the newer data back"
-                ))
-            } else {
-                set_aside(why)
-            }
-        }
-        Ended::Halted(Halt::OtherCluster { ours, register }) => Err(Failure::new(
-            Exit::Conflict,
-            format!("the data belongs to cluster {ours}, the register to {register}"),
-        )),
-        Ended::Halted(Halt::Superseded) => fail(
-            "this address belongs to another data directory by now; this one is not needed any more"
-                .to_owned(),
-        ),
-        Ended::Halted(Halt::Removed) => Ok(Exit::Done),
-        Ended::Halted(Halt::RegisterSplit { epoch }) => {
-            fail(format!("the register holds two different views of epoch {epoch}; it cannot be trusted"))
         }
     }
 }
@@ -380,6 +357,62 @@ async fn serve_clients(handle: Handle, incoming: mpsc::Receiver<std::io::Result<
     if let Err(error) = served {
         tracing::error!("cannot serve clients: {error}");
         std::process::exit(Exit::Failed as i32);
+    }
+}
+
+/// Keeps the register told of how much this node holds (R24).
+struct Notes {
+    mark: Option<HeldMark>,
+    noted: Option<Held>,
+}
+
+impl Notes {
+    fn open(arguments: &Arguments, handle: &Handle, noted: Option<Held>) -> Notes {
+        let mark = HeldMark::open(&arguments.register, &arguments.address).inspect_err(|error| {
+            tracing::warn!("cannot note what {} holds: {error}", handle.describe().address);
+        });
+        let own = handle.describe().incarnation;
+        Notes { mark: mark.ok(), noted: noted.filter(|noted| noted.incarnation == own) }
+    }
+
+    /// Only evidence against an older copy rests on this: what cannot be noted is said once and stops nothing.
+    fn note(&mut self, handle: &Handle) {
+        let Some(mark) = &self.mark else { return };
+        let own = handle.describe();
+        // After a start less is known to be committed for a moment than was noted before.
+        let commit = own.commit_index.max(self.noted.map_or(Index(0), |noted| noted.commit));
+        let held = Held { incarnation: own.incarnation, epoch: own.epoch, commit };
+        if self.noted == Some(held) || held.commit == Index(0) {
+            return;
+        }
+        match mark.note(&held) {
+            Ok(()) => self.noted = Some(held),
+            Err(error) => {
+                tracing::warn!("cannot note what {} holds: {error}", own.address);
+                self.mark = None;
+            }
+        }
+    }
+}
+
+/// Says in the log what stops the node from serving, once it has lasted and once for each reason.
+async fn say_what_is_waited_for(handle: Handle) {
+    let mut changes = handle.changes();
+    let (mut lasting, mut said) = (String::new(), String::new());
+    loop {
+        let waiting = handle.describe().waiting_for;
+        if waiting.is_empty() {
+            said.clear();
+        } else if waiting == lasting && waiting != said {
+            tracing::warn!("waiting for {waiting}");
+            said.clone_from(&waiting);
+        }
+        lasting = waiting;
+        changes.borrow_and_update();
+        // Some reasons show themselves only by time that passes: a leader that is not heard.
+        if let Ok(Err(_)) = tokio::time::timeout(WAITING_LASTS, changes.changed()).await {
+            return;
+        }
     }
 }
 

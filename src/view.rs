@@ -144,7 +144,7 @@ impl fmt::Display for Index {
 pub struct View {
     /// The cluster this view belongs to; never changes.
     pub cluster: ClusterId,
-    /// Numbers the views of the cluster without a gap.
+    /// Numbers the views of the cluster; without a gap, but for one that an operator made (see `recovered`).
     pub epoch: Epoch,
     /// Orders the writes; a member of `in_sync`.
     pub leader: NodeId,
@@ -157,6 +157,9 @@ pub struct View {
     /// Every in-sync node held at least this much when the view was made: a log that ends below it is not the
     /// log that was counted on (R24).
     pub floor: Index,
+    /// The epoch of the newest view that an operator made by declaring one copy the source of all others (R4); zero:
+    /// there is none. What other copies hold from before it no longer belongs to the cluster.
+    pub recovered: Epoch,
 }
 
 impl View {

@@ -1,5 +1,7 @@
 //! What the controller asks a node beyond etcd's API.
 
+use std::collections::BTreeMap;
+
 use tonic::{Request, Response, Status};
 
 use super::deadline::deadline;
@@ -7,9 +9,10 @@ use crate::node::{Description, Handle, RoleName};
 use crate::proto::replcluster::describe_response::Role;
 use crate::proto::replcluster::node_server::Node;
 use crate::proto::replcluster::{
-    DescribeRequest, DescribeResponse, RemoveRequest, RemoveResponse, ShutdownRequest, ShutdownResponse,
+    Copy, DescribeRequest, DescribeResponse, RemoveRequest, RemoveResponse, ShutdownRequest,
+    ShutdownResponse, View,
 };
-use crate::view::NodeId;
+use crate::view::{self, Incarnation, NodeId};
 
 pub(super) struct Service {
     pub(super) handle: Handle,
@@ -63,6 +66,8 @@ fn described(description: Description) -> DescribeResponse {
         in_sync: texts(&description.in_sync),
         members: texts(&description.members),
         last_index: description.last_index.0,
+        last_epoch: description.last_epoch.0,
+        view: description.view.as_ref().map(view),
         durable_index: description.durable_index.0,
         commit_index: description.commit_index.0,
         applied_index: description.applied_index.0,
@@ -72,5 +77,25 @@ fn described(description: Description) -> DescribeResponse {
         waiting_for: description.waiting_for,
         healthy_age_ms: description.healthy_age_ms,
         ..DescribeResponse::default()
+    }
+}
+
+fn view(view: &view::View) -> View {
+    let copies = |nodes: &BTreeMap<NodeId, Incarnation>| {
+        let copy = |(node, incarnation): (&NodeId, &Incarnation)| Copy {
+            address: node.to_string(),
+            incarnation: incarnation.0,
+        };
+        nodes.iter().map(copy).collect()
+    };
+    View {
+        cluster_id: view.cluster.0,
+        epoch: view.epoch.0,
+        leader: view.leader.to_string(),
+        led_since: view.led_since.0,
+        floor: view.floor.0,
+        recovered: view.recovered.0,
+        in_sync: copies(&view.in_sync),
+        members: copies(&view.members),
     }
 }

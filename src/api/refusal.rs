@@ -52,6 +52,12 @@ impl From<Unavailable> for Status {
             Unavailable::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
             Unavailable::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
             Unavailable::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
+            Unavailable::HeldByTooFew { have, need } => {
+                let text = format!(
+                    "replcluster: the write is done, but it is not safe: min_in_sync is {need}, and the nodes in sync that hold it are {have}"
+                );
+                return Status::unavailable(text);
+            }
             Unavailable::TooFewInSync { have, need } => {
                 let text = format!(
                     "replcluster: writes need {need} nodes in sync, and {have} are; start more nodes"
@@ -128,6 +134,11 @@ mod tests {
                 Unavailable::TooFewInSync { have: 1, need: 2 }.into(),
                 Code::Unavailable,
                 "replcluster: writes need 2 nodes in sync, and 1 are; start more nodes",
+            ),
+            (
+                Unavailable::HeldByTooFew { have: 1, need: 2 }.into(),
+                Code::Unavailable,
+                "replcluster: the write is done, but it is not safe: min_in_sync is 2, and the nodes in sync that hold it are 1",
             ),
             (CommandError::Unavailable(Unavailable::NoLeader).into(), Code::Unavailable, NO_LEADER),
             (CommandError::UnknownMember("x".into()).into(), Code::NotFound, "etcdserver: member not found"),

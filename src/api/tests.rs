@@ -83,6 +83,7 @@ async fn serve(settings: Settings, create: bool) -> Server {
         failure_timeout: Duration::from_millis(300),
         handback_after: None,
         create,
+        held: None,
         acknowledge_early: false,
         log_keep_bytes: 256 << 20,
     };
@@ -325,6 +326,7 @@ async fn who_watches_the_health_is_told_when_the_node_serves() {
         in_sync: myself.clone(),
         members: myself,
         floor: Index(0),
+        recovered: Epoch(0),
     };
     server.register.swap(Epoch(0), &view).unwrap();
     assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving);

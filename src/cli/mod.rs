@@ -24,6 +24,7 @@ mod logs;
 mod man;
 mod move_leader;
 mod pause;
+mod recover;
 mod remove;
 mod render;
 mod start;
@@ -33,6 +34,7 @@ mod survey;
 mod target;
 mod up;
 mod wait;
+mod waiting;
 
 use context::Context;
 use exit::{Exit, Failure, Outcome};
@@ -109,6 +111,9 @@ enum Verb {
     Remove(remove::Remove),
     /// Hand leadership to another node, gracefully [changes the cluster]
     MoveLeader(move_leader::MoveLeader),
+    /// Show what every copy of the data holds, and go on from one where the last in-sync copy is gone [read-only;
+    /// destructive with --accept-data-loss]
+    Recover(recover::Recover),
     /// Print the nodes' logs, merged by time [read-only]
     Logs(logs::Logs),
     /// Print the cluster's history [read-only]
@@ -236,6 +241,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::AddFollower(verb) => add_follower::run(&verb, &mut context(false)?).await,
             Verb::Remove(verb) => remove::run(&verb, &mut context(false)?).await,
             Verb::MoveLeader(verb) => move_leader::run(&verb, &context(false)?).await,
+            Verb::Recover(verb) => recover::run(&verb, &context(verb.json)?).await,
             Verb::Logs(verb) => logs::run(&verb, &context(false)?).await,
             Verb::Events(verb) => events::run(&verb, &context(verb.json)?).await,
             Verb::Client(verb) => {

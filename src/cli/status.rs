@@ -15,6 +15,7 @@ use super::context::Context;
 use super::exit::{Exit, Outcome};
 use super::render::{self, DIM, GREEN, PLAIN, RED, YELLOW};
 use super::survey::{self, NodeSurvey, Survey};
+use super::waiting;
 
 #[derive(Debug, Args)]
 pub(super) struct Status {
@@ -60,6 +61,9 @@ pub(super) fn print_table(context: &Context, found: &Survey) {
     anstream::println!("{}", headline(&context.config.name, found));
     for line in table(found) {
         anstream::println!("{line}");
+    }
+    if let Some(waiting) = waiting::waiting(context, found) {
+        anstream::println!("{YELLOW}{}{PLAIN}\n{}", waiting.what, waiting.next);
     }
     // The history only explains: without it the status is the same.
     let history = events::read(&context.layout.events()).unwrap_or_default();
@@ -186,6 +190,7 @@ fn json_node(found: &Survey, index: usize, one: &NodeSurvey) -> Value {
         "memory_bytes": one.stat.as_ref().map(|stat| stat.resident_bytes),
         "disk_bytes": answer.map(|answer| answer.disk_bytes),
         "last_exit": one.record.last_exit,
+        "waiting_for": answer.map(|answer| &answer.waiting_for).filter(|text| !text.is_empty()),
     })
 }
 

@@ -20,7 +20,7 @@ use super::down;
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, status, target};
+use super::{nodes, recover, status, target};
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
@@ -51,7 +51,16 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         .map_err(|error| Failure::usage(error.to_string()))?;
     let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
     let found = survey::survey(context).await?;
-    let steps = plan::up(&spec, &found.observed(context)?);
+    let observed = found.observed(context)?;
+    if observed.running.is_empty()
+        && let Some(trouble) = recover::register_trouble(context).await?
+    {
+        let message = format!(
+            "{trouble}\nnothing was started: put the right register back, or see what is left with `replcluster recover`"
+        );
+        return Err(Failure::new(Exit::Failed, message));
+    }
+    let steps = plan::up(&spec, &observed);
     if verb.dry_run {
         for step in &steps {
             anstream::println!("{step}");

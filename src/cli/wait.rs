@@ -15,9 +15,13 @@ use crate::view::NodeId;
 use super::context::{Context, POLL_INTERVAL, ask, list};
 use super::exit::{Exit, Failure};
 use super::survey::{self, NodeSurvey, Survey};
+use super::waiting;
 
 /// What `replserver` exits with where somebody else holds its address or directory.
 const SERVER_EXIT_CONFLICT: i32 = 5;
+
+/// What lasts shorter than this is not worth a word.
+const PASSING: Duration = Duration::from_secs(2);
 
 /// How long leadership may take to move.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
@@ -46,7 +50,9 @@ async fn in_sync_quietly(
     progress: &ProgressBar,
 ) -> Result<Survey, Failure> {
     let mut told: Vec<(NodeId, String)> = Vec::new();
-    let deadline = clock::now() + patience;
+    let begun = clock::now();
+    let deadline = begun + patience;
+    let mut waiting_told = None;
     loop {
         let survey = survey::survey(context).await?;
         let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
@@ -63,6 +69,16 @@ async fn in_sync_quietly(
         let count = wanted.iter().filter(|one| ready(one)).count();
         progress.set_message(format!("{count} of {} in sync", nodes.len()));
         progress.tick();
+        // Not in the first moment: until the nodes have found each other everybody waits for somebody.
+        if clock::now() >= begun + PASSING.min(patience / 2) {
+            let waiting = waiting::waiting(context, &survey);
+            if let Some(waiting) = waiting.as_ref().filter(|waiting| waiting_told.as_ref() != Some(*waiting))
+            {
+                progress
+                    .suspend(|| say(&format!("{}\n  {}", waiting.what.replace('\n', "\n  "), waiting.next)));
+            }
+            waiting_told = waiting.or(waiting_told);
+        }
         for one in &wanted {
             cannot_start(context, one)?;
             let Some(exit) = one.record.last_exit.as_ref().filter(|_| one.record.phase == Phase::Waiting)
@@ -76,7 +92,7 @@ async fn in_sync_quietly(
             }
         }
         if clock::now() >= deadline {
-            return Err(missing(context, &wanted, patience));
+            return Err(missing(context, &survey, &wanted, patience));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -113,7 +129,12 @@ fn cannot_start(context: &Context, one: &NodeSurvey) -> Result<(), Failure> {
     Err(failure.with_node_log(&context.layout, node))
 }
 
-fn missing(context: &Context, wanted: &[&NodeSurvey], patience: Duration) -> Failure {
+fn missing(context: &Context, survey: &Survey, wanted: &[&NodeSurvey], patience: Duration) -> Failure {
+    if let Some(waiting) = waiting::waiting(context, survey) {
+        let patience = crate::config::show(patience);
+        let message = format!("not in sync after {patience}: {}\n{}", waiting.what, waiting.next);
+        return Failure::new(Exit::TimedOut, message);
+    }
     let lacking: Vec<&&NodeSurvey> =
         wanted.iter().filter(|one| !one.answer.as_ref().is_some_and(is_in_sync)).collect();
     let reasons: Vec<String> = lacking

@@ -12,4 +12,5 @@ pub mod cause;
 pub mod health;
 pub mod life;
 pub mod plan;
+pub mod recovery;
 pub mod restart;

@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::disk::RealDisk;
+use super::disk::{Disk, RealDisk};
 use super::promise::{Promise, PromiseError, Promises};
 use crate::register::place::{PlaceError, private_directory};
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
@@ -22,6 +22,8 @@ use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 /// Version of the layout above; another one is refused.
 const FORMAT: u32 = 1;
 const FIRST_LINE: &str = "replcluster data ";
+/// What the names of directories begin with that hold what was set aside.
+pub(super) const ASIDE: &str = "aside-";
 
 /// Why a directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -129,13 +131,7 @@ impl DataDirectory {
             }
         };
         if identity.cluster.is_some() {
-            // They were there before the node belonged to a cluster: without them it would forget what it has said.
-            for name in ["promise", "log"] {
-                let file = path.join(name);
-                if !file.exists() {
-                    return Err(DirectoryError::Damaged { path: file, why: "it is missing".to_owned() });
-                }
-            }
+            refuse_missing(path)?;
         }
         let promises = Promises::open(&RealDisk, path)?;
         let incarnation = identity.incarnation;
@@ -201,7 +197,8 @@ impl DataDirectory {
     /// # Errors
     /// [`DirectoryError::Io`]; some of it may have been moved, and what has been is in the directory named.
     pub fn set_aside(&self) -> Result<PathBuf, DirectoryError> {
-        let aside = (1..).map(|number| self.path.join(format!("aside-{number}"))).find(|path| !path.exists());
+        let aside =
+            (1..).map(|number| self.path.join(format!("{ASIDE}{number}"))).find(|path| !path.exists());
         let aside = aside.expect("some number is free");
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -237,7 +234,7 @@ fn move_aside(path: &Path, aside: &Path) -> Result<(), DirectoryError> {
 /// The newest directory with data set aside, where the setting aside may have been cut short: nothing of what is still
 /// here is in it yet.
 fn unfinished_aside(path: &Path) -> Option<PathBuf> {
-    let asides = (1..).map(|number| path.join(format!("aside-{number}")));
+    let asides = (1..).map(|number| path.join(format!("{ASIDE}{number}")));
     let newest = asides.take_while(|aside| aside.exists()).last()?;
     let begun = newest.join("identity").exists();
     let both = DATA.iter().any(|name| path.join(name).exists() && newest.join(name).exists());
@@ -262,16 +259,7 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
         .map_err(io)?;
     match lock.try_lock() {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut holder = String::new();
-            let _ = lock.read_to_string(&mut holder);
-            let holder = if holder.trim().is_empty() {
-                "another process".to_owned()
-            } else {
-                holder.trim().to_owned()
-            };
-            return Err(DirectoryError::InUse { path: path.to_owned(), holder });
-        }
+        Err(TryLockError::WouldBlock) => return Err(in_use(path, &mut lock)),
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }
     lock.set_len(0).map_err(io)?;
@@ -279,16 +267,102 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
     Ok(lock)
 }
 
+fn in_use(path: &Path, lock: &mut File) -> DirectoryError {
+    let mut holder = String::new();
+    let _ = lock.read_to_string(&mut holder);
+    let holder = match holder.trim() {
+        "" => "another process".to_owned(),
+        holder => holder.to_owned(),
+    };
+    DirectoryError::InUse { path: path.to_owned(), holder }
+}
+
 struct Identity {
     incarnation: Incarnation,
     cluster: Option<ClusterId>,
 }
 
+/// What a directory says of itself, read without changing anything.
+pub(super) struct Look {
+    /// Whose it is: address, incarnation, and the cluster once there is one. `None` for a new directory.
+    pub(super) identity: Result<Option<(NodeId, Incarnation, Option<ClusterId>)>, DirectoryError>,
+    /// The newest promise kept.
+    pub(super) promise: Result<Promise, DirectoryError>,
+    /// Nobody can begin to work in the directory while this is held. `None` where nobody ever has.
+    pub(super) _lock: Option<File>,
+}
+
+/// Looks at the directory of a node that does not run.
+///
+/// # Errors
+/// [`DirectoryError::InUse`] where it does.
+pub(super) fn look(disk: &impl Disk, path: &Path) -> Result<Look, DirectoryError> {
+    let lock = match File::open(path.join("lock")) {
+        Ok(mut file) => {
+            match file.try_lock_shared() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(in_use(path, &mut file)),
+                Err(TryLockError::Error(source)) => {
+                    return Err(DirectoryError::Io { path: path.join("lock"), source });
+                }
+            }
+            Some(file)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(source) => return Err(DirectoryError::Io { path: path.join("lock"), source }),
+    };
+    let identity = parse_identity(path).and_then(|found| {
+        let Some((address, identity)) = found else {
+            refuse_orphans(path)?;
+            return Ok(None);
+        };
+        let address = NodeId::parse(&address).map_err(|error| DirectoryError::Damaged {
+            path: path.join("identity"),
+            why: error.to_string(),
+        })?;
+        if identity.cluster.is_some() {
+            refuse_missing(path)?;
+        }
+        Ok(Some((address, identity.incarnation, identity.cluster)))
+    });
+    let promise = Promises::look(disk, path).map_err(DirectoryError::from);
+    Ok(Look { identity, promise, _lock: lock })
+}
+
+/// What was there before the node belonged to a cluster: without it the node would forget what it has said.
+fn refuse_missing(path: &Path) -> Result<(), DirectoryError> {
+    for name in ["promise", "log"] {
+        let file = path.join(name);
+        if !file.exists() {
+            return Err(DirectoryError::Damaged { path: file, why: "it is missing".to_owned() });
+        }
+    }
+    Ok(())
+}
+
 fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, DirectoryError> {
+    match parse_identity(path)? {
+        Some((found, _)) if found != address.as_str() => {
+            Err(DirectoryError::OtherAddress { path: path.to_owned(), found, wanted: address.clone() })
+        }
+        Some((_, identity)) => Ok(Some(identity)),
+        None => {
+            // Setting data aside that was cut short is finished.
+            if let Some(aside) = unfinished_aside(path) {
+                move_aside(path, &aside)?;
+            }
+            refuse_orphans(path)?;
+            Ok(None)
+        }
+    }
+}
+
+/// The address in the identity, and the rest of it.
+fn parse_identity(path: &Path) -> Result<Option<(String, Identity)>, DirectoryError> {
     let file = path.join("identity");
     let text = match std::fs::read_to_string(&file) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return missing_identity(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => return Err(DirectoryError::Io { path: file, source }),
     };
     let damaged = |why: &str| DirectoryError::Damaged { path: file.clone(), why: why.to_owned() };
@@ -307,14 +381,7 @@ fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, Dire
             .map(str::trim)
             .ok_or_else(|| damaged(&format!("no line \"{name}\"")))
     };
-    let found = field("address ")?;
-    if found != address.as_str() {
-        return Err(DirectoryError::OtherAddress {
-            path: path.to_owned(),
-            found: found.to_owned(),
-            wanted: address.clone(),
-        });
-    }
+    let found = field("address ")?.to_owned();
     let number =
         |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(&format!("\"{text}\" is no number")));
     let incarnation = Incarnation(number(field("incarnation ")?)?);
@@ -322,21 +389,18 @@ fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, Dire
         "none" => None,
         text => Some(ClusterId(number(text)?)),
     };
-    Ok(Some(Identity { incarnation, cluster }))
+    Ok(Some((found, Identity { incarnation, cluster })))
 }
 
-/// A directory without an identity is new, unless it holds data. Setting data aside that was cut short is finished.
-fn missing_identity(path: &Path) -> Result<Option<Identity>, DirectoryError> {
-    if let Some(aside) = unfinished_aside(path) {
-        move_aside(path, &aside)?;
-    }
+/// A directory without an identity is new, unless it holds data.
+fn refuse_orphans(path: &Path) -> Result<(), DirectoryError> {
     for name in DATA {
         if path.join(name).exists() {
             let why = format!("it is missing beside {name}");
             return Err(DirectoryError::Damaged { path: path.join("identity"), why });
         }
     }
-    Ok(None)
+    Ok(())
 }
 
 fn write_identity(path: &Path, address: &NodeId, identity: &Identity) -> Result<(), DirectoryError> {
@@ -374,6 +438,7 @@ mod tests {
             in_sync: nodes.clone(),
             members: nodes,
             floor: Index(3),
+            recovered: Epoch(0),
         }
     }
 

@@ -49,6 +49,14 @@ pub enum Unavailable {
     /// The queue is full; nothing was done.
     #[error("too many requests")]
     TooManyRequests,
+    /// It was done, but fewer nodes hold it than the operator wants: it must not count as safe.
+    #[error("done, but min_in_sync is {need}, and the nodes in sync that hold it are {have}")]
+    HeldByTooFew {
+        /// In sync when it was committed, or a moment later.
+        have: usize,
+        /// Wanted.
+        need: usize,
+    },
     /// The operator wants more copies than there are; nothing was done.
     #[error("{have} nodes in sync, and min_in_sync is {need}")]
     TooFewInSync {
@@ -110,8 +118,12 @@ pub struct Description {
     pub in_sync: Vec<NodeId>,
     /// Members by the newest view.
     pub members: Vec<NodeId>,
+    /// The newest view adopted.
+    pub view: Option<View>,
     /// End of the log.
     pub last_index: Index,
+    /// Under which the entry there was ordered.
+    pub last_epoch: Epoch,
     /// On disk.
     pub durable_index: Index,
     /// Committed.
@@ -163,6 +175,7 @@ pub struct Shared {
     pub(super) cluster: AtomicU64,
     pub(super) epoch: AtomicU64,
     pub(super) last: AtomicU64,
+    pub(super) last_epoch: AtomicU64,
     pub(super) durable: AtomicU64,
     pub(super) commit: AtomicU64,
     pub(super) applied: AtomicU64,
@@ -170,6 +183,8 @@ pub struct Shared {
     pub(super) ready: AtomicBool,
     pub(super) leader_heard: AtomicBool,
     pub(super) stopping: AtomicBool,
+    /// The last read could not be proved, and that was said.
+    pub(super) proof_fails: AtomicBool,
     pub(super) disk_bytes: AtomicU64,
     /// Milliseconds after `started` at which the node last was healthy (R31).
     pub(super) healthy_at: AtomicU64,
@@ -201,12 +216,15 @@ impl Shared {
             epoch: AtomicU64::new(view.as_ref().map_or(0, |view| view.epoch.0)),
             view: RwLock::new(view.map(Arc::new)),
             last: AtomicU64::new(last.0),
+            // Told with the first turn of the engine.
+            last_epoch: AtomicU64::new(0),
             durable: AtomicU64::new(last.0),
             commit: AtomicU64::new(applied.0),
             applied: AtomicU64::new(applied.0),
             ready: AtomicBool::new(false),
             leader_heard: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            proof_fails: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
             healthy_at: AtomicU64::new(0),
             started: crate::clock::now(),
@@ -242,9 +260,15 @@ impl Shared {
     /// was read before the call was the newest then (R17). Holds for nothing that is read later.
     fn prove(&self, epoch: Epoch) -> bool {
         match self.register.has_newer(epoch) {
-            Ok(newer) => !newer && self.serving.load(Ordering::Acquire) == epoch.0,
+            Ok(newer) => {
+                self.proof_fails.store(false, Ordering::Relaxed);
+                !newer && self.serving.load(Ordering::Acquire) == epoch.0
+            }
+            // Every read looks again and again: said once until one can be proved.
             Err(error) => {
-                tracing::warn!("cannot prove a read against the register: {error}");
+                if !self.proof_fails.swap(true, Ordering::Relaxed) {
+                    tracing::warn!("cannot prove a read against the register: {error}");
+                }
                 false
             }
         }
@@ -411,6 +435,24 @@ impl Handle {
         self.shared.changed.subscribe()
     }
 
+    /// Who must lead before this node can do anything, and why only they.
+    fn waits_for_the_last_set(&self, view: &View) -> String {
+        let own = &self.shared.address;
+        let others: Vec<&str> = view.in_sync.keys().filter(|node| *node != own).map(NodeId::as_str).collect();
+        let others = others.join(", ");
+        match (view.in_sync.contains_key(own), others.is_empty()) {
+            (true, true) => format!(
+                "the data directory with which {own} was the only node in sync: this one is new or an older one"
+            ),
+            (true, false) => format!(
+                "{others} to lead: last in sync were they and {own} with another data directory than this one"
+            ),
+            (false, _) => format!(
+                "one of the last in-sync nodes to lead, because no other surely holds what was acknowledged: {others}"
+            ),
+        }
+    }
+
     /// The node's own view of itself.
     #[must_use]
     pub fn describe(&self) -> Description {
@@ -430,10 +472,7 @@ impl Handle {
         let waiting_for = match (&view, ready, heard, in_sync) {
             (_, true, _, _) => String::new(),
             (None, _, _, _) => "a view in the register: no node has created the cluster yet".to_owned(),
-            (Some(view), _, false, false) => {
-                let last: Vec<&str> = view.in_sync.keys().map(NodeId::as_str).collect();
-                format!("one of the last in-sync nodes to lead: {}", last.join(", "))
-            }
+            (Some(view), _, false, false) => self.waits_for_the_last_set(view),
             (Some(view), _, false, true) => format!("the leader {} or its successor", view.leader),
             (Some(view), _, true, false) => format!("the log of the leader {}", view.leader),
             (Some(view), _, true, true) => format!("the leader {} to open its epoch", view.leader),
@@ -449,7 +488,9 @@ impl Handle {
             leader: view.as_ref().filter(|_| heard).map(|view| view.leader.clone()),
             in_sync: view.as_ref().map_or(Vec::new(), |view| view.in_sync.keys().cloned().collect()),
             members: view.as_ref().map_or(Vec::new(), |view| view.members.keys().cloned().collect()),
+            view: view.as_ref().map(|view| View::clone(view)),
             last_index: Index(shared.last.load(Ordering::Acquire)),
+            last_epoch: Epoch(shared.last_epoch.load(Ordering::Acquire)),
             durable_index: Index(shared.durable.load(Ordering::Acquire)),
             commit_index: Index(shared.commit.load(Ordering::Acquire)),
             applied_index: Index(shared.applied.load(Ordering::Acquire)),

@@ -11,7 +11,6 @@
 //! Driver, links and inbound connections share one thread, so that no load of clients delays a heartbeat; the writer
 //! and the registrar have a thread each, because they wait for disks. `api` knows a node by its [`Handle`] only.
 
-pub mod damage;
 pub mod directory;
 pub mod disk;
 mod driver;
@@ -21,6 +20,7 @@ mod handle;
 mod hands;
 mod hash;
 mod inbound;
+pub mod inspect;
 mod link;
 pub mod log;
 pub mod promise;
@@ -34,6 +34,7 @@ mod snapshot;
 pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unchanged;
 mod wire;
 mod writer;
 
@@ -54,8 +55,8 @@ pub use wire::MAGIC as PEER_MAGIC;
 use crate::kv;
 use crate::protocol::{self, Halt, Node, Restored};
 use crate::register::watch::OnDeath;
-use crate::register::{DeathWatch, Register};
-use crate::view::{ClusterId, Epoch, NodeId};
+use crate::register::{DeathWatch, Held, Register};
+use crate::view::{ClusterId, Epoch, NodeId, View};
 use directory::DataDirectory;
 use driver::{Inputs, ThreadHands};
 use engine::{Options, PENDING_MAX, Parts};
@@ -97,6 +98,8 @@ pub struct Start {
     pub handback_after: Option<Duration>,
     /// Create a cluster where the register is empty.
     pub create: bool,
+    /// What this node is known to have held (R24).
+    pub held: Option<Held>,
     /// Test switch: acknowledge before followers hold the entry.
     pub acknowledge_early: bool,
     /// The log is kept to this size, in bytes, for followers that were away; who was away longer gets a snapshot.
@@ -135,11 +138,18 @@ pub struct Running {
 pub fn start(start: Start) -> Result<Running, StartError> {
     let Start { address, directory, register, settings, .. } = start;
     let promise = directory.promise().clone();
-    check_register(register.as_ref(), promise.view.as_ref().map(|view| (view.cluster, view.epoch)))?;
+    let found =
+        check_register(register.as_ref(), promise.view.as_ref().map(|view| (view.cluster, view.epoch)))?;
     let (mut log, recovered) = Log::open(disk::RealDisk, &directory.path().join("log"), promise.commit)?;
     let store = kv::Store::open(StateBackend::open(directory.path())?)?;
     let Found { outline, last, applied } =
         recovery::put_together(&mut log, recovered, &store, promise.commit)?;
+    if let (Some(held), Some(view)) = (start.held, &found)
+        && view.is_in_sync(&address, directory.incarnation())
+        && let Some(held) = held.missing(directory.incarnation(), view, last.index)
+    {
+        return Err(StartError::RolledBack { last: last.index, held });
+    }
     let config = protocol::Config {
         id: address.clone(),
         incarnation: directory.incarnation(),
@@ -211,20 +221,24 @@ pub fn random_number() -> u64 {
     rand::random::<u64>().max(1)
 }
 
-/// R11: what this node has seen is never forgotten because a register has.
-fn check_register(register: &dyn Register, seen: Option<(ClusterId, Epoch)>) -> Result<(), StartError> {
+/// R11: what this node has seen is never forgotten because a register has. Answers with what stands in the register.
+fn check_register(
+    register: &dyn Register,
+    seen: Option<(ClusterId, Epoch)>,
+) -> Result<Option<View>, StartError> {
     let found = register.read().map_err(|error| StartError::Register(error.to_string()))?;
-    match (seen, found) {
-        (None, _) => Ok(()),
-        (Some((_, seen)), None) => Err(StartError::RegisterBehind { register: Epoch(0), seen }),
+    match (seen, &found) {
+        (None, _) => {}
+        (Some((_, seen)), None) => return Err(StartError::RegisterBehind { register: Epoch(0), seen }),
         (Some((data, _)), Some(view)) if view.cluster != data => {
-            Err(StartError::OtherCluster { data, register: view.cluster })
+            return Err(StartError::OtherCluster { data, register: view.cluster });
         }
         (Some((_, seen)), Some(view)) if view.epoch < seen => {
-            Err(StartError::RegisterBehind { register: view.epoch, seen })
+            return Err(StartError::RegisterBehind { register: view.epoch, seen });
         }
-        (Some(_), Some(_)) => Ok(()),
+        (Some(_), Some(_)) => {}
     }
+    Ok(found)
 }
 
 fn spawn_thread(name: &str, body: impl FnOnce() + Send + 'static) {

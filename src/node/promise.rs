@@ -116,6 +116,20 @@ impl Promises {
         Ok(promises)
     }
 
+    /// The newest promise in the data directory of a node that does not run; changes nothing. Where there is no file,
+    /// nothing was promised.
+    ///
+    /// # Errors
+    /// [`PromiseError`].
+    pub fn look(disk: &impl Disk, directory: &Path) -> Result<Promise, PromiseError> {
+        let path = directory.join(NAME);
+        match disk.open(&path, false) {
+            Ok(file) => Ok(read(&*file, &path)?.0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Promise::default()),
+            Err(source) => Err(PromiseError::Io { path, source }),
+        }
+    }
+
     fn latest(&self) -> MutexGuard<'_, Latest> {
         self.latest.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -43,6 +43,16 @@ pub enum StartError {
         /// The last entry of the log.
         last: Index,
     },
+    /// The node is counted on, and its log ends before something that it once held (R24).
+    #[error(
+        "the log ends at entry {last}, but this node has held everything up to entry {held}: the data was restored from an older copy or lost\nnothing was changed; bring the newer data back"
+    )]
+    RolledBack {
+        /// The end of the log.
+        last: Index,
+        /// Held once, and committed.
+        held: Index,
+    },
     /// The register cannot be read.
     #[error("cannot read the register: {0}")]
     Register(String),
@@ -51,7 +61,7 @@ pub enum StartError {
     Watch(std::io::Error),
     /// The register is not the one that this node has seen (R11).
     #[error(
-        "the register stands at epoch {register}, but this node has seen epoch {seen}: the register was restored from a backup, deleted, or is another one\nput the right register back; this node will not serve against an older one"
+        "the register stands at epoch {register}, but this node has seen epoch {seen}: the register was restored from a backup, deleted, or is another one\nput the right register back, or stop all nodes and see what is left with `replcluster recover`; this node will not serve against an older one"
     )]
     RegisterBehind {
         /// What the register says; zero for nothing.

@@ -23,13 +23,22 @@ pub enum Ask {
 
 /// Runs until the asking side is gone.
 pub fn run(register: &Arc<dyn Register>, watch: &DeathWatch, asks: &mpsc::Receiver<Ask>, events: &Events) {
+    let mut said = None;
     while let Ok(ask) = asks.recv() {
         match ask {
             Ask::Read => {
                 let read = register.read().map_err(|error| {
-                    tracing::error!("cannot read the register: {error}");
+                    // A node that waits reads again and again: the same trouble is said once.
+                    let text = error.to_string();
+                    if said.as_ref() != Some(&text) {
+                        tracing::error!("cannot read the register: {text}");
+                        said = Some(text);
+                    }
                     RegisterUnreachable
                 });
+                if read.is_ok() {
+                    said = None;
+                }
                 events.send_blocking(Internal::RegisterRead(read));
             }
             Ask::Swap(next) => {

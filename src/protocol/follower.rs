@@ -4,7 +4,7 @@ use super::node::{Node, Role};
 use super::outline::{Mark, Run};
 use super::rules::Rule;
 use super::{Halt, Message, Millis};
-use crate::view::{Incarnation, Index, NodeId};
+use crate::view::{Epoch, Incarnation, Index, NodeId};
 
 /// What a follower knows beyond its log. Starts anew with each view.
 #[derive(Clone, Debug)]
@@ -95,13 +95,27 @@ impl Node {
         match self.log.epoch_at(previous.index) {
             Some(epoch) if epoch == previous.epoch || self.breaks(Rule::NoTruncate) => true,
             Some(_) if previous.index <= self.log.commit() => {
-                self.halt(Halt::Diverged { at: previous.index });
+                self.contradict(previous.index, previous.epoch);
                 false
             }
             Some(_) | None => {
                 self.report();
                 false
             }
+        }
+    }
+
+    /// The leader's entry here is of `theirs`, and ours is committed. Somebody's data is not what it was. Where the leader
+    /// wrote its entry in this very leadership, it did not have ours when it took over, as any leader must: its disk was
+    /// put back to an older state. Who is counted on tells it so, and keeps what it has (R24). Otherwise the fault is
+    /// ours (R14).
+    fn contradict(&mut self, at: Index, theirs: Epoch) {
+        let led_since = self.view.as_ref().map_or(Epoch(0), |view| view.led_since);
+        let ours = self.log.epoch_at(at).unwrap_or_default();
+        if self.is_in_sync() && theirs >= led_since && ours < led_since {
+            self.report();
+        } else {
+            self.halt(Halt::Diverged { at });
         }
     }
 
@@ -121,7 +135,7 @@ impl Node {
             }
             if index <= self.log.last().index {
                 if index <= self.log.commit() {
-                    self.halt(Halt::Diverged { at: index });
+                    self.contradict(index, run.epoch);
                     return false;
                 }
                 self.truncate(Index(index.0 - 1));

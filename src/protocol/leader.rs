@@ -7,7 +7,7 @@ use super::node::{Node, RegisterTask, Role};
 use super::outline::Mark;
 use super::progress::{Phase, Progress};
 use super::rules::Rule;
-use super::{Effect, Message, Millis};
+use super::{Effect, Halt, Message, Millis};
 use crate::view::{Incarnation, Index, NodeId};
 
 /// Entries in one `Append`; the driver cuts further by bytes.
@@ -301,6 +301,13 @@ impl Node {
             // Another directory, or one that lost what it had acknowledged: it is not the copy we count on (R24).
             leader.expelled.insert(from.clone());
             return self.change_set();
+        }
+        // Whatever was committed before we took over lies before our opening entry; of what came after, we told it.
+        let (start, told) = (leader.start, self.log.commit());
+        if counted_on == Some(incarnation) && commit >= start && commit > told {
+            // It knows of committed entries that we never had: ours is the disk that was put back (R24). We have served
+            // nothing yet, since our opening entry needed its acknowledgement (R7).
+            return self.halt(Halt::LogTooShort { last: Index(start.0 - 1), floor: commit });
         }
         if commit > end {
             return; // it knows of more than we hold; never cut that

@@ -36,6 +36,11 @@
 //! *Handing over.* The leader stops ordering, waits until everyone has everything, and tells the target, which takes
 //! over as above (R9). Nothing is lost if any step fails: the leader resumes after `failure_timeout`.
 //!
+//! *Starting over.* Where the last in-sync copy is lost, an operator may declare another one the source of all others
+//! (R4): a view made by hand, with that copy alone in sync and an epoch above all others, which it also names as
+//! `recovered`. What another node knows to be committed may now be in no log at all, so it must not go on from there:
+//! a node that holds anything from before that epoch, and is not the source, stops as soon as it sees such a view.
+//!
 //! # The contract between this machine and its driver
 //!
 //! 1. Feed one [`Input`] at a time with a time that never goes back, and carry out all its effects in order before
@@ -292,6 +297,11 @@ pub enum Halt {
     },
     /// The view knows this address with another data directory.
     Superseded,
+    /// An operator has made another copy the source of all others (R4): this one is of no more use to the cluster.
+    Overruled {
+        /// The epoch in which that was done.
+        epoch: Epoch,
+    },
     /// The node was removed from the cluster.
     Removed,
     /// Two views with one epoch: the register broke its word.

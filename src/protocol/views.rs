@@ -137,12 +137,20 @@ impl Node {
             in_sync: own.clone(),
             members: own,
             floor: Index(0),
+            recovered: Epoch(0),
         });
     }
 
     /// Somebody else's newer view: obey it.
     fn adopt(&mut self, view: View) {
         let own = self.config.incarnation;
+        let in_sync = view.is_in_sync(&self.config.id, own);
+        // R4: an operator has made another copy the source since we last saw a view. What we know to be committed may
+        // be in no log of today, so nothing of ours can be continued.
+        let holds = self.log.last().index > Index(0);
+        if holds && !in_sync && self.view.as_ref().is_some_and(|old| old.epoch < view.recovered) {
+            return self.halt(Halt::Overruled { epoch: view.recovered });
+        }
         let was_member = self.view.as_ref().is_some_and(|old| old.members.get(&self.config.id) == Some(&own));
         match view.members.get(&self.config.id) {
             None if was_member => return self.halt(Halt::Removed),
@@ -150,7 +158,7 @@ impl Node {
             None | Some(_) => {}
         }
         let last = self.log.last().index;
-        if view.is_in_sync(&self.config.id, own) && last < view.floor {
+        if in_sync && last < view.floor {
             return self.halt(Halt::LogTooShort { last, floor: view.floor });
         }
         let leader = view.leader.clone();

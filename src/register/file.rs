@@ -22,7 +22,7 @@ use std::sync::{PoisonError, RwLock};
 
 use rustix::fs::Access;
 
-use super::{Register, RegisterError, SwapError, format, place};
+use super::{Register, RegisterError, SwapError, format, held, place};
 use crate::view::{Epoch, View};
 
 /// How many views stay readable for people; also how far a swapper may fall behind and still meet EEXIST.
@@ -64,6 +64,11 @@ impl FileRegister {
         Ok(FileRegister { directory, seen: RwLock::new(None) })
     }
 
+    /// The one in a directory that exists; makes nothing.
+    pub(super) fn existing(directory: &Path) -> FileRegister {
+        FileRegister { directory: directory.to_owned(), seen: RwLock::new(None) }
+    }
+
     /// The register's directory, absolute.
     #[must_use]
     pub fn directory(&self) -> &Path {
@@ -90,6 +95,39 @@ impl FileRegister {
         }
         entries.views.sort_unstable();
         Ok(entries)
+    }
+
+    /// The epochs of all views, and the highest that anything is named after.
+    pub(super) fn epochs(&self) -> Result<Epochs, RegisterError> {
+        let entries = self.entries()?;
+        let unfinished = entries.unfinished.iter().map(|(epoch, _)| *epoch).max().unwrap_or_default();
+        Ok(Epochs { highest: entries.highest().max(unfinished), views: entries.views })
+    }
+
+    /// The names of views and unfinished ones below an epoch, lowest first.
+    pub(super) fn names_below(&self, epoch: Epoch) -> Result<Vec<String>, RegisterError> {
+        let entries = self.entries()?;
+        let views = entries.views.iter().map(|view| (*view, format!("view-{:020}", view.0)));
+        let mut names: Vec<(Epoch, String)> = views.chain(entries.unfinished).collect();
+        names.retain(|(of, _)| *of < epoch);
+        names.sort();
+        Ok(names.into_iter().map(|(_, name)| name).collect())
+    }
+
+    /// The view of this epoch, where it can be read.
+    pub(super) fn view_of(&self, epoch: Epoch) -> Option<View> {
+        Some(self.load(epoch).ok()??.view)
+    }
+
+    /// Puts a view there, durably, whatever else stands there. `Ok(false)`: one of its epoch does.
+    pub(super) fn declare(&self, view: &View) -> Result<bool, RegisterError> {
+        let (unfinished, _file) = self.write_unfinished(view)?;
+        let linked = self.link(&unfinished, view.epoch);
+        let _ = fs::remove_file(&unfinished);
+        let linked =
+            linked.map_err(|error| RegisterError::io("linking", &self.view_path(view.epoch), error))?;
+        self.sync_directory()?;
+        Ok(linked)
     }
 
     fn sync_directory(&self) -> Result<(), RegisterError> {
@@ -303,7 +341,14 @@ impl FileRegister {
 
 impl Register for FileRegister {
     fn read(&self) -> Result<Option<View>, RegisterError> {
-        self.newest()
+        // Noted before the views are looked at: a view comes first, and is noted after.
+        let noted = held::newest_epoch(&self.directory).unwrap_or_default();
+        let newest = self.newest()?;
+        let held = newest.as_ref().map_or(Epoch(0), |view| view.epoch);
+        if held < noted {
+            return Err(RegisterError::Backwards { path: self.directory.clone(), held, known: noted });
+        }
+        Ok(newest)
     }
 
     fn swap(&self, expected: Epoch, next: &View) -> Result<(), SwapError> {
@@ -356,6 +401,15 @@ impl Register for FileRegister {
         }
         Ok(held > than)
     }
+}
+
+/// What a register is named after.
+#[derive(Debug)]
+pub(super) struct Epochs {
+    /// Of its views, ascending.
+    pub views: Vec<Epoch>,
+    /// Zero: nothing is there.
+    pub highest: Epoch,
 }
 
 /// What a directory holds, as far as it is ours.

@@ -12,6 +12,8 @@
 //! member 127.0.0.1:2380 00000000000000a2
 //! crc32c 1b2f00aa
 //! ```
+//!
+//! A line `recovered 4` after the floor stands only where an operator has made such a view.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -66,6 +68,9 @@ pub fn encode(view: &View) -> String {
         "{FIRST_LINE}{VERSION}\ncluster {}\nepoch {}\nleader {}\nled-since {}\nfloor {}\n",
         view.cluster, view.epoch, view.leader, view.led_since, view.floor
     );
+    if view.recovered > Epoch(0) {
+        writeln!(text, "recovered {}", view.recovered).expect("a String takes every write");
+    }
     for (word, nodes) in [("in-sync", &view.in_sync), ("member", &view.members)] {
         for (node, incarnation) in nodes {
             writeln!(text, "{word} {node} {incarnation:?}").expect("a String takes every write");
@@ -121,6 +126,7 @@ struct Parts {
     leader: Option<NodeId>,
     led_since: Option<Epoch>,
     floor: Option<Index>,
+    recovered: Epoch,
     in_sync: BTreeMap<NodeId, Incarnation>,
     members: BTreeMap<NodeId, Incarnation>,
 }
@@ -132,6 +138,7 @@ impl Parts {
             "cluster" => self.cluster = Some(ClusterId(hexadecimal(rest)?)),
             "epoch" => self.epoch = Some(Epoch(decimal(rest)?)),
             "floor" => self.floor = Some(Index(decimal(rest)?)),
+            "recovered" => self.recovered = Epoch(decimal(rest)?),
             "led-since" => self.led_since = Some(Epoch(decimal(rest)?)),
             "leader" => self.leader = Some(address(rest)?),
             "in-sync" => enter(&mut self.in_sync, rest)?,
@@ -151,6 +158,7 @@ impl Parts {
             leader: self.leader.ok_or(BadView::Missing("leader"))?,
             led_since: self.led_since.ok_or(BadView::Missing("led-since"))?,
             floor: self.floor.ok_or(BadView::Missing("floor"))?,
+            recovered: self.recovered,
             in_sync: self.in_sync,
             members: self.members,
         })
@@ -191,13 +199,16 @@ pub(crate) mod tests {
             in_sync: [(node(2380), Incarnation(0xa2)), (node(2381), Incarnation(mark + 1))].into(),
             members: [(node(2379), Incarnation(0xa1)), (node(2380), Incarnation(0xa2))].into(),
             floor: Index(mark),
+            recovered: Epoch(0),
         }
     }
 
     #[test]
     fn a_view_comes_back_as_it_was() {
         let written = view(4, 18204);
-        assert_eq!(decode(encode(&written).as_bytes()), Ok(written));
+        assert_eq!(decode(encode(&written).as_bytes()), Ok(written.clone()));
+        let recovered = View { recovered: Epoch(3), ..written };
+        assert_eq!(decode(encode(&recovered).as_bytes()), Ok(recovered));
     }
 
     #[test]

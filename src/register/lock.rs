@@ -20,6 +20,9 @@ use crate::view::NodeId;
 /// Directory of the locks inside the register's.
 pub(super) const NODES: &str = "nodes";
 
+/// What the name of a lock ends with.
+pub(super) const LOCK: &str = "lock";
+
 /// A lock file may be replaced between opening and locking it; each round takes microseconds.
 const ATTEMPTS: u32 = 64;
 
@@ -118,7 +121,7 @@ impl NodeLock {
     /// # Errors
     /// [`LockError::Held`] names the process that has it.
     pub fn take(register: &Path, node: &NodeId, holder: &Holder) -> Result<NodeLock, LockError> {
-        let path = lock_path(register, node);
+        let path = path_of(register, node, LOCK);
         let failed = |doing| {
             let path = path.clone();
             move |source: io::Error| LockError::Io { doing, path, source }
@@ -182,7 +185,7 @@ pub enum Liveness {
 /// Looks at the lock of a node without taking it.
 #[must_use]
 pub fn probe(register: &Path, node: &NodeId) -> Liveness {
-    let path = lock_path(register, node);
+    let path = path_of(register, node, LOCK);
     for _ in 0..ATTEMPTS {
         match look(&path) {
             Ok(Some(liveness)) => return liveness,
@@ -236,8 +239,8 @@ fn read_holder(file: &File) -> Option<Holder> {
     serde_json::from_slice(line).ok()
 }
 
-/// `<address>.lock`, with `%XX` for whatever has no place in a file name.
-fn lock_path(register: &Path, node: &NodeId) -> PathBuf {
+/// `<address>.lock` or another file of that node, with `%XX` for whatever has no place in a file name.
+pub(super) fn path_of(register: &Path, node: &NodeId, extension: &str) -> PathBuf {
     let mut name = String::new();
     for byte in node.as_str().bytes() {
         if byte.is_ascii_alphanumeric() || b"._-:[]".contains(&byte) {
@@ -246,7 +249,8 @@ fn lock_path(register: &Path, node: &NodeId) -> PathBuf {
             name.push_str(&format!("%{byte:02X}"));
         }
     }
-    register.join(NODES).join(name + ".lock")
+    name.push('.');
+    register.join(NODES).join(name + extension)
 }
 
 /// When a process started, in clock ticks since boot; `None`: there is none with this id.

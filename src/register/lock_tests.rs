@@ -157,7 +157,7 @@ fn an_unlinked_lock_is_noticed_by_its_holder_and_is_no_proof_of_death() {
     let directory = register();
     let held = take(directory.path(), &node(1)).unwrap();
     assert!(held.is_named().unwrap());
-    fs::remove_file(lock_path(directory.path(), &node(1))).unwrap();
+    fs::remove_file(path_of(directory.path(), &node(1), LOCK)).unwrap();
     assert!(!held.is_named().unwrap());
     assert!(matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)));
     let _second = take(directory.path(), &node(1)).unwrap();
@@ -181,9 +181,9 @@ fn a_lock_file_with_a_torn_or_older_longer_text_is_read_as_far_as_it_is_whole() 
 #[test]
 fn no_address_can_leave_the_directory_of_locks_or_meet_another_ones_lock() {
     let base = Path::new("r");
-    assert_eq!(lock_path(base, &node(2379)), Path::new("r/nodes/127.0.0.1:2379.lock"));
+    assert_eq!(path_of(base, &node(2379), LOCK), Path::new("r/nodes/127.0.0.1:2379.lock"));
     let strange = NodeId::parse("[/../../x]:1").unwrap();
-    assert_eq!(lock_path(base, &strange).parent(), Some(Path::new("r/nodes")));
+    assert_eq!(path_of(base, &strange, LOCK).parent(), Some(Path::new("r/nodes")));
     let escaped = NodeId::parse("[%2F]:1").unwrap();
-    assert_ne!(lock_path(base, &NodeId::parse("[/]:1").unwrap()), lock_path(base, &escaped));
+    assert_ne!(path_of(base, &NodeId::parse("[/]:1").unwrap(), LOCK), path_of(base, &escaped, LOCK));
 }

@@ -4,6 +4,8 @@
 //! * [`Register`] is what every kind of register can do; calls block, so they run off the hot path.
 //! * [`FileRegister`] keeps the views of one host in a directory ([`mod@file`]).
 //! * [`lock`] holds one lock per node for the life of its process; a freed one is proof of death (R28).
+//! * [`held`] remembers how much each node has held, so that data put back to an older state is found out (R24).
+//! * [`operator`] is what only an operator may do, and only while no node runs (R4).
 //! * [`watch`] tells, within about a millisecond, that a process which held such a lock has exited.
 
 use std::io;
@@ -13,11 +15,14 @@ use crate::view::{ClusterId, Epoch, View};
 
 pub mod file;
 pub mod format;
+pub mod held;
 pub mod lock;
+pub mod operator;
 pub mod place;
 pub mod watch;
 
 pub use file::FileRegister;
+pub use held::{Held, HeldMark};
 pub use lock::{Holder, Liveness, LockError, NodeLock, probe};
 pub use watch::DeathWatch;
 
@@ -73,7 +78,7 @@ pub enum RegisterError {
     },
     /// The register is older than what was already seen (R11).
     #[error(
-        "the register {} holds epoch {held}, but epoch {known} was already seen: it was deleted or restored from a backup; put the newer one back",
+        "the register {} holds epoch {held}, but epoch {known} was already seen: it was deleted or restored from a backup; put the newer one back, or stop all nodes and run `replcluster recover`",
         path.display()
     )]
     Backwards {

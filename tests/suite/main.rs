@@ -4,6 +4,7 @@
 
 mod cli;
 mod cluster;
+mod disaster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
 mod failover;

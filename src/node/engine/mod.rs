@@ -371,6 +371,7 @@ impl<H: Hands> Engine<H> {
         let mut changed = shared.serving.swap(epoch, Ordering::AcqRel) != epoch;
         let log = self.node.log();
         shared.last.store(log.last().index.0, Ordering::Relaxed);
+        shared.last_epoch.store(log.last().epoch.0, Ordering::Relaxed);
         shared.durable.store(log.durable().0, Ordering::Relaxed);
         let heard = self.node.leader_is_heard();
         changed |= shared.leader_heard.swap(heard, Ordering::AcqRel) != heard;

@@ -60,13 +60,24 @@ impl<H: Hands> Engine<H> {
     // --- requests ---
 
     pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
+        match self.too_few_in_sync() {
+            // One that has gone away does not wait for its answer.
+            Some((have, need)) => drop(answer.send(Err(Unavailable::TooFewInSync { have, need }))),
+            None => self.requests.arrive(mutation, deadline, answer),
+        }
+    }
+
+    /// How many nodes are in sync and how many the operator wants, where those are too few. Looked at twice: before a
+    /// write is ordered, so that nothing is done that cannot be acknowledged; and again when it is to be acknowledged,
+    /// because the set may have shrunk in between. An entry is held by the whole set of the view under which it was
+    /// committed, so the set of now is never larger than what holds it, unless others have joined since, who hold
+    /// it as well. A write that fails the second look is done and stays done: its client is told so, with an error,
+    /// because one more failure may undo it (as Kafka's `NOT_ENOUGH_REPLICAS_AFTER_APPEND` says). To withhold the
+    /// commit instead would also withhold a new leader's opening entry, and with it every read.
+    fn too_few_in_sync(&self) -> Option<(usize, usize)> {
         let have = self.node.view().map_or(0, |view| view.in_sync.len());
         let need = self.shared.settings.min_in_sync;
-        if have > 0 && have < need {
-            let _ = answer.send(Err(Unavailable::TooFewInSync { have, need }));
-        } else {
-            self.requests.arrive(mutation, deadline, answer);
-        }
+        (have > 0 && have < need).then_some((have, need))
     }
 
     /// Always, but for the test switch: a leader that says yes early also keeps what it acknowledged to itself for a
@@ -222,7 +233,13 @@ impl<H: Hands> Engine<H> {
             self.leadership_is_open()
         };
         if ours || breaks(Rule::HoldBack) {
+            let too_few = self.too_few_in_sync();
             for (answer, outcome) in self.held_back.drain(..) {
+                let outcome = match (too_few, outcome) {
+                    (Some((have, need)), Ok(Ok(_))) => Err(Unavailable::HeldByTooFew { have, need }),
+                    // A refusal has changed nothing that could be lost.
+                    (Some(_) | None, outcome) => outcome,
+                };
                 // A client that has gone away does not wait for its answer.
                 let _ = answer.send(outcome);
             }

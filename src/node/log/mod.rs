@@ -164,6 +164,35 @@ pub struct Room {
     pub space: Space,
 }
 
+/// What a log of a stopped node holds, and its records. Changes nothing, and tells a torn tail from damage as
+/// [`Log::open`] does.
+///
+/// # Errors
+/// [`LogError`].
+pub fn look(
+    disk: &impl Disk,
+    directory: &Path,
+    durable_commit: Index,
+) -> Result<(Recovered, LogReader), LogError> {
+    let found = recover::recover(disk, directory, durable_commit)?;
+    let map = Map { segments: found.segments, ..Map::default() };
+    let recovered = Recovered {
+        base: map.base(),
+        last: map.last(),
+        runs: found.runs,
+        commit: found.commit,
+        torn_bytes: found.torn_bytes,
+        staged: found.staged.map(|head| head.base),
+    };
+    let disk = disk.clone();
+    let reader = LogReader {
+        map: Arc::new(RwLock::new(map)),
+        free_bytes: Arc::new(move |path| disk.free_bytes(path)),
+        directory: Arc::from(directory),
+    };
+    Ok((recovered, reader))
+}
+
 #[derive(Default)]
 struct Map {
     /// By the order of their making, which is the order of their entries.

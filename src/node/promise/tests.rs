@@ -22,6 +22,7 @@ fn view(epoch: u64) -> View {
         in_sync: nodes.clone(),
         members: nodes,
         floor: Index(3),
+        recovered: Epoch(0),
     }
 }
 

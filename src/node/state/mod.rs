@@ -113,6 +113,15 @@ impl StateBackend {
         StateBackend::over(Arc::new(redb::RedbRows::open(&directory.join(FILE))?))
     }
 
+    /// Opens the state of a node that does not run, and changes nothing on the disk: what recovery after a crash
+    /// would write stays in memory.
+    ///
+    /// # Errors
+    /// [`StateError`] with the path.
+    pub fn look(directory: &Path) -> Result<StateBackend, StateError> {
+        StateBackend::over(Arc::new(redb::RedbRows::look(&directory.join(FILE))?))
+    }
+
     /// The state kept in these rows.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use redb::{Database, Durability, Error, ReadOnlyTable, ReadableDatabase, TableDefinition};
 
 use super::super::disk::{Disk as _, RealDisk};
+use super::super::unchanged::Unchanged;
 use super::rows::{Changed, Row, RowStore, RowView, StateError};
 
 const TABLE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("state");
@@ -40,24 +41,38 @@ fn fail(path: &Path) -> impl Fn(Error) -> StateError {
     move |error| StateError { path: path.clone(), why: error.to_string() }
 }
 
+/// Nothing is written where the table is there, so that a full disk hinders no start.
+fn with_table(database: Database) -> Result<Database, Error> {
+    match database.begin_read()?.open_table(TABLE) {
+        Ok(_) => return Ok(database),
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let transaction = database.begin_write()?;
+    transaction.open_table(TABLE)?;
+    transaction.commit()?;
+    Ok(database)
+}
+
 impl RedbRows {
     /// Opens the file, or makes an empty one.
     ///
     /// # Errors
     /// [`StateError`] with the path.
     pub fn open(path: &Path) -> Result<RedbRows, StateError> {
-        let open = || -> Result<Database, Error> {
-            let database = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
-            // Nothing is written where the table is there, so that a full disk hinders no start.
-            match database.begin_read()?.open_table(TABLE) {
-                Ok(_) => return Ok(database),
-                Err(redb::TableError::TableDoesNotExist(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
-            let transaction = database.begin_write()?;
-            transaction.open_table(TABLE)?;
-            transaction.commit()?;
-            Ok(database)
+        let open = || with_table(Database::builder().set_cache_size(CACHE_BYTES).create(path)?);
+        let database = Arc::new(open().map_err(fail(path))?);
+        Ok(RedbRows { path: path.to_owned(), database })
+    }
+
+    /// Opens the file and changes nothing on the disk.
+    ///
+    /// # Errors
+    /// [`StateError`] with the path.
+    pub fn look(path: &Path) -> Result<RedbRows, StateError> {
+        let open = || {
+            let file = Unchanged::open(path)?;
+            with_table(Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?)
         };
         let database = Arc::new(open().map_err(fail(path))?);
         Ok(RedbRows { path: path.to_owned(), database })

@@ -321,7 +321,9 @@ impl Clients {
                 self.refused(operation, &why);
             }
             Err(Unavailable::Stopping) => {}
-            Err(why @ (Unavailable::LeaderChanged | Unavailable::TimedOut)) => {
+            Err(
+                why @ (Unavailable::LeaderChanged | Unavailable::TimedOut | Unavailable::HeldByTooFew { .. }),
+            ) => {
                 self.errors.push(format!("{:?}: {why}", self.history.operations[operation].request));
             }
         }

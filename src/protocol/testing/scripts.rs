@@ -20,6 +20,7 @@
 //! | `drop a 5` | the log of `a` is dropped through 5 |
 //! | `corrupt a 3`, `shorten a 3` | entries from 3 on become those of another epoch; the log ends there |
 //! | `move a b`, `remove a b` | an operator asks `a` for it |
+//! | `recover a 9` | the operator makes what `a` holds the source, in that epoch |
 //! | `old 1` | the register is put back to that epoch, as a restored backup would |
 //! | `status` | where everybody stands |
 //!
@@ -385,6 +386,7 @@ impl goldenscript::Runner for Story {
             "wipe" => {
                 let machine = self.machine(first)?;
                 self.cluster().wipe(machine);
+                self.cluster().seen.spoilt.remove(&machine);
             }
             "died" => {
                 let machine = self.machine(first)?;
@@ -419,6 +421,30 @@ impl goldenscript::Runner for Story {
                     machine,
                     if move_leader { Input::MoveLeader(node) } else { Input::Remove(node) },
                 )?;
+            }
+            "recover" => {
+                let machine = self.machine(first)?;
+                let epoch = Epoch(second.ok_or("in which epoch?")?.parse()?);
+                let cluster = self.cluster();
+                let source = &cluster.machines[machine];
+                let own = BTreeMap::from([(source.id.clone(), source.disk.incarnation)]);
+                let floor = Index(source.disk.log.len() as u64);
+                let leader = source.id.clone();
+                let old = cluster.register.take().or_else(|| source.disk.view.clone()).ok_or("no view")?;
+                let members = old.members.iter().map(|(node, own)| (node.clone(), *own)).chain(own.clone());
+                cluster.register = Some(View {
+                    epoch,
+                    leader,
+                    led_since: epoch,
+                    recovered: epoch,
+                    members: members.collect(),
+                    in_sync: own,
+                    floor,
+                    ..old
+                });
+                // What only the other copies held is given up: the source's log is the truth from now on.
+                cluster.truth.truncate(floor.0 as usize);
+                cluster.seen.spoilt.extend((0..cluster.machines.len()).filter(|other| *other != machine));
             }
             "old" => {
                 let epoch: u64 = first.ok_or("which epoch?")?.parse()?;
@@ -473,6 +499,7 @@ mod tests {
         joiner_is_waited_for_before_it_is_counted
         late_snapshot_cuts_nothing
         leader_dead_by_proof_is_replaced_by_the_lowest_live
+        leader_put_back_to_an_old_backup_steps_aside
         leader_restarting_at_once_opens_a_new_epoch
         leader_whose_disk_hangs_falls_silent
         leadership_moves_on_request_without_loss
@@ -486,6 +513,7 @@ mod tests {
         node_that_lost_what_it_acknowledged_leaves_the_set
         node_waits_for_lower_live_ones_but_not_for_ever
         old_leader_waking_up_steps_down
+        operator_makes_one_copy_the_source
         promise_outlives_a_restart
         register_older_than_what_others_have_seen_is_refused
         register_put_back_is_refused

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::protocol::{Effect, Input, Mark, Message, Run, Swapped};
-use crate::view::{Incarnation, Index, NodeId, View};
+use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
 /// `a:1` is called `a`.
 pub fn name(node: &NodeId) -> &str {
@@ -23,6 +23,9 @@ pub fn view(view: &View) -> String {
         let _ = write!(text, " members {}", set(&view.members));
     }
     let _ = write!(text, " led since {} floor {}", view.led_since, view.floor);
+    if view.recovered > Epoch(0) {
+        let _ = write!(text, " recovered {}", view.recovered);
+    }
     text
 }
 
