@@ -32,6 +32,9 @@ use crate::clock;
 /// How long the cluster may take to serve for the first time.
 const START: Duration = Duration::from_secs(60);
 
+/// So many reasons are printed for people.
+const REASONS: usize = 5;
+
 /// What the user typed after `torture`.
 #[derive(Debug, Args)]
 pub struct Torture {
@@ -244,8 +247,11 @@ fn print(verb: &Torture, seed: u64, seconds: f64, judgement: &Judgement, kept: O
     for line in judgement.lines() {
         anstream::println!("{line}");
     }
-    for reason in judgement.reasons.iter().take(10) {
+    for reason in judgement.reasons.iter().take(REASONS) {
         anstream::println!("{reason}");
+    }
+    if let Some(more) = judgement.reasons.len().checked_sub(REASONS + 1) {
+        anstream::println!("and {} more; all of them with --json", more + 1);
     }
     anstream::println!(
         "{}",
@@ -270,4 +276,38 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration =
         text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 10m"))?;
     Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(Debug, clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        arguments: Torture,
+    }
+
+    #[test]
+    fn numbers_out_of_bounds_are_refused() {
+        for words in [
+            &["--cycles", "0"][..],
+            &["--nodes", "1"],
+            &["--keys", "0"],
+            &["--timeout", "-1s"],
+            &["--faults", "leader"],
+            &["--survivors-only", "--faults", "kill"],
+        ] {
+            assert!(Line::try_parse_from([&["torture"], words].concat()).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn several_kinds_of_fault_are_named_with_commas_between() {
+        let words = ["torture", "--faults", "kill,stop,all-kill,strand"];
+        let arguments = Line::try_parse_from(words).unwrap().arguments;
+        assert_eq!(arguments.kinds(), [Kind::Kill, Kind::Stop, Kind::AllKill, Kind::Strand]);
+    }
 }

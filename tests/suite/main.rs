@@ -9,3 +9,4 @@ mod etcdctl;
 mod failover;
 mod refusals;
 mod tidy;
+mod torture;

@@ -237,6 +237,11 @@ fn millis(nanos: u64) -> f64 {
     (nanos as f64 / 1e4).round() / 100.0
 }
 
+/// The check stops naming violations at some number.
+fn at_least(count: usize) -> String {
+    if count < check::NAMED_OF_A_KIND { count.to_string() } else { format!("{count} or more") }
+}
+
 impl Judgement {
     /// Acknowledged changes that are missing, or whose revision another change has. Of each key only the first is
     /// counted: the check says nothing on what follows from it.
@@ -296,9 +301,9 @@ impl Judgement {
         };
         lines.push(format!(
             "{} lost · {} linearizability violations · {} revision regressions · hash equal {equal}",
-            self.lost(),
-            report.violations.len(),
-            self.regressions()
+            at_least(self.lost()),
+            at_least(report.violations.len()),
+            at_least(self.regressions())
         ));
         lines
     }
@@ -325,5 +330,65 @@ impl Judgement {
             "verdict": self.verdict,
             "reasons": self.reasons,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::check::Token;
+
+    fn put(called: u64, revision: i64) -> Operation {
+        let answer = Answer::Written { revision };
+        Operation {
+            client: 0,
+            node: 0,
+            session: 0,
+            called,
+            request: Request::Put { key: Key(0), value: Token(called) },
+            outcome: Outcome::Done { returned: called + 1_000_000, answer },
+        }
+    }
+
+    fn judged(operations: Vec<Operation>, back: ReadBack, done: &Done, demands: Demands) -> Judgement {
+        let errors = BTreeMap::from([("a change: no leader".to_owned(), 2)]);
+        judge(&mut History { first_revision: 1, operations }, back, done, errors, demands)
+    }
+
+    fn whole() -> ReadBack {
+        ReadBack { operations: Vec::new(), hashes: Some(vec![1, 1]), failed: None }
+    }
+
+    const DEMANDS: Demands = Demands { cycles: 1, no_errors: false, timed_out: false };
+
+    #[test]
+    fn each_reason_alone_keeps_a_run_from_being_proved() {
+        let fine = || vec![put(0, 2), put(5_000_000, 3)];
+        let nothing = Done::default();
+        assert_eq!(judged(fine(), whole(), &nothing, DEMANDS).verdict, Verdict::Proved);
+
+        let lost = judged(vec![put(0, 2), put(5_000_000, 2)], whole(), &nothing, DEMANDS);
+        assert_eq!((lost.verdict, lost.lost()), (Verdict::Violated, 1));
+        let differ = ReadBack { hashes: Some(vec![1, 2]), ..whole() };
+        let differ = judged(fine(), differ, &nothing, DEMANDS);
+        assert_eq!((differ.verdict, differ.hashes_equal), (Verdict::Violated, Some(false)));
+        let broken = Done { broken: Some("a node ended by itself".to_owned()), ..Done::default() };
+        assert_eq!(judged(fine(), whole(), &broken, DEMANDS).verdict, Verdict::Violated);
+        let strict = Demands { no_errors: true, ..DEMANDS };
+        assert_eq!(judged(fine(), whole(), &nothing, strict).verdict, Verdict::Violated);
+
+        let unread = judged(fine(), ReadBack::missing("why"), &nothing, DEMANDS);
+        assert_eq!((unread.verdict, unread.reasons), (Verdict::Inconclusive, vec!["why".to_owned()]));
+        let late = Demands { timed_out: true, ..DEMANDS };
+        assert_eq!(judged(fine(), whole(), &nothing, late).verdict, Verdict::Inconclusive);
+        assert_eq!(judged(Vec::new(), whole(), &nothing, DEMANDS).verdict, Verdict::Inconclusive);
+    }
+
+    #[test]
+    fn a_gap_is_the_one_in_which_the_fault_struck() {
+        let acknowledged = [0, 10_000_000, 40_000_000, 41_000_000];
+        let gaps = gaps(&acknowledged, &[(Kind::Kill, 11_000_000), (Kind::Kill, 40_500_000)]);
+        assert_eq!(gaps[&Kind::Kill], Gaps { times: 2, median_ms: 30.0, longest_ms: 30.0 });
+        assert!((longest_gap(&acknowledged) - 30.0).abs() < f64::EPSILON);
     }
 }
