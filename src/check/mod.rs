@@ -209,7 +209,7 @@ pub struct Report {
     /// Revisions that nobody was told of and nobody saw; each was made by a request whose outcome is unknown.
     pub hidden: usize,
     /// Why there is no order as it should be; empty for a history that is linearizable (unless undecided). Of those
-    /// that follow from one another only the first is named, and of every kind at most a hundred.
+    /// that follow from one another only the first is named, and at most [`NAMED_OF_A_KIND`] of every kind.
     pub violations: Vec<Violation>,
     /// It was not found out who made the hidden revisions, nor that nobody can have.
     pub undecided: bool,
@@ -223,8 +223,8 @@ impl Report {
     }
 }
 
-/// How many violations of one kind are named.
-const NAMED_OF_A_KIND: usize = 100;
+/// How many violations of one kind are named at most.
+pub const NAMED_OF_A_KIND: usize = 100;
 
 /// Judges a history; see the head of the module. Takes time and memory in proportion to the keys read, times the
 /// logarithm of the operations.

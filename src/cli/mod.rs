@@ -32,6 +32,7 @@ mod status;
 mod supervise;
 mod survey;
 mod target;
+mod torture;
 mod up;
 mod wait;
 mod waiting;
@@ -122,6 +123,9 @@ enum Verb {
     Client(client::ClientArguments),
     /// Measure any etcd v3 servers, or ours against a stock etcd [changes the data of --endpoints under one prefix]
     Bench(bench::BenchArguments),
+    /// Kill the nodes of a cluster of its own again and again, and check every answer that clients got [destructive, to
+    /// its own cluster only]
+    Torture(torture::Torture),
     /// Print what makes a shell complete commands and node names [read-only]
     Completions(completions::Completions),
     /// Print the manual page, or write all of them to a directory [read-only]
@@ -199,7 +203,10 @@ fn parse(
 /// The first Ctrl-C asks: a verb that has something to put right does so. The second forces.
 async fn interruptible(cli: Cli) -> Outcome {
     let interrupt = CancellationToken::new();
-    let puts_right = matches!(cli.verb, Verb::Kill(_) | Verb::Up(_) | Verb::Bench(_) | Verb::Supervise(_));
+    let puts_right = matches!(
+        cli.verb,
+        Verb::Kill(_) | Verb::Up(_) | Verb::Bench(_) | Verb::Torture(_) | Verb::Supervise(_)
+    );
     let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
     tokio::select! {
         outcome = &mut verb => return outcome,
@@ -258,6 +265,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 bench::run(verb, &context::names(&configured)).await?;
                 Ok(Exit::Done)
             }
+            Verb::Torture(verb) => torture::run(&verb, interrupt.clone()).await,
             Verb::Completions(verb) => completions::run(&verb),
             Verb::Man(verb) => man::run(&verb),
             Verb::Supervise(verb) => supervise::run(&verb, config.clone()).await,

@@ -10,3 +10,4 @@ mod etcdctl;
 mod failover;
 mod refusals;
 mod tidy;
+mod torture;

@@ -1,0 +1,274 @@
+//! The cluster that is tortured: real `replserver` processes in a directory of their own, started, stopped, killed and
+//! started again by process id, and gone when this value is.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rand::RngExt as _;
+
+use super::TortureFailure;
+use crate::cli::exit::last_lines;
+use crate::client::Link;
+use crate::proto::replcluster::node_client::NodeClient;
+use crate::proto::replcluster::{DescribeRequest, DescribeResponse};
+
+/// How long one question about a node's state may take.
+const ASK: Duration = Duration::from_secs(1);
+/// Ports below this are for programs with a fixed place.
+const FIRST_PORT: u16 = 10_000;
+/// Where the ports begin that the kernel gives to outgoing connections, where it does not say.
+const FIRST_OUTGOING_PORT: u16 = 32_768;
+
+/// A cluster whose nodes may be down.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    program: PathBuf,
+    dir: PathBuf,
+    /// Given to every node.
+    flags: Vec<String>,
+    /// In the order of their addresses: the first one leads where it can.
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    address: String,
+    link: Link,
+    child: Option<Child>,
+}
+
+impl Cluster {
+    /// Starts `count` nodes.
+    pub(super) fn start(dir: PathBuf, count: usize, flags: Vec<String>) -> Result<Cluster, TortureFailure> {
+        std::fs::create_dir_all(&dir).map_err(|error| TortureFailure::Directory(dir.clone(), error))?;
+        let mut addresses =
+            free_addresses(count).map_err(|error| TortureFailure::Directory(dir.clone(), error))?;
+        addresses.sort_unstable();
+        let nodes = addresses.into_iter().map(|address| {
+            let link = Link::new(&address, ASK)?;
+            Ok(Node { address, link, child: None })
+        });
+        let nodes = nodes.collect::<Result<_, TortureFailure>>()?;
+        let mut cluster = Cluster { program: program(), dir, flags, nodes };
+        for position in 0..count {
+            cluster.spawn(position, position > 0)?;
+        }
+        Ok(cluster)
+    }
+
+    /// How many nodes there are, running or not.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// All addresses.
+    pub(super) fn addresses(&self) -> Vec<String> {
+        self.nodes.iter().map(|node| node.address.clone()).collect()
+    }
+
+    /// The address of one node.
+    pub(super) fn address(&self, position: usize) -> &str {
+        &self.nodes[position].address
+    }
+
+    /// Sends a signal to a running node and does not wait.
+    pub(super) fn signal(&self, position: usize, signal: Signal) -> Result<(), TortureFailure> {
+        let node = &self.nodes[position];
+        let Some(child) = &node.child else { return Ok(()) };
+        // It is our child and has not been waited for, so that nobody else can have its number.
+        let pid = Pid::from_raw(i32::try_from(child.id()).expect("the kernel gave it"));
+        kill(pid, signal).map_err(|error| TortureFailure::Signal(node.address.clone(), error))
+    }
+
+    /// Waits until a node that was killed is gone.
+    pub(super) fn reap(&mut self, position: usize) -> Result<(), TortureFailure> {
+        if let Some(mut child) = self.nodes[position].child.take() {
+            child.wait().map_err(|error| TortureFailure::Spawn(self.program.clone(), error))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a node on the data it has.
+    pub(super) fn restart(&mut self, position: usize) -> Result<(), TortureFailure> {
+        self.spawn(position, true)
+    }
+
+    /// A node that has ended without being told to.
+    pub(super) fn ended_by_itself(&mut self) -> Option<(String, ExitStatus)> {
+        self.nodes.iter_mut().find_map(|node| {
+            let status = node.child.as_mut()?.try_wait().ok()??;
+            Some((node.address.clone(), status))
+        })
+    }
+
+    /// The end of a node's log.
+    pub(super) fn last_lines(&self, address: &str) -> String {
+        last_lines(&self.log(address), 10).join("\n")
+    }
+
+    fn spawn(&mut self, position: usize, joins: bool) -> Result<(), TortureFailure> {
+        let address = &self.nodes[position].address;
+        let mut command = Command::new(&self.program);
+        command.args(["--address", address, "--cluster", "torture"]);
+        command.arg("--data-dir").arg(self.dir.join(format!("{}-data", address.replace(':', "_"))));
+        command.arg("--register").arg(format!("file:{}", self.dir.join("register").display()));
+        if joins {
+            let others = self.nodes.iter().map(|node| node.address.as_str()).filter(|other| other != address);
+            command.arg("--join").arg(others.collect::<Vec<_>>().join(","));
+        }
+        command.args(&self.flags);
+        let path = self.log(address);
+        let opened = File::options().create(true).append(true).open(&path);
+        let logs = opened.and_then(|log| Ok((log.try_clone()?, log)));
+        let (log, error_log) = logs.map_err(|error| TortureFailure::Directory(path, error))?;
+        // Own process group: a Ctrl-C on the terminal reaches this program alone, which then ends its children.
+        command.stdin(Stdio::null()).stdout(log).stderr(error_log).process_group(0);
+        let child = command.spawn().map_err(|error| TortureFailure::Spawn(self.program.clone(), error))?;
+        self.nodes[position].child = Some(child);
+        Ok(())
+    }
+
+    fn log(&self, address: &str) -> PathBuf {
+        self.dir.join(format!("{}.log", address.replace(':', "_")))
+    }
+
+    /// Who leads, where all running nodes serve, are in sync, and agree; no other node may be in sync.
+    pub(super) async fn agreed_leader(&self) -> Option<usize> {
+        let running: Vec<&Node> = self.nodes.iter().filter(|node| node.child.is_some()).collect();
+        let answers: Option<Vec<DescribeResponse>> =
+            join_all(running.iter().map(|node| describe(&node.link))).await.into_iter().collect();
+        let answers = answers?;
+        let first = answers.first()?;
+        let agreed = answers.iter().all(|answer| {
+            let same = answer.epoch == first.epoch && answer.leader == first.leader;
+            same && answer.ready && answer.in_sync.len() == running.len()
+        });
+        self.nodes.iter().position(|node| agreed && node.address == first.leader)
+    }
+}
+
+async fn describe(link: &Link) -> Option<DescribeResponse> {
+    let mut node = NodeClient::new(link.channel());
+    let answer = tokio::time::timeout(ASK, node.describe(DescribeRequest {})).await;
+    Some(answer.ok()?.ok()?.into_inner())
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            // It may have ended by itself; then there is nothing to end.
+            let _ = child.kill();
+        }
+        for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The server beside this program, or else where `$REPLSERVER` says, or on the PATH.
+fn program() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .map(|exe| exe.with_file_name("replserver"))
+        .filter(|path| path.is_file())
+        .or_else(|| std::env::var_os("REPLSERVER").map(PathBuf::from))
+        .unwrap_or_else(|| PathBuf::from("replserver"))
+}
+
+/// Loopback addresses that nobody listens on, all different. A node that is down must find its port free when it comes
+/// back, so none of them is one that the kernel gives to outgoing connections.
+fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
+    let mut random = rand::rng();
+    let end = first_outgoing_port().max(FIRST_PORT + 1000);
+    let mut listeners: Vec<TcpListener> = Vec::new();
+    let mut refused = None;
+    for _ in 0..1000 {
+        if listeners.len() == count {
+            break;
+        }
+        match TcpListener::bind(("127.0.0.1", random.random_range(FIRST_PORT..end))) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => refused = Some(error),
+        }
+    }
+    match refused {
+        Some(error) if listeners.len() < count => Err(error),
+        Some(_) | None => listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect(),
+    }
+}
+
+fn first_outgoing_port() -> u16 {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(FIRST_OUTGOING_PORT)
+}
+
+/// The directory of one run; removed with everything in it unless it is kept.
+#[derive(Debug)]
+pub(super) struct Scratch {
+    path: PathBuf,
+    keep: bool,
+}
+
+impl Scratch {
+    /// Makes `.replcluster-torture/<pid>` in `parent`.
+    pub(super) fn new(parent: &Path) -> Result<Scratch, TortureFailure> {
+        let path = parent.join(".replcluster-torture").join(std::process::id().to_string());
+        let made = std::fs::create_dir_all(&path).and_then(|()| path.canonicalize());
+        // Servers get it on their command line and may have another working directory.
+        let path = made.map_err(|error| TortureFailure::Directory(path, error))?;
+        Ok(Scratch { path, keep: false })
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves everything behind for whoever looks into it.
+    pub(super) fn keep(&mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !self.keep {
+            // Nothing depends on their being gone.
+            let _ = std::fs::remove_dir_all(&self.path);
+            let _ = self.path.parent().map(std::fs::remove_dir);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_different_and_none_is_the_kernels_to_give() {
+        let addresses = free_addresses(8).unwrap();
+        let ports: std::collections::BTreeSet<u16> =
+            addresses.iter().map(|address| address.rsplit_once(':').unwrap().1.parse().unwrap()).collect();
+        assert_eq!(ports.len(), 8);
+        assert!(ports.iter().all(|port| (FIRST_PORT..first_outgoing_port()).contains(port)), "{ports:?}");
+    }
+
+    #[test]
+    fn the_directory_goes_unless_it_is_kept() {
+        let parent = tempfile::tempdir().unwrap();
+        let mut scratch = Scratch::new(parent.path()).unwrap();
+        scratch.keep();
+        let path = scratch.path().to_owned();
+        drop(scratch);
+        assert!(path.is_dir());
+        drop(Scratch::new(parent.path()).unwrap());
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}
