@@ -297,7 +297,8 @@ impl History {
                         return Err(format!("{step:?} failed, and what followed was acknowledged"));
                     }
                     if again.is_ok() {
-                        return Ok(self.absorb(&log));
+                        self.model.positions.insert(log.last().index.0, log.last());
+                        self.model.synced = log.last().index.0;
                     }
                     return Ok(());
                 }
@@ -305,11 +306,6 @@ impl History {
             }
         }
         Ok(())
-    }
-
-    fn absorb(&mut self, log: &Log<SimDisk>) {
-        self.model.positions.insert(log.last().index.0, log.last());
-        self.model.synced = log.last().index.0;
     }
 
     /// The machine comes back; recovering may be broken off too.

@@ -310,12 +310,10 @@ impl<D: Disk> Log<D> {
     /// For other threads.
     #[must_use]
     pub fn reader(&self) -> LogReader {
-        let disk = self.disk.clone();
-        LogReader {
-            map: self.map.clone(),
-            free_bytes: Arc::new(move |path| disk.free_bytes(path)),
-            directory: Arc::from(self.directory.as_path()),
-        }
+        let (disk, directory) = (self.disk.clone(), Arc::<Path>::from(self.directory.as_path()));
+        let asked = directory.clone();
+        let free_bytes = Arc::new(move || disk.free_bytes(&asked));
+        LogReader { map: self.map.clone(), free_bytes, directory }
     }
 
     /// Bytes of all segments.
