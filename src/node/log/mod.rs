@@ -16,6 +16,7 @@ mod record;
 mod recover;
 mod segment;
 mod spare;
+mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,10 +28,12 @@ pub use reader::LogReader;
 pub use record::{BadRecord, PAYLOAD_MAX, Position, Record, decode, encode};
 use segment::{HEAD_BYTES, Head, Mark, Segment};
 use spare::{Spare, Spares};
+pub use words::{LogError, Options, Recovered, Room, Space};
+use words::{io_error, is_full, room_error};
 
 use super::disk::{Disk, RealDisk};
 use super::rules::{Rule, breaks};
-use crate::view::{Epoch, Index};
+use crate::view::Index;
 
 /// A large file being prepared; worthless until it is renamed.
 const NEXT: &str = "next.tmp";
@@ -38,131 +41,6 @@ const NEXT: &str = "next.tmp";
 const RESERVE: &str = "reserve.tmp";
 /// The segment of a fresh start that waits for the state it belongs to.
 const FRESH: &str = "fresh.tmp";
-
-/// How big the files are.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    /// Records that fit into a segment that must be there at once, in bytes: small, so that a node starts quickly.
-    pub first_segment_bytes: u64,
-    /// Records that fit into all other segments, in bytes.
-    pub segment_bytes: u64,
-}
-
-impl Default for Options {
-    fn default() -> Options {
-        Options { first_segment_bytes: 4 << 20, segment_bytes: 32 << 20 }
-    }
-}
-
-/// The log cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    /// The disk refused.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// There is no room. The log is as it was and goes on when there is (R25).
-    #[error("no room for the log: {} cannot be written\nmake room on its file system", path.display())]
-    NoSpace {
-        /// The file.
-        path: PathBuf,
-    },
-    /// A record that was once durable is not what it was (R23).
-    #[error("the log is damaged: {} at byte {offset}, where entry {index} should be: {why}\nnothing was changed; move the node's data directory away to let it join anew from its peers, unless it is the last in-sync copy", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// The entry that should be there.
-        index: Index,
-        /// In words.
-        why: String,
-    },
-    /// Another program wrote it.
-    #[error("{} has format version {found}, this program knows {}: use a program at least as new as the one that wrote it", path.display(), segment::FORMAT)]
-    Format {
-        /// The file.
-        path: PathBuf,
-        /// What it says.
-        found: u32,
-    },
-    /// What is to be appended does not continue the log (R14).
-    #[error("entry {index} does not continue the log: {why}")]
-    Diverged {
-        /// The entry.
-        index: Index,
-        /// In words.
-        why: String,
-    },
-    /// The entry was dropped long ago.
-    #[error("entry {wanted} is no longer in the log, which begins after {base}")]
-    Gone {
-        /// The entry.
-        wanted: Index,
-        /// What comes before the first entry.
-        base: Index,
-    },
-}
-
-fn io_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
-    let path = path.to_owned();
-    move |source| LogError::Io { path, source }
-}
-
-/// As [`io_error`], where nothing was changed yet: what has no room can be tried again.
-fn room_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
-    let path = path.to_owned();
-    move |source| if is_full(&source) { LogError::NoSpace { path } } else { LogError::Io { path, source } }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// What was found at opening.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recovered {
-    /// What comes before the first record.
-    pub base: Position,
-    /// The last record.
-    pub last: Position,
-    /// Where each epoch begins.
-    pub runs: Vec<(Epoch, Index)>,
-    /// The highest commit index that any record carries.
-    pub commit: Index,
-    /// Bytes of a torn tail that were left behind.
-    pub torn_bytes: u64,
-    /// A fresh start after this was staged, and not finished: see [`Log::stage_reset`].
-    pub staged: Option<Position>,
-}
-
-/// How the log stands with its room.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Space {
-    /// Enough.
-    #[default]
-    Ample,
-    /// There was no room to prepare what comes next: the log lives on what it has.
-    Short,
-    /// The last thing that was to be written found no room; it waits.
-    Stuck,
-}
-
-/// What the log can still take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Room {
-    /// Free on the file system, in bytes.
-    pub free_bytes: u64,
-    /// Room for records in files that the log has already, in bytes.
-    pub log_bytes: u64,
-    /// How it stands.
-    pub space: Space,
-}
 
 /// What a log of a stopped node holds, and its records. Changes nothing, and tells a torn tail from damage as
 /// [`Log::open`] does.
@@ -184,11 +62,11 @@ pub fn look(
         torn_bytes: found.torn_bytes,
         staged: found.staged.map(|head| head.base),
     };
-    let disk = disk.clone();
+    let (disk, asked) = (disk.clone(), directory.to_owned());
     let reader = LogReader {
         map: Arc::new(RwLock::new(map)),
-        free_bytes: Arc::new(move |path| disk.free_bytes(path)),
-        directory: Arc::from(directory),
+        free_bytes: Arc::new(move || disk.free_bytes(&asked)),
+        directory: directory.to_owned(),
     };
     Ok((recovered, reader))
 }
@@ -339,12 +217,10 @@ impl<D: Disk> Log<D> {
     /// For other threads.
     #[must_use]
     pub fn reader(&self) -> LogReader {
-        let disk = self.disk.clone();
-        LogReader {
-            map: self.map.clone(),
-            free_bytes: Arc::new(move |path| disk.free_bytes(path)),
-            directory: Arc::from(self.directory.as_path()),
-        }
+        let (disk, directory) = (self.disk.clone(), Arc::<Path>::from(self.directory.as_path()));
+        let asked = directory.clone();
+        let free_bytes = Arc::new(move || disk.free_bytes(&asked));
+        LogReader { map: self.map.clone(), free_bytes, directory }
     }
 
     /// Bytes of all segments.
@@ -719,6 +595,6 @@ fn supersede(segments: &mut Vec<Segment>, head: &Head) -> io::Result<Vec<PathBuf
 }
 
 #[cfg(test)]
-mod fault_tests;
+mod testing;
 #[cfg(test)]
 mod tests;

@@ -12,12 +12,15 @@ use super::segment::Segment;
 use super::{LogError, Map, Room, io_error, read_map};
 use crate::view::Index;
 
+/// Bytes free on the log's file system.
+pub(super) type FreeBytes = dyn Fn() -> io::Result<u64> + Send + Sync;
+
 /// See the head of the module. Cheap to clone.
 #[derive(Clone)]
 pub struct LogReader {
     pub(super) map: Arc<RwLock<Map>>,
     /// Asks the disk.
-    pub(super) free_bytes: Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>,
+    pub(super) free_bytes: Arc<FreeBytes>,
     pub(super) directory: Arc<Path>,
 }
 
@@ -33,7 +36,7 @@ impl LogReader {
     /// # Errors
     /// [`LogError::Io`].
     pub fn room(&self) -> Result<Room, LogError> {
-        let free_bytes = (self.free_bytes)(&self.directory).map_err(io_error(&self.directory))?;
+        let free_bytes = (self.free_bytes)().map_err(io_error(&self.directory))?;
         let map = read_map(&self.map);
         Ok(Room { free_bytes, log_bytes: map.room(), space: map.space })
     }
