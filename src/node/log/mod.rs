@@ -66,7 +66,7 @@ pub fn look(
     let reader = LogReader {
         map: Arc::new(RwLock::new(map)),
         free_bytes: Arc::new(move || disk.free_bytes(&asked)),
-        directory: directory.to_owned(),
+        directory: Arc::from(directory),
     };
     Ok((recovered, reader))
 }
