@@ -74,6 +74,10 @@ struct Arguments {
     /// Keep about this much log for followers that were away, in bytes; who was away longer gets a snapshot.
     #[arg(long, default_value_t = 256 << 20)]
     log_keep_bytes: u64,
+    /// With less than this free on its disk, in bytes, the node hands leadership to one that has room; where none has,
+    /// writes that need room are refused until there is twice as much. Reads, deletes and compaction go on.
+    #[arg(long, default_value_t = 64 << 20)]
+    space_reserve_bytes: u64,
     /// Threads that serve clients; as many as the machine has cores, unless given.
     #[arg(long)]
     threads: Option<usize>,
@@ -232,6 +236,7 @@ async fn serve(
         create: arguments.join.is_empty(),
         held: known_held,
         log_keep_bytes: arguments.log_keep_bytes,
+        space_reserve_bytes: arguments.space_reserve_bytes,
         #[cfg(feature = "fault-switches")]
         acknowledge_early: arguments.unsafe_acknowledge_early,
         #[cfg(not(feature = "fault-switches"))]

@@ -10,8 +10,8 @@ use tonic::{Request, Response, Status};
 use super::deadline::deadline;
 use super::header;
 use super::refusal::Rejection;
-use crate::kv::{Applied, Limits, check, check_range, check_txn, is_read_only};
-use crate::node::{Handle, Unavailable};
+use crate::kv::{Applied, Limits, Refusal, check, check_range, check_txn, grows, is_read_only};
+use crate::node::{Handle, StateStore, Unavailable};
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::etcdserverpb::{
@@ -116,6 +116,10 @@ impl Service {
         check(&mutation, self.limits())?;
         if mutation.encoded_len() > self.handle.settings().max_request_bytes {
             return Err(Rejection::RequestTooLarge.into());
+        }
+        // What the state would refuse need not fill the log first (R25).
+        if grows(&mutation) && self.handle.read(true, until, StateStore::has_space_alarm).await? {
+            return Err(Refusal::SpaceExceeded.into());
         }
         Ok(self.handle.mutate(mutation, until).await??)
     }

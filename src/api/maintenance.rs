@@ -25,10 +25,16 @@ impl Maintenance for Service {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         // Answered by the node for itself, whoever leads.
         let until = deadline(request.metadata());
-        let (revision, record_bytes) =
-            self.handle.read(true, until, |store| (store.revision(), store.record_bytes())).await?;
+        let (revision, record_bytes, space_alarm) = self
+            .handle
+            .read(true, until, |store| (store.revision(), store.record_bytes(), store.has_space_alarm()))
+            .await?;
         let node = self.handle.describe();
-        let errors = if node.leader.is_none() { vec![NO_LEADER.to_owned()] } else { Vec::new() };
+        let mut errors = if node.leader.is_none() { vec![NO_LEADER.to_owned()] } else { Vec::new() };
+        if space_alarm {
+            // As etcd prints an alarm.
+            errors.push(format!("memberID:{} alarm:NOSPACE ", node.address.member_id()));
+        }
         Ok(Response::new(StatusResponse {
             header: Some(header::with_revision(&self.handle, revision)),
             version: API_VERSION.to_owned(),

@@ -32,6 +32,7 @@ impl From<Refusal> for Status {
             Refusal::DuplicateKey => {
                 (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")
             }
+            Refusal::SpaceExceeded => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
             Refusal::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
             Refusal::Compacted { .. } => {
                 (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted")
@@ -122,6 +123,11 @@ mod tests {
             (Refusal::LeaseNotFound(7).into(), Code::NotFound, "etcdserver: requested lease not found"),
             (too_many.into(), invalid, "etcdserver: too many operations in txn request"),
             (Refusal::DuplicateKey.into(), invalid, "etcdserver: duplicate key given in txn request"),
+            (
+                Refusal::SpaceExceeded.into(),
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
             (Refusal::InvalidSort.into(), invalid, "etcdserver: invalid sort option"),
             (revisions.into(), Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
             (future.into(), Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision"),

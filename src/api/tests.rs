@@ -86,6 +86,7 @@ async fn serve(settings: Settings, create: bool) -> Server {
         held: None,
         acknowledge_early: false,
         log_keep_bytes: 256 << 20,
+        space_reserve_bytes: 0,
     };
     let Running { handle, ended, .. } = node::start(start).unwrap();
     let routes = super::services(handle.clone());

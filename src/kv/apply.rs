@@ -9,15 +9,15 @@ use super::keys::KeyRange;
 use super::record;
 use super::refusal::Refusal;
 use super::txn::{Path, check_lease};
-use super::{Store, header};
-use crate::proto::etcdserverpb::request_op::Request;
+use super::{SPACE_ALARM, Store, header};
+use crate::proto::etcdserverpb::request_op::{self, Request};
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, ResponseOp,
-    TxnRequest, TxnResponse,
+    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RequestOp,
+    ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
-use crate::proto::replcluster::{Mutation, mutation};
+use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
 
 /// What a mutation did. Headers hold the revision and nothing else.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub enum Applied {
     Txn(TxnResponse),
     /// Answer to a compaction: its effect is there, the removal may still be under way.
     Compact(CompactionResponse),
+    /// The space alarm is as it should be.
+    SpaceAlarm,
 }
 
 impl<B: Backend> Store<B> {
@@ -39,6 +41,9 @@ impl<B: Backend> Store<B> {
     /// # Errors
     /// A [`Refusal`]; nothing was done then, and no revision was used.
     pub fn apply(&mut self, mutation: &Mutation) -> Result<Applied, Refusal> {
+        if self.space_alarm && grows(mutation) {
+            return Err(Refusal::SpaceExceeded);
+        }
         match &mutation.request {
             Some(mutation::Request::Put(request)) => {
                 check(mutation, Limits::NONE)?;
@@ -63,6 +68,11 @@ impl<B: Backend> Store<B> {
                 self.compact(request.revision)?;
                 Ok(Applied::Compact(CompactionResponse { header: Some(header(self.revision)) }))
             }
+            Some(mutation::Request::Space(SpaceAlarm { raised })) => {
+                self.space_alarm = *raised;
+                self.backend.put_meta(SPACE_ALARM, Bytes::copy_from_slice(&[u8::from(*raised)]));
+                Ok(Applied::SpaceAlarm)
+            }
             None => Err(Refusal::EmptyMutation),
         }
     }
@@ -73,6 +83,29 @@ impl<B: Backend> Store<B> {
         let newest = write.newest();
         self.revision = newest;
         answer
+    }
+}
+
+/// True for what may add a record with a value, as etcd counts it: a put, or a transaction with one on either side.
+#[must_use]
+pub fn grows(mutation: &Mutation) -> bool {
+    fn any_put(operations: &[RequestOp]) -> bool {
+        operations.iter().any(|operation| match &operation.request {
+            Some(request_op::Request::RequestPut(_)) => true,
+            Some(request_op::Request::RequestTxn(inner)) => {
+                any_put(&inner.success) || any_put(&inner.failure)
+            }
+            Some(request_op::Request::RequestRange(_) | request_op::Request::RequestDeleteRange(_))
+            | None => false,
+        })
+    }
+    match &mutation.request {
+        Some(mutation::Request::Put(_)) => true,
+        Some(mutation::Request::Txn(request)) => any_put(&request.success) || any_put(&request.failure),
+        Some(
+            mutation::Request::DeleteRange(_) | mutation::Request::Compact(_) | mutation::Request::Space(_),
+        )
+        | None => false,
     }
 }
 

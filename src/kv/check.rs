@@ -35,7 +35,7 @@ pub fn check(mutation: &Mutation, limits: Limits) -> Result<(), Refusal> {
         Some(mutation::Request::Put(request)) => check_put(request),
         Some(mutation::Request::DeleteRange(request)) => check_delete_range(request),
         Some(mutation::Request::Txn(request)) => check_txn(request, limits),
-        Some(mutation::Request::Compact(_)) => Ok(()),
+        Some(mutation::Request::Compact(_) | mutation::Request::Space(_)) => Ok(()),
         None => Err(Refusal::EmptyMutation),
     }
 }

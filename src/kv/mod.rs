@@ -45,7 +45,7 @@ mod refusal;
 mod scripts;
 mod txn;
 
-pub use apply::Applied;
+pub use apply::{Applied, grows};
 pub use backend::{Backend, MemoryBackend, RevisionKey};
 pub use check::{Limits, check, check_range, check_txn, is_read_only};
 pub use hash::{Hash, Hasher, Scope, Step};
@@ -56,6 +56,9 @@ use index::{Change, Index};
 use record::Record;
 
 use crate::proto::etcdserverpb::ResponseHeader;
+
+/// Name under which the space alarm is kept.
+const SPACE_ALARM: &str = "space alarm";
 
 /// Keys with their history, and the rules by which they change.
 #[derive(Clone, Debug)]
@@ -68,6 +71,8 @@ pub struct Store<B> {
     compact_revision: i64,
     /// Present while records at or below `compact_revision` wait to be removed.
     removal: Option<Removal>,
+    /// The disks are nearly full: what makes the store grow is refused, what makes it smaller is not (R25).
+    space_alarm: bool,
 }
 
 impl<B: Backend> Store<B> {
@@ -93,7 +98,10 @@ impl<B: Backend> Store<B> {
         });
         match damaged {
             Some(damaged) => Err(damaged),
-            None => Ok(Store { backend, index, revision, compact_revision, removal }),
+            None => {
+                let space_alarm = backend.meta(SPACE_ALARM).is_some_and(|value| value[..] == [1]);
+                Ok(Store { backend, index, revision, compact_revision, removal, space_alarm })
+            }
         }
     }
 
@@ -107,6 +115,12 @@ impl<B: Backend> Store<B> {
     #[must_use]
     pub fn compact_revision(&self) -> i64 {
         self.compact_revision
+    }
+
+    /// The disks are nearly full: what makes the store grow is refused (etcd's NOSPACE alarm).
+    #[must_use]
+    pub fn has_space_alarm(&self) -> bool {
+        self.space_alarm
     }
 
     /// Keys that exist now.

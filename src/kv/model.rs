@@ -61,6 +61,7 @@ impl Model {
                 Applied::DeleteRange(next.delete(request))
             }
             mutation::Request::Txn(request) => Applied::Txn(next.txn(request)?),
+            mutation::Request::Space(_) => unreachable!("the model has room"),
             mutation::Request::Compact(request) => {
                 let (requested, current) = (request.revision, self.revision());
                 if requested <= self.compacted {

@@ -41,6 +41,9 @@ pub enum Refusal {
     /// A sort order or sort target that does not exist.
     #[error("the sort order or target does not exist")]
     InvalidSort,
+    /// The disks are nearly full: nothing that makes the store grow is accepted (R25).
+    #[error("there is no room for more")]
+    SpaceExceeded,
     /// The revision asked for is no longer kept.
     #[error("revision {requested} was asked for, but everything below {compacted} is compacted")]
     Compacted {

@@ -28,7 +28,7 @@ use crate::proto::etcdserverpb::{
     RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
-use crate::proto::replcluster::{Mutation, mutation};
+use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
 
 macro_rules! scripts {
     ($($name:ident)*) => {
@@ -53,6 +53,7 @@ scripts! {
     what_changes_nothing_makes_no_revision
     all_changes_of_a_transaction_share_one_revision
     a_hash_is_the_one_that_etcd_computes
+    a_full_store_refuses_what_makes_it_grow_and_nothing_else
     range_end_decides_which_keys
     count_is_of_the_whole_range_whatever_the_limit
     a_limit_that_cuts_says_more
@@ -124,6 +125,10 @@ impl goldenscript::Runner for Runner {
                 let revision = number(args.next_pos())?;
                 let request = CompactionRequest { revision, physical: false };
                 self.apply(mutation::Request::Compact(request))?
+            }
+            "alarm" => {
+                let raised = args.next_pos() == Some("raised");
+                self.apply(mutation::Request::Space(SpaceAlarm { raised }))?
             }
             "remove" => {
                 let budget = args.next_pos().map_or(Ok(usize::MAX), str::parse)?;
@@ -314,6 +319,7 @@ fn show_applied(applied: &Applied) -> String {
         Applied::Put(answer) => show_put(answer),
         Applied::DeleteRange(answer) => show_delete(answer),
         Applied::Txn(answer) => show_txn(answer),
+        Applied::SpaceAlarm => "so be it".to_owned(),
         Applied::Compact(answer) => format!("revision={}", revision(answer.header.as_ref())),
     }
 }

@@ -186,6 +186,10 @@ pub struct Shared {
     /// The last read could not be proved, and that was said.
     pub(super) proof_fails: AtomicBool,
     pub(super) disk_bytes: AtomicU64,
+    /// Free on the disk, in bytes.
+    pub(super) free_bytes: AtomicU64,
+    /// Too little of it.
+    pub(super) full: AtomicBool,
     /// Milliseconds after `started` at which the node last was healthy (R31).
     pub(super) healthy_at: AtomicU64,
     pub(super) started: std::time::Instant,
@@ -226,6 +230,8 @@ impl Shared {
             stopping: AtomicBool::new(false),
             proof_fails: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
+            free_bytes: AtomicU64::new(0),
+            full: AtomicBool::new(false),
             healthy_at: AtomicU64::new(0),
             started: crate::clock::now(),
             changed: watch::Sender::new(0),
@@ -469,8 +475,12 @@ impl Handle {
             (Some(_), false, true) => RoleName::Follower,
             (Some(_), false, false) => RoleName::Joining,
         };
+        let free = shared.free_bytes.load(Ordering::Relaxed);
         let waiting_for = match (&view, ready, heard, in_sync) {
             (_, true, _, _) => String::new(),
+            (Some(_), _, true, _) if shared.full.load(Ordering::Relaxed) => {
+                format!("room on its disk: only {} MiB are free", free >> 20)
+            }
             (None, _, _, _) => "a view in the register: no node has created the cluster yet".to_owned(),
             (Some(view), _, false, false) => self.waits_for_the_last_set(view),
             (Some(view), _, false, true) => format!("the leader {} or its successor", view.leader),

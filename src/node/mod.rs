@@ -104,6 +104,8 @@ pub struct Start {
     pub acknowledge_early: bool,
     /// The log is kept to this size, in bytes, for followers that were away; who was away longer gets a snapshot.
     pub log_keep_bytes: u64,
+    /// With less than this free on its disk, in bytes, a node takes no more than it must (R25).
+    pub space_reserve_bytes: u64,
 }
 
 /// How a node ended.
@@ -194,6 +196,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         failure_timeout: start.failure_timeout,
         acknowledge_early: start.acknowledge_early,
         log_keep_bytes: start.log_keep_bytes,
+        space_reserve_bytes: start.space_reserve_bytes,
         origin: random_number(),
     };
     let hands = ThreadHands {

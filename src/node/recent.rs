@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::log::{LogError, LogReader, Position, decode};
+use super::log::{LogError, LogReader, Position, Room, decode};
 use crate::view::Index;
 
 /// Committed entries are kept up to this many bytes, so that followers and the driver need not read the disk.
@@ -140,6 +140,14 @@ impl Recent {
             length = end;
         }
         last.map(|last| Chunk { frames: frames.slice(..length), last })
+    }
+
+    /// What the log and its file system can still take.
+    ///
+    /// # Errors
+    /// Where the file system does not say.
+    pub fn room(&self) -> Result<Room, LogError> {
+        self.log.room()
     }
 
     /// Size of the log on disk, in bytes.

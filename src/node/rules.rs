@@ -66,6 +66,8 @@ pub(crate) enum Rule {
     TakeOnce,
     /// R19: a request is not given to a new leader before its opening shows what older ones have left.
     WaitForOpening,
+    /// R25: room is looked for before the disk is full.
+    WatchRoom,
     /// R31: who can do nothing does not call itself ready.
     ConfirmHealth,
 }

@@ -199,17 +199,27 @@ impl Node {
 
     /// A leader whose disk is nearly full lets one lead that has room (R25). The lowest, as always.
     pub(super) fn hand_over_when_full(&mut self) {
-        let Role::Leader(leader) = &self.role else { return };
-        if !self.full || !self.can_propose() {
-            return;
-        }
-        let counted = |node: &NodeId| self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
-        let roomy = leader.progress.iter().find(|(node, known)| {
-            counted(node) && !known.full && known.matched > Index(0) && !self.is_gone(node)
-        });
-        if let Some(to) = roomy.map(|(node, _)| node.clone()) {
+        if self.full
+            && self.can_propose()
+            && let Some(to) = self.roomy_follower().cloned()
+        {
             self.start_transfer(&to);
         }
+    }
+
+    fn roomy_follower(&self) -> Option<&NodeId> {
+        let Role::Leader(leader) = &self.role else { return None };
+        let counted = |node: &NodeId| self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
+        let fit = |node: &NodeId, known: &Progress| {
+            counted(node) && !known.full && known.matched > Index(0) && !self.is_gone(node)
+        };
+        leader.progress.iter().find(|(node, known)| fit(node, known)).map(|(node, _)| node)
+    }
+
+    /// True where we lead and an in-sync follower's disk has room.
+    #[must_use]
+    pub fn has_roomy_follower(&self) -> bool {
+        self.roomy_follower().is_some()
     }
 
     /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).

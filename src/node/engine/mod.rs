@@ -57,6 +57,8 @@ pub struct Options {
     pub acknowledge_early: bool,
     /// The log is kept to this size, in bytes, where nobody needs more of it.
     pub log_keep_bytes: u64,
+    /// With less than this free on its disk, in bytes, a node takes no more than it must (R25).
+    pub space_reserve_bytes: u64,
     /// A random number for this life of the process, never zero: requests travel under it (R19).
     pub origin: u64,
 }
@@ -105,6 +107,10 @@ pub struct Engine<H: Hands> {
     sending_snapshot: Vec<NodeId>,
     flushing: bool,
     flushed_at: Instant,
+    /// What was found when room was last looked for: too little.
+    full: bool,
+    /// The space alarm that is on its way into the log.
+    alarm: Option<oneshot::Receiver<Outcome>>,
     /// Told to end; leadership is being handed over until then.
     stopping: Option<Instant>,
     /// When this node last had a proof that it can do its part (R31).
@@ -149,6 +155,8 @@ impl<H: Hands> Engine<H> {
             sending_snapshot: Vec::new(),
             flushing: false,
             flushed_at: now,
+            full: false,
+            alarm: None,
             stopping: None,
             healthy_at: None,
             stalled: None,
@@ -295,6 +303,7 @@ impl<H: Hands> Engine<H> {
             self.reads.expire(self.now, self.node.leader_is_heard());
             self.pursue_wishes();
             self.maybe_flush();
+            self.look_for_room();
             self.confirm_health();
             // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
             // would do them twice (R19).

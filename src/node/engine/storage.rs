@@ -4,16 +4,28 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+use prost::Message as _;
+use tokio::sync::oneshot;
+
 use super::Engine;
+use crate::node::handle::StateStore;
 use crate::node::hands::Hands;
+use crate::node::log::Space;
+use crate::node::rules::{Rule, breaks};
 use crate::node::snapshot;
 use crate::node::state::FlushDone;
 use crate::node::writer::WriteOperation;
-use crate::protocol::Role;
+use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
+use crate::protocol::{Input, Role};
 
 /// Unflushed state, in bytes, at which a flush begins at once.
 const FLUSH_BYTES: usize = 16 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
+/// What the state's file may grow by beside what is written, in bytes.
+const FLUSH_ROOM: usize = 16 << 20;
+/// After so long without an answer the alarm is raised again.
+const ALARM_MAX: Duration = Duration::from_secs(5);
 const COMPACT_STEP: usize = 2000;
 
 impl<H: Hands> Engine<H> {
@@ -26,6 +38,11 @@ impl<H: Hands> Engine<H> {
         let job = {
             let mut store = self.shared.store.write().unwrap_or_else(PoisonError::into_inner);
             let bytes = store.backend().overlay_bytes();
+            // Where there is no room for it, it stays in memory, and in the log.
+            let room = self.shared.free_bytes.load(Ordering::Relaxed) as usize;
+            if bytes > 0 && self.full && room < 2 * bytes + FLUSH_ROOM {
+                return;
+            }
             let due = bytes >= FLUSH_BYTES
                 || (bytes > 0 && self.now.duration_since(self.flushed_at) >= FLUSH_EVERY);
             if due { store.backend_mut().begin_flush() } else { None }
@@ -58,6 +75,56 @@ impl<H: Hands> Engine<H> {
             }
             self.hands.write(WriteOperation::DropBefore(needed));
         }
+    }
+
+    /// R25: says early that room is short, while the log can still take what makes room: deletes, compactions, views. If
+    /// another in-sync node has room it leads from now on; if none has, the state refuses what would make it grow.
+    pub(super) fn look_for_room(&mut self) {
+        let reserve = self.options.space_reserve_bytes;
+        match self.recent.room() {
+            Ok(room) => {
+                // Twice as much before it counts as enough again, so that it does not flap.
+                let enough = if self.full { 2 * reserve } else { reserve };
+                let full = room.space != Space::Ample || room.free_bytes < enough;
+                self.shared.free_bytes.store(room.free_bytes, Ordering::Relaxed);
+                if full != self.full && !breaks(Rule::WatchRoom) {
+                    tracing::warn!(
+                        "{}: {} bytes free on the disk, {reserve} are kept in reserve",
+                        if full { "room is short" } else { "there is room again" },
+                        room.free_bytes
+                    );
+                    self.full = full;
+                    self.shared.full.store(full, Ordering::Relaxed);
+                    self.step(Input::Space { full });
+                }
+            }
+            Err(error) => tracing::warn!("cannot tell how much room is left: {error}"),
+        }
+        self.raise_alarm();
+    }
+
+    /// The leader keeps the alarm as its own disk is: with another to hand over to, it does not lead for long.
+    fn raise_alarm(&mut self) {
+        if let Some(open) = &mut self.alarm
+            && matches!(open.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        {
+            return;
+        }
+        self.alarm = None;
+        let raised = self.shared.look(&StateStore::has_space_alarm);
+        let roomy = self.node.has_roomy_follower();
+        if !self.node.can_propose()
+            || !self.leadership_is_open()
+            || raised == self.full
+            || (self.full && roomy)
+        {
+            return;
+        }
+        let request = mutation::Request::Space(SpaceAlarm { raised: self.full });
+        let mutation = Bytes::from(Mutation { request: Some(request) }.encode_to_vec());
+        let (answer, outcome) = oneshot::channel();
+        self.requests.arrive(mutation, self.now + ALARM_MAX, answer);
+        self.alarm = Some(outcome);
     }
 
     pub(super) fn compact_some(&mut self) {

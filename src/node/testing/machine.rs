@@ -193,6 +193,7 @@ impl Machine {
             failure_timeout: Duration::from_millis(birth.timing.failure_timeout),
             acknowledge_early: false,
             log_keep_bytes: birth.log_keep_bytes,
+            space_reserve_bytes: 32 << 10,
             origin: birth.origin,
         };
         let hands = NotingHands::default();
