@@ -148,3 +148,6 @@ pub fn load_tail(recent: &Recent, commit: Index, last: Position) {
         first = chunk.last.index.next();
     }
 }
+
+#[cfg(test)]
+mod tests;

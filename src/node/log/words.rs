@@ -106,7 +106,7 @@ pub struct Recovered {
     pub commit: Index,
     /// Bytes of a torn tail that were left behind.
     pub torn_bytes: u64,
-    /// A fresh start after this was staged, and not finished: see [`Log::stage_reset`].
+    /// A fresh start after this was staged, and not finished: see [`Log::stage_reset`](super::Log::stage_reset).
     pub staged: Option<Position>,
 }
 

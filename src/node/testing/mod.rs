@@ -15,7 +15,7 @@ mod clients;
 pub mod disk;
 mod machine;
 mod register;
-mod rows;
+pub mod rows;
 mod seeds;
 mod storm;
 mod world;
