@@ -12,12 +12,15 @@ use super::segment::Segment;
 use super::{LogError, Map, Room, io_error, read_map};
 use crate::view::Index;
 
+/// Bytes free on the file system of a path.
+type FreeBytes = dyn Fn(&Path) -> io::Result<u64> + Send + Sync;
+
 /// See the head of the module. Cheap to clone.
 #[derive(Clone)]
 pub struct LogReader {
     pub(super) map: Arc<RwLock<Map>>,
     /// Asks the disk.
-    pub(super) free_bytes: Arc<dyn Fn(&Path) -> io::Result<u64> + Send + Sync>,
+    pub(super) free_bytes: Arc<FreeBytes>,
     pub(super) directory: Arc<Path>,
 }
 
