@@ -55,7 +55,7 @@ pub struct Scope {
     cursor: Option<Box<[u8]>>,
 }
 
-/// How far [`Scope::step`] is.
+/// How far a hash is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Call it again.

@@ -102,7 +102,7 @@ async fn a_damaged_log_is_refused_in_the_middle_and_cut_at_a_torn_end() {
     damaged[at] ^= 1;
     std::fs::write(&segment, &damaged).unwrap();
     let (code, text) = refused(&cluster, &address, &data);
-    assert!(code == 1 && text.contains("damaged") && text.contains("valid records follow"), "{code} {text}");
+    assert!(code == 1 && text.contains("damaged") && text.contains("were synced here"), "{code} {text}");
     assert_eq!(std::fs::read(&segment).unwrap(), damaged, "a refusal changes nothing");
 
     // Half a record after the last one: what a power cut leaves of a write that nobody was told of.
