@@ -399,10 +399,25 @@ impl Handle {
         self.shared.revision.load(Ordering::Acquire)
     }
 
-    /// True where the node serves writes now.
+    /// True where the node serves writes, as far as it knows.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Acquire)
+    }
+
+    /// True where the node serves writes and the register does not say otherwise: a node that was stopped or cut off
+    /// may have been replaced without knowing it, and must not call itself healthy (R18, R31).
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        // The epoch first: what is believed under it counts only if no newer one exists after that (as in `read`).
+        let epoch = Epoch(self.shared.epoch.load(Ordering::Acquire));
+        self.is_ready() && !self.is_outdated(epoch)
+    }
+
+    /// A newer view than this one stands in the register. Where the register cannot be read the set goes on as it is
+    /// (R10), so that counts as no.
+    fn is_outdated(&self, epoch: Epoch) -> bool {
+        matches!(self.shared.register.has_newer(epoch), Ok(true))
     }
 
     /// Changes whenever view, service or readiness may have changed.
@@ -420,6 +435,9 @@ impl Handle {
         let serving = shared.serving.load(Ordering::Acquire) != 0;
         let heard = serving || shared.leader_heard.load(Ordering::Acquire);
         let ready = self.is_ready();
+        // Looked at after all that was believed under this view (R18).
+        let outdated = self.is_outdated(view.as_ref().map_or(Epoch(0), |view| view.epoch));
+        let (serving, heard, ready) = (serving && !outdated, heard && !outdated, ready && !outdated);
         let leads = view.as_ref().is_some_and(|view| view.leader == shared.address);
         let role = match (&view, leads && serving, in_sync) {
             (None, _, _) => RoleName::None,
@@ -430,6 +448,9 @@ impl Handle {
         let waiting_for = match (&view, ready, heard, in_sync) {
             (_, true, _, _) => String::new(),
             (None, _, _, _) => "a view in the register: no node has created the cluster yet".to_owned(),
+            (Some(view), _, _, _) if outdated => {
+                format!("the newest view: this node still knows epoch {} only", view.epoch)
+            }
             (Some(view), _, false, false) => {
                 let last: Vec<&str> = view.in_sync.keys().map(NodeId::as_str).collect();
                 format!("one of the last in-sync nodes to lead: {}", last.join(", "))

@@ -7,5 +7,7 @@ mod cluster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
 mod failover;
+mod hung;
+mod ledger;
 mod refusals;
 mod tidy;

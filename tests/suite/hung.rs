@@ -1,0 +1,371 @@
+//! Processes that hang: stopped leaders, stopped followers, stopped candidates, everything stopped at once, and
+//! processors so busy that everything is late. A stopped process keeps its locks, its connections and what it
+//! believes; what it says when it wakes is what these tests are about (R17, R18, R31; T8, T9, T10, T15, T24).
+//!
+//! Bounds in time are wide here, since the machine does other work; `replcluster bench --failover --signal STOP` is
+//! the one that measures. `REPLCLUSTER_HUNG_SECONDS` makes the long ones longer.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
+use replcluster::proto::etcdserverpb as pb;
+use replcluster::proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use replcluster::proto::replcluster::describe_response::Role;
+use replcluster::proto::replcluster::node_client::NodeClient;
+use replcluster::proto::replcluster::{DescribeRequest, DescribeResponse};
+use tokio::task::JoinSet;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::cluster::{Cluster, PATIENCE, Process};
+use super::ledger::{Ledger, Load, OnError, connection, kv, rethrow};
+
+/// What a silence of `failure_timeout` (0.3 s) may cost at most on a machine that does other work.
+const BOUND: Duration = Duration::from_secs(3);
+
+/// How long the tests that take their time take it.
+fn seconds(default: u64) -> Duration {
+    let given = std::env::var("REPLCLUSTER_HUNG_SECONDS").ok().and_then(|text| text.parse().ok());
+    Duration::from_secs(given.unwrap_or(default))
+}
+
+/// Stops the process, and waits until none of its threads runs any more.
+fn freeze(process: &Process) {
+    process.signal(Signal::SIGSTOP);
+    let tasks = format!("/proc/{}/task", process.pid());
+    let stopped = || {
+        std::fs::read_dir(&tasks).unwrap().all(|task| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
+    };
+    let start = Instant::now();
+    while !stopped() {
+        assert!(start.elapsed() < PATIENCE, "{} does not stop", process.address);
+        std::thread::yield_now();
+    }
+}
+
+fn thaw(process: &Process) {
+    process.signal(Signal::SIGCONT);
+}
+
+/// The running node that is not `except`, is ready, and says that it leads; with all it says.
+async fn leader_but(cluster: &Cluster, except: &str) -> DescribeResponse {
+    let start = Instant::now();
+    loop {
+        for address in cluster.addresses().iter().filter(|address| *address != except) {
+            if let Some(said) = cluster.describe(address).await
+                && said.role() == Role::Leader
+                && said.ready
+            {
+                return said;
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "nobody but {except} leads");
+    }
+}
+
+/// What a node said when it was asked in its sleep.
+enum Answer {
+    /// It calls itself healthy.
+    Healthy,
+    Said(DescribeResponse),
+    Status(pb::StatusResponse),
+    /// A read or write, which the ledger has judged, or a refusal.
+    Other,
+}
+
+/// Everything that a node which has missed something could answer wrongly, written into its sockets.
+fn ask_in_its_sleep(address: &str, ledger: &std::sync::Arc<Ledger>, tag: &str) -> JoinSet<Answer> {
+    let mut asked = JoinSet::new();
+    for number in 0..8 {
+        let channel = connection(address);
+        let (of_read, of_write) = (channel.clone(), channel.clone());
+        let (ledger, name, address) = (ledger.clone(), format!("{tag}-{number}"), address.to_owned());
+        let (reader, from) = (ledger.clone(), address.clone());
+        asked.spawn(async move {
+            let _ = reader.read(&mut kv(of_read), &from).await;
+            Answer::Other
+        });
+        asked.spawn(async move {
+            let _ = ledger.write(&mut kv(of_write), &name).await;
+            Answer::Other
+        });
+        let of_health = channel.clone();
+        asked.spawn(async move {
+            match HealthClient::new(of_health).check(HealthCheckRequest::default()).await {
+                Ok(answer) if answer.get_ref().status() == ServingStatus::Serving => Answer::Healthy,
+                Ok(_) | Err(_) => Answer::Other,
+            }
+        });
+        let of_node = channel.clone();
+        asked.spawn(async move {
+            let said = NodeClient::new(of_node).describe(DescribeRequest {}).await;
+            said.map_or(Answer::Other, |said| Answer::Said(said.into_inner()))
+        });
+        asked.spawn(async move {
+            let status = MaintenanceClient::new(channel).status(pb::StatusRequest {}).await;
+            status.map_or(Answer::Other, |status| Answer::Status(status.into_inner()))
+        });
+    }
+    asked
+}
+
+/// R18, R31: a node that was deposed while it slept may call itself healthy again only once it is back in the set.
+async fn judge_answers(cluster: &Cluster, woken: &str, old_epoch: u64, mut asked: JoinSet<Answer>) {
+    while let Some(answer) = asked.join_next().await {
+        match rethrow(answer) {
+            Answer::Other => {}
+            Answer::Healthy => {
+                let leader = leader_but(cluster, woken).await;
+                assert!(
+                    leader.in_sync.iter().any(|node| node == woken),
+                    "{woken} calls itself healthy, and epoch {} is in sync without it: {:?}",
+                    leader.epoch,
+                    leader.in_sync
+                );
+            }
+            Answer::Said(said) => assert!(
+                said.epoch > old_epoch
+                    || (!said.ready && said.role() != Role::Leader && said.leader.is_empty()),
+                "{woken} was deposed in epoch {old_epoch} and says {said:?}"
+            ),
+            Answer::Status(status) => assert!(
+                status.raft_term > old_epoch || (!status.errors.is_empty() && status.leader == 0),
+                "{woken} was deposed in epoch {old_epoch} and says {status:?}"
+            ),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_leader_is_deposed_in_time_and_when_it_wakes_it_says_nothing_of_its_old_view() {
+    let cluster = Cluster::start_with(3, &["--handback-after", "never"]).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    let ledger = load.ledger.clone();
+    load.writers(2, &addresses, OnError::GoOn);
+    load.readers(2, &addresses, OnError::GoOn);
+    for round in 0..5 {
+        let leader = cluster.wait_in_sync().await;
+        let old_epoch = cluster.describe(&leader).await.unwrap().epoch;
+        ledger.advance(50).await;
+        let failed = ledger.failed();
+        freeze(&cluster.nodes[&leader]);
+        let since = Instant::now();
+        let asked = ask_in_its_sleep(&leader, &ledger, &format!("asleep{round}"));
+        let next = leader_but(&cluster, &leader).await;
+        let deposed_after = since.elapsed();
+        assert!(deposed_after < BOUND, "{} led after {deposed_after:?}", next.address);
+        assert!(next.epoch > old_epoch);
+        ledger.advance(50).await;
+        assert_eq!(
+            ledger.failed(),
+            failed,
+            "only clients of the stopped node may notice, and they hear nothing yet"
+        );
+        thaw(&cluster.nodes[&leader]);
+        judge_answers(&cluster, &leader, old_epoch, asked).await;
+        load.check().await;
+    }
+    cluster.wait_in_sync().await;
+    load.finish().await.verify(&addresses).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_stopped_for_less_than_the_timeout_leads_on_and_no_client_is_told_an_error() {
+    let cluster = Cluster::start_with(3, &["--failure-timeout", "2s"]).await;
+    let addresses = cluster.addresses();
+    let leader = cluster.wait_in_sync().await;
+    let epoch = cluster.describe(&leader).await.unwrap().epoch;
+    let mut load = Load::new();
+    load.writers(2, &addresses, OnError::Fail);
+    load.readers(2, &addresses, OnError::Fail);
+    for _ in 0..5 {
+        load.ledger.advance(20).await;
+        freeze(&cluster.nodes[&leader]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        thaw(&cluster.nodes[&leader]);
+        load.check().await;
+    }
+    load.ledger.advance(20).await;
+    assert_eq!(cluster.wait_in_sync().await, leader);
+    assert_eq!(cluster.describe(&leader).await.unwrap().epoch, epoch, "nothing has changed");
+    load.finish().await.verify(&addresses).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_follower_stalls_writers_for_a_moment_without_an_error_and_is_back_when_it_wakes() {
+    let cluster = Cluster::start(3).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    let ledger = load.ledger.clone();
+    load.writers(2, &addresses[..2], OnError::Fail);
+    load.readers(1, &addresses[..2], OnError::Fail);
+    load.readers(2, &addresses[2..], OnError::GoOn);
+    for round in 0..3 {
+        ledger.advance(50).await;
+        ledger.watch_gaps();
+        freeze(&cluster.nodes[&addresses[2]]);
+        let asked = ask_in_its_sleep(&addresses[2], &ledger, &format!("asleep{round}"));
+        let old_epoch = cluster.describe(&addresses[0]).await.unwrap().epoch;
+        let start = Instant::now();
+        // Once it is out of the set, and not only because a few writes were on their way.
+        while cluster.describe(&addresses[0]).await.is_none_or(|said| said.in_sync.len() != 2) {
+            assert!(start.elapsed() < PATIENCE, "the stopped follower is waited for");
+        }
+        ledger.advance(50).await;
+        assert!(ledger.longest_gap() < BOUND, "writers stood for {:?}", ledger.longest_gap());
+        thaw(&cluster.nodes[&addresses[2]]);
+        judge_answers(&cluster, &addresses[2], old_epoch, asked).await;
+        assert_eq!(cluster.wait_in_sync().await, addresses[0], "it is back, and nobody else leads");
+        load.check().await;
+    }
+    load.finish().await.verify(&addresses).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_next_in_line_is_stopped_when_the_leader_dies_the_one_after_it_leads() {
+    let mut cluster = Cluster::start_with(3, &["--handback-after", "never"]).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    let ledger = load.ledger.clone();
+    load.writers(2, &addresses[2..], OnError::Fail);
+    load.readers(2, &addresses[1..2], OnError::GoOn);
+    ledger.advance(50).await;
+    freeze(&cluster.nodes[&addresses[1]]);
+    cluster.nodes.get_mut(&addresses[0]).unwrap().kill();
+    let since = Instant::now();
+    let asked = ask_in_its_sleep(&addresses[1], &ledger, "asleep");
+    ledger.advance(50).await;
+    let led = leader_but(&cluster, &addresses[1]).await;
+    assert!(since.elapsed() < BOUND, "it led after {:?}", since.elapsed());
+    assert_eq!((&led.address, led.in_sync.len()), (&addresses[2], 1));
+    thaw(&cluster.nodes[&addresses[1]]);
+    judge_answers(&cluster, &addresses[1], led.epoch - 1, asked).await;
+    assert_eq!(cluster.wait_in_sync().await, addresses[2], "who wakes does not lead at once");
+    cluster.spawn(&addresses[0]);
+    cluster.wait_in_sync().await;
+    load.finish().await.verify(&addresses).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stopped_node_that_is_killed_frees_everything_and_can_be_started_again() {
+    let mut cluster = Cluster::start_with(3, &["--handback-after", "never"]).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    load.writers(1, &addresses[2..], OnError::Fail);
+    for victim in [0, 1] {
+        load.ledger.advance(20).await;
+        freeze(&cluster.nodes[&addresses[victim]]);
+        cluster.nodes.get_mut(&addresses[victim]).unwrap().kill();
+        load.ledger.advance(20).await;
+        cluster.spawn(&addresses[victim]);
+        cluster.wait_in_sync().await;
+    }
+    load.finish().await.verify(&addresses).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspend_of_all_nodes_together_is_no_failure_of_any() {
+    let cluster = Cluster::start(3).await;
+    let addresses = cluster.addresses();
+    let leader = cluster.wait_in_sync().await;
+    let epoch = cluster.describe(&leader).await.unwrap().epoch;
+    let mut load = Load::new();
+    load.writers(1, &addresses, OnError::Fail);
+    load.readers(1, &addresses, OnError::Fail);
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+        load.ledger.advance(20).await;
+        order.iter().for_each(|node| freeze(&cluster.nodes[&addresses[*node]]));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        order.iter().rev().for_each(|node| thaw(&cluster.nodes[&addresses[*node]]));
+    }
+    load.ledger.advance(20).await;
+    assert_eq!(cluster.wait_in_sync().await, leader);
+    let now = cluster.describe(&leader).await.unwrap().epoch;
+    assert_eq!(now, epoch, "a node that did not run itself heard nobody, which proves nothing");
+    load.finish().await.verify(&addresses).await;
+}
+
+/// Stops of any length at any moment, more than one at a time: the ones around `failure_timeout` are those that race.
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_of_any_length_at_any_moment_lose_nothing_and_show_nothing_stale() {
+    let seed = std::env::var("REPLCLUSTER_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(rand::random);
+    println!("REPLCLUSTER_SEED={seed} cargo test --test suite stops_of_any_length");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let cluster = Cluster::start_with(3, &["--handback-after", "200ms"]).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    let ledger = load.ledger.clone();
+    load.writers(2, &addresses, OnError::GoOn);
+    load.readers(2, &addresses, OnError::GoOn);
+    let (start, length) = (Instant::now(), seconds(8));
+    while start.elapsed() < length {
+        let victims: Vec<&String> = addresses.iter().filter(|_| random.random_bool(0.4)).collect();
+        victims.iter().for_each(|victim| freeze(&cluster.nodes[*victim]));
+        tokio::time::sleep(Duration::from_millis(random.random_range(1..600))).await;
+        victims.iter().for_each(|victim| thaw(&cluster.nodes[*victim]));
+        tokio::time::sleep(Duration::from_millis(random.random_range(1..300))).await;
+        load.check().await;
+    }
+    cluster.wait_in_sync().await;
+    ledger.advance(20).await;
+    let ledger = load.finish().await;
+    println!("{} acknowledged, {} read, told: {:?}", ledger.acknowledged(), ledger.reads(), ledger.errors());
+    ledger.verify(&addresses).await;
+}
+
+/// Processes that do nothing but use a processor; ended with this value.
+struct Busy(Vec<Child>);
+
+impl Busy {
+    fn start(count: usize) -> Busy {
+        let spin =
+            || Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
+        Busy((0..count).map(|_| spin()).collect())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_all_processors_are_busy_nobody_is_taken_for_dead() {
+    let cluster = Cluster::start(3).await;
+    let addresses = cluster.addresses();
+    let leader = cluster.wait_in_sync().await;
+    let epoch = cluster.describe(&leader).await.unwrap().epoch;
+    let mut load = Load::new();
+    load.writers(1, &addresses, OnError::Fail);
+    load.readers(1, &addresses, OnError::Fail);
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let busy = Busy::start(2 * cores);
+    let (start, length) = (Instant::now(), seconds(10));
+    while start.elapsed() < length {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        load.check().await;
+        let now = cluster.describe(&leader).await.map(|said| said.epoch);
+        assert!(
+            now.is_none_or(|now| now == epoch),
+            "epoch {epoch} became {now:?} after {:?}",
+            start.elapsed()
+        );
+    }
+    drop(busy);
+    assert_eq!(cluster.wait_in_sync().await, leader);
+    assert_eq!(cluster.describe(&leader).await.unwrap().epoch, epoch);
+    load.finish().await.verify(&addresses).await;
+}
