@@ -8,8 +8,8 @@ use serde_json::Value;
 use super::cluster::free_port;
 
 /// A directory with a `cluster.toml`; whatever it started is ended with it.
-struct Scene {
-    directory: tempfile::TempDir,
+pub struct Scene {
+    pub directory: tempfile::TempDir,
     ports: Vec<u16>,
     server: Option<std::path::PathBuf>,
 }
@@ -29,7 +29,7 @@ impl Drop for Scene {
 }
 
 impl Scene {
-    fn new(nodes: usize) -> Scene {
+    pub fn new(nodes: usize) -> Scene {
         let mut ports: Vec<u16> = (0..nodes + 1).map(|_| free_port()).collect();
         ports.sort_by_key(ToString::to_string);
         let scene = Scene { directory: tempfile::tempdir().unwrap(), ports, server: None };
@@ -38,15 +38,15 @@ impl Scene {
         scene
     }
 
-    fn config(&self, text: &str) {
+    pub fn config(&self, text: &str) {
         std::fs::write(self.directory.path().join("cluster.toml"), text).unwrap();
     }
 
-    fn address(&self, node: usize) -> String {
+    pub fn address(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.ports[node])
     }
 
-    fn run(&self, arguments: &[&str]) -> Output {
+    pub fn run(&self, arguments: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
         command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
         command.env_remove("REPLCLUSTER_CONFIG").env("NO_COLOR", "1");
@@ -57,20 +57,20 @@ impl Scene {
     }
 
     /// Exit code, and everything printed.
-    fn said(&self, arguments: &[&str]) -> (i32, String) {
+    pub fn said(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.run(arguments);
         let text =
             format!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
         (output.status.code().unwrap_or(-1), text)
     }
 
-    fn done(&self, arguments: &[&str]) -> String {
+    pub fn done(&self, arguments: &[&str]) -> String {
         let (code, text) = self.said(arguments);
         assert_eq!(code, 0, "{arguments:?}: {text}");
         text
     }
 
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let output = self.run(&["status", "--json"]);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
     }

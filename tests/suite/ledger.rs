@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use replcluster::client::{MAX_ANSWER_BYTES, prefix_end};
+use replcluster::client::{Client, MAX_ANSWER_BYTES, Options, prefix_end};
 use replcluster::proto::etcdserverpb as pb;
 use replcluster::proto::etcdserverpb::kv_client::KvClient;
 use tokio::task::JoinSet;
@@ -88,6 +88,14 @@ impl Ledger {
 
     /// One write, tried once. What became of it is looked up in [`Ledger::verify`].
     pub async fn write(&self, kv: &mut KvClient<Channel>, name: &str) -> Result<i64, tonic::Status> {
+        self.write_with(name, async |request| Ok(kv.txn(request).await?.into_inner())).await
+    }
+
+    async fn write_with<E: std::fmt::Display>(
+        &self,
+        name: &str,
+        send: impl AsyncFnOnce(pb::TxnRequest) -> Result<pb::TxnResponse, E>,
+    ) -> Result<i64, E> {
         let put = |key: Bytes| {
             let put = pb::PutRequest { key, value: Bytes::from(name.to_owned()), ..Default::default() };
             pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
@@ -95,9 +103,9 @@ impl Ledger {
         let own = [OWN, name.as_bytes()].concat().into();
         let success = vec![put(Bytes::from_static(SHARED)), put(own)];
         self.writes.lock().unwrap().insert(name.to_owned(), None);
-        match kv.txn(pb::TxnRequest { success, ..Default::default() }).await {
+        match send(pb::TxnRequest { success, ..Default::default() }).await {
             Ok(response) => {
-                let revision = response.into_inner().header.unwrap().revision;
+                let revision = response.header.unwrap().revision;
                 self.writes.lock().unwrap().insert(name.to_owned(), Some(revision));
                 self.raise(revision);
                 self.acknowledged.fetch_add(1, Ordering::SeqCst);
@@ -108,19 +116,27 @@ impl Ledger {
                 }
                 Ok(revision)
             }
-            Err(status) => {
+            Err(error) => {
                 self.failed.fetch_add(1, Ordering::SeqCst);
-                *self.told.lock().unwrap().entry(status.message().to_owned()).or_default() += 1;
-                Err(status)
+                *self.told.lock().unwrap().entry(error.to_string()).or_default() += 1;
+                Err(error)
             }
         }
     }
 
     /// One linearizable read; a stale answer ends the test.
     pub async fn read(&self, kv: &mut KvClient<Channel>, from: &str) -> Result<i64, tonic::Status> {
+        self.read_with(from, async |request| Ok(kv.range(request).await?.into_inner())).await
+    }
+
+    async fn read_with<E>(
+        &self,
+        from: &str,
+        send: impl AsyncFnOnce(pb::RangeRequest) -> Result<pb::RangeResponse, E>,
+    ) -> Result<i64, E> {
         let floor = self.floor.load(Ordering::SeqCst);
         let request = pb::RangeRequest { key: Bytes::from_static(SHARED), ..Default::default() };
-        let answer = kv.range(request).await?.into_inner();
+        let answer = send(request).await?;
         let revision = answer.kvs.first().map_or(0, |kv| kv.mod_revision);
         let header = answer.header.unwrap().revision;
         assert!(
@@ -178,12 +194,20 @@ pub struct Load {
     pub ledger: Arc<Ledger>,
     stop: Arc<AtomicBool>,
     clients: JoinSet<()>,
+    /// Part of the name of every write, so that loads do not meet.
+    name: String,
     started: u64,
 }
 
 impl Load {
     pub fn new() -> Load {
-        Load { ledger: Arc::default(), stop: Arc::default(), clients: JoinSet::new(), started: 0 }
+        Load {
+            ledger: Arc::default(),
+            stop: Arc::default(),
+            clients: JoinSet::new(),
+            name: format!("{:08x}", rand::random::<u32>()),
+            started: 0,
+        }
     }
 
     /// So many writers, each with a connection of its own to each of the addresses.
@@ -191,7 +215,8 @@ impl Load {
         for address in addresses {
             for _ in 0..count {
                 self.started += 1;
-                let (ledger, stop, writer) = (self.ledger.clone(), self.stop.clone(), self.started);
+                let (ledger, stop) = (self.ledger.clone(), self.stop.clone());
+                let writer = format!("{}-{}", self.name, self.started);
                 let address = address.clone();
                 self.clients.spawn(async move {
                     let mut kv = kv(connection(&address));
@@ -218,6 +243,28 @@ impl Load {
                     }
                 });
             }
+        }
+    }
+
+    /// So many clients that know all addresses and move on when one goes away, as users have them; each writes and
+    /// reads in turn, and no error may reach it.
+    pub fn clients(&mut self, count: u64, addresses: &[String]) {
+        for _ in 0..count {
+            self.started += 1;
+            let (ledger, stop) = (self.ledger.clone(), self.stop.clone());
+            let writer = format!("{}-{}", self.name, self.started);
+            let client = Client::new(addresses, Options::default()).unwrap();
+            self.clients.spawn(async move {
+                let mut number = 0_u64;
+                while !stop.load(Ordering::Relaxed) {
+                    let name = format!("{writer}-{number}");
+                    let written = ledger.write_with(&name, |request| client.txn(request)).await;
+                    written.unwrap_or_else(|error| panic!("write {name} failed: {error}"));
+                    let read = ledger.read_with("a client", |request| client.range(request)).await;
+                    read.unwrap_or_else(|error| panic!("a read after {name} failed: {error}"));
+                    number += 1;
+                }
+            });
         }
     }
 

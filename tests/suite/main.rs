@@ -8,6 +8,7 @@ mod cluster;
 mod etcdctl;
 mod failover;
 mod hung;
+mod kernel;
 mod ledger;
 mod refusals;
 mod tidy;
