@@ -151,7 +151,7 @@ async fn a_stopped_leader_is_deposed_in_time_and_when_it_wakes_it_says_nothing_o
     let ledger = load.ledger.clone();
     load.writers(2, &addresses, OnError::GoOn);
     load.readers(2, &addresses, OnError::GoOn);
-    for round in 0..5 {
+    for round in 0..3 {
         let leader = cluster.wait_in_sync().await;
         let old_epoch = cluster.describe(&leader).await.unwrap().epoch;
         ledger.advance(50).await;
@@ -306,7 +306,7 @@ async fn stops_of_any_length_at_any_moment_lose_nothing_and_show_nothing_stale()
     let ledger = load.ledger.clone();
     load.writers(2, &addresses, OnError::GoOn);
     load.readers(2, &addresses, OnError::GoOn);
-    let (start, length) = (Instant::now(), seconds(8));
+    let (start, length) = (Instant::now(), seconds(4));
     while start.elapsed() < length {
         let victims: Vec<&String> = addresses.iter().filter(|_| random.random_bool(0.4)).collect();
         victims.iter().for_each(|victim| freeze(&cluster.nodes[*victim]));
@@ -353,7 +353,7 @@ async fn while_all_processors_are_busy_nobody_is_taken_for_dead() {
     load.readers(1, &addresses, OnError::Fail);
     let cores = std::thread::available_parallelism().unwrap().get();
     let busy = Busy::start(2 * cores);
-    let (start, length) = (Instant::now(), seconds(10));
+    let (start, length) = (Instant::now(), seconds(6));
     while start.elapsed() < length {
         tokio::time::sleep(Duration::from_millis(100)).await;
         load.check().await;
@@ -368,4 +368,45 @@ async fn while_all_processors_are_busy_nobody_is_taken_for_dead() {
     assert_eq!(cluster.wait_in_sync().await, leader);
     assert_eq!(cluster.describe(&leader).await.unwrap().epoch, epoch);
     load.finish().await.verify(&addresses).await;
+}
+
+/// The named command, as a user has it.
+fn bench(arguments: &[&str]) -> serde_json::Value {
+    let directory = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_replcluster"))
+        .args(["bench", "--failover", "--json", "--dir"])
+        .arg(directory.path())
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "it leaves nothing behind");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn the_benchmark_stops_leaders_and_followers_and_reads_from_them_when_they_wake() {
+    for target in ["leader", "follower"] {
+        let said = bench(&["--signal", "STOP", "--target", target, "--kills", "2"]);
+        let ours = &said[0];
+        assert_eq!((&ours["signal"], &ours["target"]), (&"STOP".into(), &target.into()), "{said}");
+        assert_eq!(
+            (&ours["stale_reads"], &ours["lost"], &ours["kills"]),
+            (&0.into(), &0.into(), &2.into()),
+            "{said}"
+        );
+        assert!(ours["reads_awake"].as_u64() > Some(0), "nothing was read: {said}");
+        assert!(ours["max_ms"].as_f64() > Some(100.0), "a stop is seen by silence only: {said}");
+    }
+}
+
+#[test]
+fn the_benchmark_compares_an_empty_cluster_with_one_that_holds_data() {
+    let said = bench(&["--data", "16MiB", "--kills", "1"]);
+    let bytes: Vec<_> =
+        said.as_array().unwrap().iter().map(|side| side["data_bytes"].as_u64().unwrap()).collect();
+    assert_eq!(bytes, [0, 16 << 20]);
+    let memory: Vec<_> =
+        said.as_array().unwrap().iter().map(|side| side["resident_bytes"].as_u64().unwrap()).collect();
+    assert!(memory[0] > 0 && memory[1] > 0, "{said}");
 }

@@ -15,7 +15,7 @@ use replcluster::proto::etcdserverpb::kv_client::KvClient;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
-use super::cluster::PATIENCE;
+use super::cluster::{Cluster, PATIENCE};
 
 const SHARED: &[u8] = b"ledger/shared";
 const OWN: &[u8] = b"ledger/own/";
@@ -170,9 +170,9 @@ impl Ledger {
             for (name, acknowledged) in &*self.writes.lock().unwrap() {
                 let held = found.get(name);
                 if let Some(revision) = acknowledged {
-                    assert_eq!(held, Some(&(*revision, 1)), "{name} on {address}: acknowledged");
+                    assert_eq!(held, Some(&(*revision, 1)), "{name}: acknowledged, on {address}");
                 }
-                assert!(held.is_none_or(|(_, version)| *version == 1), "{name} on {address}: done twice");
+                assert!(held.is_none_or(|(_, version)| *version == 1), "{name}: done twice, on {address}");
             }
             let first = first.get_or_insert_with(|| found.clone());
             assert_eq!(*first, found, "{address} holds something else than {}", addresses[0]);
@@ -296,4 +296,40 @@ async fn proceed(outcome: Result<i64, tonic::Status>, on_error: OnError, what: &
         // A node that is down answers at once; do not hammer it.
         (Err(_), OnError::GoOn) => tokio::time::sleep(Duration::from_millis(5)).await,
     }
+}
+
+/// A ledger that believes more than is so must say that the cluster is wrong.
+async fn suspicious() -> (Cluster, Ledger, KvClient<Channel>) {
+    let cluster = Cluster::start(1).await;
+    let mut kv = kv(connection(&cluster.addresses()[0]));
+    let ledger = Ledger::default();
+    ledger.write(&mut kv, "real").await.unwrap();
+    ledger.read(&mut kv, "the node").await.unwrap();
+    ledger.verify(&cluster.addresses()).await;
+    (cluster, ledger, kv)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "a stale read")]
+async fn a_read_older_than_what_is_known_is_found_out() {
+    let (_cluster, ledger, mut kv) = suspicious().await;
+    ledger.raise(1000);
+    let _ = ledger.read(&mut kv, "the node").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "never: acknowledged")]
+async fn an_acknowledged_write_that_is_not_there_is_found_out() {
+    let (cluster, ledger, _) = suspicious().await;
+    ledger.writes.lock().unwrap().insert("never".to_owned(), Some(7));
+    ledger.verify(&cluster.addresses()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = "done twice")]
+async fn a_write_without_an_answer_that_was_done_twice_is_found_out() {
+    let (cluster, ledger, mut kv) = suspicious().await;
+    ledger.write(&mut kv, "real").await.unwrap();
+    ledger.writes.lock().unwrap().insert("real".to_owned(), None);
+    ledger.verify(&cluster.addresses()).await;
 }
