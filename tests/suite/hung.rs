@@ -170,7 +170,7 @@ async fn a_stopped_leader_is_deposed_in_time_and_when_it_wakes_it_says_nothing_o
             "only clients of the stopped node may notice, and they hear nothing yet"
         );
         thaw(&cluster.nodes[&leader]);
-        judge_answers(&cluster, &leader, old_epoch, asked).await;
+        judge_answers(&cluster, &leader, next.epoch - 1, asked).await;
         load.check().await;
     }
     cluster.wait_in_sync().await;
@@ -250,6 +250,41 @@ async fn where_the_next_in_line_is_stopped_when_the_leader_dies_the_one_after_it
     judge_answers(&cluster, &addresses[1], led.epoch - 1, asked).await;
     assert_eq!(cluster.wait_in_sync().await, addresses[2], "who wakes does not lead at once");
     cluster.spawn(&addresses[0]);
+    cluster.wait_in_sync().await;
+    load.finish().await.verify(&addresses).await;
+}
+
+/// The death of a follower makes the leader swap; the stop falls before, into or after that (R2, R26; T8).
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_stopped_while_it_changes_the_view_freezes_nobody_and_wakes_up_to_the_truth() {
+    let seed = std::env::var("REPLCLUSTER_SEED").ok().and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(rand::random);
+    println!("REPLCLUSTER_SEED={seed} cargo test --test suite a_leader_stopped_while_it_changes");
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut cluster = Cluster::start_with(3, &["--handback-after", "200ms"]).await;
+    let addresses = cluster.addresses();
+    let mut load = Load::new();
+    let ledger = load.ledger.clone();
+    load.writers(2, &addresses[1..2], OnError::Fail);
+    load.readers(1, &addresses[..2], OnError::GoOn);
+    for round in 0..3 {
+        cluster.wait_until("led by the lowest", |said| said.ready && said.leader == addresses[0]).await;
+        cluster.wait_in_sync().await;
+        cluster.nodes.get_mut(&addresses[2]).unwrap().kill();
+        let moment = Instant::now() + Duration::from_micros(random.random_range(0..15_000));
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        freeze(&cluster.nodes[&addresses[0]]);
+        let asked = ask_in_its_sleep(&addresses[0], &ledger, &format!("asleep{round}"));
+        let next = leader_but(&cluster, &addresses[0]).await;
+        assert_eq!((&next.address, next.in_sync.len()), (&addresses[1], 1));
+        ledger.advance(20).await;
+        thaw(&cluster.nodes[&addresses[0]]);
+        judge_answers(&cluster, &addresses[0], next.epoch - 1, asked).await;
+        cluster.spawn(&addresses[2]);
+        load.check().await;
+    }
     cluster.wait_in_sync().await;
     load.finish().await.verify(&addresses).await;
 }
