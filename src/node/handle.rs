@@ -409,9 +409,11 @@ impl Handle {
     /// may have been replaced without knowing it, and must not call itself healthy (R18, R31).
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        // The epoch first: what is believed under it counts only if no newer one exists after that (as in `read`).
-        let epoch = Epoch(self.shared.epoch.load(Ordering::Acquire));
-        self.is_ready() && !self.is_outdated(epoch)
+        // The view first: what is believed under it counts only if no newer one exists after that (as in `read`). What
+        // was believed under the view before may still stand here when a view is adopted that no longer counts on us.
+        let Some(view) = self.shared.view() else { return false };
+        let in_sync = view.is_in_sync(&self.shared.address, self.shared.incarnation);
+        in_sync && self.is_ready() && !self.is_outdated(view.epoch)
     }
 
     /// A newer view than this one stands in the register. Where the register cannot be read the set goes on as it is
@@ -434,7 +436,7 @@ impl Handle {
         let in_sync = view.as_ref().is_some_and(|view| view.is_in_sync(&shared.address, shared.incarnation));
         let serving = shared.serving.load(Ordering::Acquire) != 0;
         let heard = serving || shared.leader_heard.load(Ordering::Acquire);
-        let ready = self.is_ready();
+        let ready = in_sync && self.is_ready();
         // Looked at after all that was believed under this view (R18).
         let outdated = self.is_outdated(view.as_ref().map_or(Epoch(0), |view| view.epoch));
         let (serving, heard, ready) = (serving && !outdated, heard && !outdated, ready && !outdated);

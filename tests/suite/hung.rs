@@ -130,11 +130,18 @@ async fn judge_answers(cluster: &Cluster, woken: &str, old_epoch: u64, mut asked
                     leader.in_sync
                 );
             }
-            Answer::Said(said) => assert!(
-                said.epoch > old_epoch
-                    || (!said.ready && said.role() != Role::Leader && said.leader.is_empty()),
-                "{woken} was deposed in epoch {old_epoch} and says {said:?}"
-            ),
+            Answer::Said(said) => {
+                let knows = said.epoch > old_epoch;
+                let claims = said.ready || said.role() == Role::Leader;
+                assert!(
+                    if knows {
+                        !claims || said.in_sync.contains(&said.address)
+                    } else {
+                        !claims && said.leader.is_empty()
+                    },
+                    "{woken} was deposed in epoch {old_epoch} and says {said:?}"
+                );
+            }
             Answer::Status(status) => assert!(
                 status.raft_term > old_epoch || (!status.errors.is_empty() && status.leader == 0),
                 "{woken} was deposed in epoch {old_epoch} and says {status:?}"

@@ -258,7 +258,7 @@ async fn leadership_returns_to_a_lower_address_without_one_failed_request() {
     let addresses = cluster.addresses();
     for _ in 0..rounds(3) {
         cluster.nodes.get_mut(&addresses[0]).unwrap().kill();
-        assert_eq!(cluster.wait_in_sync().await, addresses[1]);
+        cluster.wait_in_sync().await;
         let mut load = Load::new();
         // Through the one that hands over too: what it has queued goes on to the next leader.
         load.writers(2, &addresses[1..], OnError::Fail);
