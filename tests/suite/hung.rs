@@ -36,6 +36,10 @@ fn seconds(default: u64) -> Duration {
 /// Stops the process, and waits until none of its threads runs any more.
 fn freeze(process: &Process) {
     process.signal(Signal::SIGSTOP);
+    wait_until_stopped(process);
+}
+
+fn wait_until_stopped(process: &Process) {
     let tasks = format!("/proc/{}/task", process.pid());
     let stopped = || {
         std::fs::read_dir(&tasks).unwrap().all(|task| {
@@ -315,17 +319,19 @@ async fn a_stopped_node_that_is_killed_frees_everything_and_can_be_started_again
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspend_of_all_nodes_together_is_no_failure_of_any() {
-    let cluster = Cluster::start(3).await;
+    // Nodes that run a little longer than others count that as silence: the timeout is far above what it can be here.
+    let cluster = Cluster::start_with(3, &["--failure-timeout", "1s"]).await;
     let addresses = cluster.addresses();
     let leader = cluster.wait_in_sync().await;
     let epoch = cluster.describe(&leader).await.unwrap().epoch;
     let mut load = Load::new();
     load.writers(1, &addresses, OnError::Fail);
     load.readers(1, &addresses, OnError::Fail);
-    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+    for order in [[0, 1, 2], [2, 1, 0]] {
         load.ledger.advance(20).await;
-        order.iter().for_each(|node| freeze(&cluster.nodes[&addresses[*node]]));
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        order.iter().for_each(|node| cluster.nodes[&addresses[*node]].signal(Signal::SIGSTOP));
+        cluster.nodes.values().for_each(wait_until_stopped);
+        tokio::time::sleep(Duration::from_secs(2)).await;
         order.iter().rev().for_each(|node| thaw(&cluster.nodes[&addresses[*node]]));
     }
     load.ledger.advance(20).await;
