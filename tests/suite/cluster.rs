@@ -169,6 +169,13 @@ impl Cluster {
         self.wait_until("all in sync", |said| said.ready && said.in_sync.len() == running).await
     }
 
+    /// True while the node's process has not ended by itself.
+    #[cfg(feature = "full-tests")]
+    pub fn has_not_ended(&mut self, address: &str) -> bool {
+        let child = self.nodes.get_mut(address).and_then(|process| process.child.as_mut());
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     /// Waits until the node is in sync (true), or has ended by itself (false).
     pub async fn joins_or_ends(&mut self, address: &str) -> bool {
         let start = Instant::now();

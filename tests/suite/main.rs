@@ -7,6 +7,8 @@ mod cluster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
 mod failover;
+#[cfg(feature = "full-tests")]
+mod full_disk;
 mod hung;
 mod kernel;
 mod ledger;
