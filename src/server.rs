@@ -15,7 +15,8 @@ use std::time::Duration;
 use clap::Parser;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::node::directory::DataDirectory;
@@ -27,6 +28,8 @@ use crate::supervisor::ports;
 use crate::view::{Index, NodeId};
 use crate::{api, telemetry};
 
+/// How long clients may take to get their answers when the node is told to stop; those that only watch are cut off then.
+const DRAIN_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may stay silent before it says what it is.
 const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
 /// What is waited for longer than this is said in the log.
@@ -253,12 +256,14 @@ async fn serve(
     tracing::info!("{} listens, pid {}", arguments.address, std::process::id());
     let Running { handle, peers, mut ended, directory } = running;
     let (connections, incoming) = mpsc::channel(256);
-    tokio::spawn(accept(listener, peers, connections));
-    tokio::spawn(serve_clients(handle.clone(), incoming));
+    let (last_call, told) = oneshot::channel();
+    let accepting = tokio::spawn(accept(listener, peers, connections));
+    let serving = tokio::spawn(serve_clients(handle.clone(), incoming, told));
     tokio::spawn(notify_when_ready(handle.clone()));
     tokio::spawn(say_what_is_waited_for(handle.clone()));
     let mut notes = Notes::open(&arguments, &handle, known_held);
     let mut times = tokio::time::interval(arguments.heartbeat_interval);
+    let mut running = Some((accepting, last_call, serving));
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut interrupt =
@@ -266,12 +271,12 @@ async fn serve(
     let mut interrupted = false;
     loop {
         tokio::select! {
-            _ = terminate.recv() => handle.shutdown().await,
+            _ = terminate.recv() => stop(&handle, running.take()),
             _ = interrupt.recv() => {
                 if std::mem::replace(&mut interrupted, true) {
                     return Ok(Exit::Interrupted);
                 }
-                handle.shutdown().await;
+                stop(&handle, running.take());
             }
             _ = times.tick() => notes.note(&handle),
             end = &mut ended => {
@@ -284,6 +289,27 @@ async fn serve(
             }
         }
     }
+}
+
+/// The tasks that take connections and serve them, and the way to tell the latter that no more will come.
+type Serving = (JoinHandle<()>, oneshot::Sender<()>, JoinHandle<()>);
+
+/// Ends the node once its clients have their answers. The port is closed first, so that whoever is told to go away is
+/// refused when it comes back, which is a sure "not done", and turns to another node (T25).
+fn stop(handle: &Handle, running: Option<Serving>) {
+    let Some((accepting, last_call, serving)) = running else { return };
+    let handle = handle.clone();
+    tokio::spawn(async move {
+        accepting.abort();
+        // It ends by having been aborted.
+        let _ = accepting.await;
+        // The other side is gone only where serving has failed, and then the process ends.
+        let _ = last_call.send(());
+        if tokio::time::timeout(DRAIN_MAX, serving).await.is_err() {
+            tracing::info!("clients are still connected; stopping without them");
+        }
+        handle.shutdown().await;
+    });
 }
 
 async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
@@ -355,10 +381,20 @@ async fn sort(
     }
 }
 
-async fn serve_clients(handle: Handle, incoming: mpsc::Receiver<std::io::Result<TcpStream>>) {
+/// Serves until it is told that no more clients will come and the last one has gone.
+async fn serve_clients(
+    handle: Handle,
+    incoming: mpsc::Receiver<std::io::Result<TcpStream>>,
+    told: oneshot::Receiver<()>,
+) {
     let routes = api::services(handle);
+    let incoming = ReceiverStream::new(incoming);
+    let last_call = async {
+        // A sender that is dropped without a word belongs to a process that ends anyway.
+        let _ = told.await;
+    };
     let served =
-        api::server_builder().add_routes(routes).serve_with_incoming(ReceiverStream::new(incoming)).await;
+        api::server_builder().add_routes(routes).serve_with_incoming_shutdown(incoming, last_call).await;
     if let Err(error) = served {
         tracing::error!("cannot serve clients: {error}");
         std::process::exit(Exit::Failed as i32);

@@ -2,6 +2,7 @@
 //! longer. Nothing is stored: each answer is what the node says of itself then.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
@@ -11,6 +12,10 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::node::Handle;
 use crate::proto::{etcdserverpb, replcluster};
+
+/// How often a stream looks anew where nothing is known to have changed: that a node was replaced while it did not run
+/// is known to the register only.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What can be asked about: the whole, and the services that answer. All are as healthy as the node.
 const KNOWN: [&str; 5] = [
@@ -60,7 +65,9 @@ impl Health for Service {
                 if told != Some(status) {
                     return Some((Ok(answer(status)), (handle, changes, Some(status))));
                 }
-                changes.changed().await.ok()?;
+                if let Ok(ended) = tokio::time::timeout(LOOK_INTERVAL, changes.changed()).await {
+                    ended.ok()?;
+                }
             }
         });
         Ok(Response::new(Box::pin(statuses)))
@@ -68,7 +75,7 @@ impl Health for Service {
 }
 
 fn status(handle: &Handle) -> ServingStatus {
-    if handle.is_ready() { ServingStatus::Serving } else { ServingStatus::NotServing }
+    if handle.is_healthy() { ServingStatus::Serving } else { ServingStatus::NotServing }
 }
 
 fn answer(status: ServingStatus) -> HealthCheckResponse {

@@ -1,11 +1,15 @@
 //! `replcluster bench`: load against any etcd v3 endpoints; with `--versus etcd`, ours and a stock etcd side by side
-//! on one disk; with `--failover`, how long a killed leader keeps everybody from writing. The machines this runs on
-//! are shared: only ratios taken in one run mean anything.
+//! on one disk; with `--failover`, how long a killed or stopped node keeps everybody from writing, and whether one that
+//! was stopped says anything stale when it wakes. The machines this runs on are shared: only ratios taken in one run
+//! mean anything.
 
+mod awakening;
 mod cluster;
+mod data;
 mod failover;
 mod load;
 mod request;
+mod tally;
 mod throughput;
 mod wire;
 
@@ -34,6 +38,15 @@ pub struct BenchArguments {
     /// Kill leaders of a cluster started for it and measure for how long no write is acknowledged
     #[arg(long)]
     failover: bool,
+    /// With --failover: KILL, or STOP and CONT with a look for stale reads after waking
+    #[arg(long, value_enum, ignore_case = true, default_value = "KILL")]
+    signal: Fault,
+    /// With --failover: whom it strikes
+    #[arg(long, value_enum, default_value = "leader")]
+    target: Victim,
+    /// With --failover: compare an empty cluster with one that holds this much, such as 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = data::parse_bytes, conflicts_with = "versus")]
+    data: Option<u64>,
     /// Numbers of closed-loop clients, over all endpoints
     #[arg(long, value_delimiter = ',', default_value = "1,64,512", value_parser = parse_clients)]
     clients: Vec<usize>,
@@ -55,7 +68,7 @@ pub struct BenchArguments {
     /// With --versus: how often everything is measured
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// With --failover: how many leaders are killed, of each cluster
+    /// With --failover: how often a node is struck, in each cluster
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     kills: u32,
     /// With --failover: how many clients write at the same time
@@ -67,6 +80,26 @@ pub struct BenchArguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What is done to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Fault {
+    /// SIGKILL, and start it again afterwards.
+    #[value(name = "KILL", alias = "SIGKILL")]
+    Kill,
+    /// SIGSTOP, and SIGCONT once the others go on without it.
+    #[value(name = "STOP", alias = "SIGSTOP")]
+    Stop,
+}
+
+/// To which node it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Victim {
+    /// The one that leads.
+    Leader,
+    /// The last one that does not.
+    Follower,
 }
 
 /// Whom ours is compared with.
@@ -122,6 +155,19 @@ pub enum BenchFailure {
         /// Where the log is.
         log: PathBuf,
     },
+    /// The disk is too small for what was asked.
+    #[error(
+        "{} has {free_bytes} bytes free, and {needed_bytes} are needed\nchoose another disk with --dir, or less --data",
+        .directory.display()
+    )]
+    Space {
+        /// Where the data would be.
+        directory: PathBuf,
+        /// What is free there.
+        free_bytes: u64,
+        /// What all copies, their logs and some slack take.
+        needed_bytes: u64,
+    },
     /// A cluster acknowledges nothing.
     #[error("{0}: too few writes were acknowledged {1}\nread the logs in the directory that is left behind")]
     NoWrites(&'static str, &'static str),
@@ -165,6 +211,7 @@ impl BenchFailure {
             | BenchFailure::Directory(..)
             | BenchFailure::Spawn(..)
             | BenchFailure::Cluster { .. }
+            | BenchFailure::Space { .. }
             | BenchFailure::NoWrites(..)
             | BenchFailure::Output(_) => 1,
             BenchFailure::Violated { .. } => 6,
@@ -175,7 +222,10 @@ impl BenchFailure {
     /// A directory with the logs helps whoever looks into it.
     fn keeps_logs(&self) -> bool {
         match self {
-            BenchFailure::Interrupted | BenchFailure::Spawn(..) | BenchFailure::Directory(..) => false,
+            BenchFailure::Interrupted
+            | BenchFailure::Spawn(..)
+            | BenchFailure::Directory(..)
+            | BenchFailure::Space { .. } => false,
             BenchFailure::Client(_)
             | BenchFailure::Load(_)
             | BenchFailure::Cluster { .. }
@@ -303,6 +353,9 @@ mod tests {
             ["--writers", "65"],
             ["--mix", "watch"],
             ["--versus", "redis"],
+            ["--signal", "TERM"],
+            ["--target", "everybody"],
+            ["--data", "much"],
         ] {
             assert!(Line::try_parse_from([&["bench"], &words[..]].concat()).is_err(), "{words:?}");
         }
@@ -315,6 +368,14 @@ mod tests {
             (arguments.clients, arguments.mix, arguments.size),
             (vec![1, 64, 512], vec![Mix::Put], 256)
         );
+    }
+
+    #[test]
+    fn a_signal_has_its_short_and_its_long_name_in_any_case() {
+        for name in ["STOP", "stop", "SIGSTOP"] {
+            let words = ["bench", "--failover", "--signal", name];
+            assert_eq!(Line::try_parse_from(words).unwrap().arguments.signal, Fault::Stop, "{name}");
+        }
     }
 
     #[test]

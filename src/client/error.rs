@@ -20,7 +20,7 @@ pub enum ClientError {
         /// What is wrong with it.
         reason: String,
     },
-    /// No connection could be made: nothing was sent.
+    /// No connection could be made, or it was closed before its turn came: nothing was sent.
     #[error("no endpoint can be reached: {}\nis the cluster running? see `replcluster status`", list(.tried))]
     Unreachable {
         /// Every endpoint that was tried with the reason it failed.
@@ -71,10 +71,10 @@ impl ClientError {
     #[must_use]
     pub fn from_status(endpoint: &str, status: Status) -> ClientError {
         let mut causes = Vec::new();
-        let mut connecting = false;
+        let mut unsent = false;
         let mut source = status.source();
         while let Some(error) = source {
-            connecting |= error.is::<ConnectError>();
+            unsent |= error.is::<ConnectError>() || error.downcast_ref().is_some_and(was_never_sent);
             let text = error.to_string();
             if causes.last() != Some(&text) {
                 causes.push(text);
@@ -82,7 +82,7 @@ impl ClientError {
             source = error.source();
         }
         let endpoint = endpoint.to_owned();
-        match (causes.last(), connecting) {
+        match (causes.last(), unsent) {
             (None, _) => ClientError::Refused { endpoint, status },
             (Some(innermost), true) => {
                 ClientError::Unreachable { tried: vec![(endpoint, innermost.clone())] }
@@ -134,6 +134,11 @@ impl ClientError {
             | ClientError::TimedOut { .. } => None,
         }
     }
+}
+
+/// A server that is about to stop closes its connections in order: what was queued here for one of them was not sent.
+fn was_never_sent(error: &hyper::Error) -> bool {
+    error.is_canceled()
 }
 
 /// These codes mean that the request was looked at and turned down; the others also stand for "gave up waiting".

@@ -429,10 +429,27 @@ impl Handle {
         self.shared.revision.load(Ordering::Acquire)
     }
 
-    /// True where the node serves writes now.
+    /// True where the node serves writes, as far as it knows.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.shared.ready.load(Ordering::Acquire)
+    }
+
+    /// True where the node serves writes and the register does not say otherwise: a node that was stopped or cut off
+    /// may have been replaced without knowing it, and must not call itself healthy (R18, R31).
+    #[must_use]
+    pub fn is_healthy(&self) -> bool {
+        // The view first: what is believed under it counts only if no newer one exists after that (as in `read`). What
+        // was believed under the view before may still stand here when a view is adopted that no longer counts on us.
+        let Some(view) = self.shared.view() else { return false };
+        let in_sync = view.is_in_sync(&self.shared.address, self.shared.incarnation);
+        in_sync && self.is_ready() && !self.is_outdated(view.epoch)
+    }
+
+    /// A newer view than this one stands in the register. Where the register cannot be read the set goes on as it is
+    /// (R10), so that counts as no.
+    fn is_outdated(&self, epoch: Epoch) -> bool {
+        matches!(self.shared.register.has_newer(epoch), Ok(true))
     }
 
     /// Changes whenever view, service or readiness may have changed.
@@ -467,7 +484,10 @@ impl Handle {
         let in_sync = view.as_ref().is_some_and(|view| view.is_in_sync(&shared.address, shared.incarnation));
         let serving = shared.serving.load(Ordering::Acquire) != 0;
         let heard = serving || shared.leader_heard.load(Ordering::Acquire);
-        let ready = self.is_ready();
+        let ready = in_sync && self.is_ready();
+        // Looked at after all that was believed under this view (R18).
+        let outdated = self.is_outdated(view.as_ref().map_or(Epoch(0), |view| view.epoch));
+        let (serving, heard, ready) = (serving && !outdated, heard && !outdated, ready && !outdated);
         let leads = view.as_ref().is_some_and(|view| view.leader == shared.address);
         let role = match (&view, leads && serving, in_sync) {
             (None, _, _) => RoleName::None,
@@ -478,6 +498,9 @@ impl Handle {
         let free = shared.free_bytes.load(Ordering::Relaxed);
         let waiting_for = match (&view, ready, heard, in_sync) {
             (_, true, _, _) => String::new(),
+            (Some(view), _, _, _) if outdated => {
+                format!("the newest view: this node still knows epoch {} only", view.epoch)
+            }
             (Some(_), _, true, _) if shared.full.load(Ordering::Relaxed) => {
                 format!("room on its disk: only {} MiB are free", free >> 20)
             }

@@ -174,8 +174,9 @@ impl NodeLock {
 /// What can be known about the process of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Liveness {
-    /// Its lock is free: the process that last held it is gone. Proof (R28).
-    Dead,
+    /// Its lock is free: this process, which last held it, is gone. Proof (R28), and of this process only: where
+    /// somebody unlinked the file of a living one, it is another process that held the lock of that name.
+    Dead(Holder),
     /// Its lock is held. It may be stopped or hung all the same.
     Alive(Holder),
     /// Neither is certain, for this reason.
@@ -200,15 +201,17 @@ pub fn probe(register: &Path, node: &NodeId) -> Liveness {
 /// `None`: the file was replaced meanwhile.
 fn look(path: &Path) -> io::Result<Option<Liveness>> {
     let file = File::open(path)?;
+    // Read before the look at the lock: read after it, it might name one that has taken the lock since.
+    let last = read_holder(&file);
     let mut wanted = whole_file();
     fcntl(&file, FcntlArg::F_OFD_GETLK(&mut wanted))?;
+    let unreadable = |state| Liveness::Unknown(format!("{} {state}", path.display()));
     if i32::from(wanted.l_type) != libc::F_UNLCK {
-        let holder = read_holder(&file);
-        let unreadable =
-            || Liveness::Unknown(format!("{} is held, but does not say by whom", path.display()));
-        return Ok(Some(holder.map_or_else(unreadable, Liveness::Alive)));
+        let holder = read_holder(&file).map(Liveness::Alive);
+        return Ok(Some(holder.unwrap_or_else(|| unreadable("is held, but does not say by whom"))));
     }
-    Ok(names(path, &file)?.then_some(Liveness::Dead))
+    let dead = last.map_or_else(|| unreadable("is free, but does not say who held it"), Liveness::Dead);
+    Ok(names(path, &file)?.then_some(dead))
 }
 
 fn names(path: &Path, file: &File) -> io::Result<bool> {

@@ -122,7 +122,9 @@ fn a_probe_tells_held_from_free_and_takes_nothing() {
         );
     }
     drop(held);
-    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    assert!(
+        matches!(probe(directory.path(), &node(1)), Liveness::Dead(last) if last.pid == std::process::id())
+    );
     take(directory.path(), &node(1)).expect("the probes left nothing behind");
 }
 
@@ -138,7 +140,7 @@ fn a_killed_process_frees_its_lock_and_a_stopped_one_does_not() {
     assert!(matches!(probe(directory.path(), &node(1)), Liveness::Alive(_)));
     assert!(matches!(take(directory.path(), &node(1)), Err(LockError::Held { .. })));
     other.kill();
-    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead(holder));
     take(directory.path(), &node(1)).unwrap();
 }
 
@@ -148,7 +150,7 @@ fn a_lock_is_inherited_by_no_program_started_while_it_is_held() {
     let held = take(directory.path(), &node(1)).unwrap();
     let heir = HoldingProcess::start(directory.path(), &node(2));
     drop(held);
-    assert_eq!(probe(directory.path(), &node(1)), Liveness::Dead);
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Dead(_)));
     assert!(matches!(probe(directory.path(), &node(2)), Liveness::Alive(holder) if holder.pid == heir.pid()));
 }
 
@@ -162,6 +164,20 @@ fn an_unlinked_lock_is_noticed_by_its_holder_and_is_no_proof_of_death() {
     assert!(matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)));
     let _second = take(directory.path(), &node(1)).unwrap();
     assert!(!held.is_named().unwrap(), "the name leads to another lock now");
+}
+
+#[test]
+fn a_free_lock_that_replaced_one_of_a_living_process_proves_nothing_of_that() {
+    let directory = register();
+    let first = take(directory.path(), &node(1)).unwrap();
+    fs::remove_file(super::path_of(directory.path(), &node(1), "lock")).unwrap();
+    let mut second = HoldingProcess::start(directory.path(), &node(1));
+    let of_second = second.pid();
+    second.kill();
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Dead(last) if last.pid == of_second));
+    fs::write(super::path_of(directory.path(), &node(1), "lock"), "").unwrap();
+    assert!(matches!(probe(directory.path(), &node(1)), Liveness::Unknown(_)), "free, but of whom?");
+    assert!(!first.is_named().unwrap());
 }
 
 #[test]

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The pidfd only says *when* to look: the report itself always rests on the lock having been freed (R28). It is
-//! about the process that was watched: the node may have been started again in the same moment. Where the process
+//! about the process that was watched, or that last held the lock, and no other: the node may have been started again
+//! in the same moment, or somebody unlinked its lock, so that another held one of that name. Where the process
 //! cannot be seen (another pid namespace, a lock inherited by a child) the lock is looked at every
 //! [`LOOK_INTERVAL`].
 
@@ -39,9 +40,9 @@ const CONFIRM_INTERVAL: Duration = Duration::from_micros(500);
 /// After this many looks the lock is taken to be held by somebody else, such as a child of the dead process.
 const CONFIRM_LOOKS: u32 = 40;
 
-/// What is called, on the watching thread, for each death: once for each call of [`DeathWatch::watch`] at most.
-/// It must be quick; the next death waits for it.
-/// Told which process died, where that is known: a later process of the same node may live.
+/// What is called, on the watching thread, for each process that was found dead: the one that was watched, and the one
+/// that last held the lock where that is another. It must be quick; the next death waits for it.
+/// Told which process died, where that is known: another process of the same node may live.
 pub type OnDeath = Box<dyn Fn(NodeId, Option<u32>) + Send>;
 
 /// The watch; dropping it ends its thread.
@@ -198,57 +199,60 @@ impl Watcher {
     /// Looks at the locks of all that are neither armed nor reported.
     fn look(&mut self) {
         for (node, watched) in &mut self.nodes {
-            let next = match &*watched {
+            let (next, dead) = match &*watched {
                 Watched::Armed { .. } | Watched::Reported => continue,
                 Watched::Looking => look(&self.register, node),
                 Watched::Confirming { looks, holder } => confirm(&self.register, node, *looks, holder),
             };
-            if matches!(next, Watched::Reported) {
-                let pid = match &*watched {
-                    Watched::Confirming { holder, .. } => Some(holder.pid),
-                    Watched::Armed { .. } | Watched::Looking | Watched::Reported => None,
-                };
-                (self.on_death)(node.clone(), pid);
+            for pid in dead {
+                (self.on_death)(node.clone(), Some(pid));
             }
             *watched = next;
         }
     }
 }
 
-fn look(register: &Path, node: &NodeId) -> Watched {
+/// What comes next, and the processes that are dead: none unless it is `Reported`.
+type Found = (Watched, Vec<u32>);
+
+fn look(register: &Path, node: &NodeId) -> Found {
     match lock::probe(register, node) {
-        Liveness::Dead => Watched::Reported,
-        Liveness::Unknown(_) => Watched::Looking,
+        Liveness::Dead(last) => (Watched::Reported, vec![last.pid]),
+        Liveness::Unknown(_) => (Watched::Looking, Vec::new()),
         Liveness::Alive(holder) => arm(register, node, holder),
     }
 }
 
 /// Opens the holder's pidfd and then makes sure that it is the holder's: the same start, and it still has the lock.
-fn arm(register: &Path, node: &NodeId, holder: Holder) -> Watched {
+fn arm(register: &Path, node: &NodeId, holder: Holder) -> Found {
     let exit = i32::try_from(holder.pid)
         .ok()
         .filter(|pid| *pid > 0)
         .and_then(Pid::from_raw)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
-    let Some(exit) = exit else { return Watched::Looking };
+    let Some(exit) = exit else { return (Watched::Looking, Vec::new()) };
     let is_the_holder = lock::start_time(holder.pid).ok().flatten() == Some(holder.start_time)
         && lock::boot_id().is_ok_and(|boot_id| boot_id == holder.boot_id);
     match lock::probe(register, node) {
-        Liveness::Dead => Watched::Reported,
-        Liveness::Alive(now) if is_the_holder && now == holder => Watched::Armed { exit, holder },
-        Liveness::Alive(_) | Liveness::Unknown(_) => Watched::Looking,
+        Liveness::Dead(last) => (Watched::Reported, vec![last.pid]),
+        Liveness::Alive(now) if is_the_holder && now == holder => {
+            (Watched::Armed { exit, holder }, Vec::new())
+        }
+        Liveness::Alive(_) | Liveness::Unknown(_) => (Watched::Looking, Vec::new()),
     }
 }
 
-fn confirm(register: &Path, node: &NodeId, looks: u32, holder: &Holder) -> Watched {
+fn confirm(register: &Path, node: &NodeId, looks: u32, holder: &Holder) -> Found {
     match lock::probe(register, node) {
-        Liveness::Dead => Watched::Reported,
+        Liveness::Dead(last) if last == *holder => (Watched::Reported, vec![holder.pid]),
+        // A later process of the node has died as well.
+        Liveness::Dead(last) => (Watched::Reported, vec![holder.pid, last.pid]),
         // Started again already: it could only get the lock because the one we watched had lost it.
-        Liveness::Alive(now) if now != *holder => Watched::Reported,
+        Liveness::Alive(now) if now != *holder => (Watched::Reported, vec![holder.pid]),
         Liveness::Alive(now) if looks < CONFIRM_LOOKS => {
-            Watched::Confirming { looks: looks + 1, holder: now }
+            (Watched::Confirming { looks: looks + 1, holder: now }, Vec::new())
         }
-        Liveness::Alive(_) | Liveness::Unknown(_) => Watched::Looking,
+        Liveness::Alive(_) | Liveness::Unknown(_) => (Watched::Looking, Vec::new()),
     }
 }
 

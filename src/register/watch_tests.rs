@@ -103,7 +103,7 @@ fn a_process_that_cannot_be_seen_is_reported_when_its_lock_is_freed() {
     holder.start_time += 1;
     let lock = NodeLock::take(directory.path(), &node(1), &holder).unwrap();
     deaths.watch(node(1));
-    assert!(matches!(look(directory.path(), &node(1)), Watched::Looking));
+    assert!(matches!(look(directory.path(), &node(1)), (Watched::Looking, _)));
     assert!(reports.try_recv().is_err());
     drop(lock);
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap().0, node(1));
@@ -123,7 +123,10 @@ fn a_dead_process_whose_lock_lives_on_is_not_reported_before_the_lock_is_free() 
     deaths.watch(node(2));
     other.kill();
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap().0, node(2));
-    assert!(matches!(confirm(directory.path(), &node(1), CONFIRM_LOOKS, &of_the_dead), Watched::Looking));
+    assert!(matches!(
+        confirm(directory.path(), &node(1), CONFIRM_LOOKS, &of_the_dead),
+        (Watched::Looking, _)
+    ));
     assert!(reports.try_recv().is_err());
     drop(lock);
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap().0, node(1));
@@ -137,6 +140,10 @@ fn a_process_replaced_by_a_new_one_is_reported() {
         panic!("it holds it")
     };
     first.kill();
-    let _second = HoldingProcess::start(directory.path(), &node(1));
-    assert!(matches!(confirm(directory.path(), &node(1), 0, &holder), Watched::Reported));
+    let mut second = HoldingProcess::start(directory.path(), &node(1));
+    let (next, dead) = confirm(directory.path(), &node(1), 0, &holder);
+    assert!(matches!(next, Watched::Reported) && dead == [holder.pid], "{dead:?}");
+    second.kill();
+    let (next, dead) = confirm(directory.path(), &node(1), 0, &holder);
+    assert!(matches!(next, Watched::Reported) && dead == [holder.pid, second.pid()], "both: {dead:?}");
 }

@@ -9,7 +9,7 @@ use super::cluster::free_port;
 
 /// A directory with a `cluster.toml`; whatever it started is ended with it.
 pub struct Scene {
-    directory: tempfile::TempDir,
+    pub directory: tempfile::TempDir,
     ports: Vec<u16>,
     server: Option<std::path::PathBuf>,
 }
@@ -43,7 +43,7 @@ impl Scene {
         self.directory.path().join(inside)
     }
 
-    fn config(&self, text: &str) {
+    pub fn config(&self, text: &str) {
         std::fs::write(self.directory.path().join("cluster.toml"), text).unwrap();
     }
 

@@ -169,6 +169,30 @@ impl Cluster {
         self.wait_until("all in sync", |said| said.ready && said.in_sync.len() == running).await
     }
 
+    /// True while the node's process has not ended by itself.
+    #[cfg(feature = "full-tests")]
+    pub fn has_not_ended(&mut self, address: &str) -> bool {
+        let child = self.nodes.get_mut(address).and_then(|process| process.child.as_mut());
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// Waits until the node is in sync (true), or has ended by itself (false).
+    pub async fn joins_or_ends(&mut self, address: &str) -> bool {
+        let start = Instant::now();
+        loop {
+            let process = self.nodes.get_mut(address).unwrap();
+            if process.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+                process.child = None;
+                return false;
+            }
+            if self.describe(address).await.is_some_and(|said| said.ready) {
+                return true;
+            }
+            assert!(start.elapsed() < PATIENCE, "{address} neither joins nor ends");
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub fn client(&self, addresses: &[String]) -> Client {
         Client::new(addresses, Options::default()).unwrap()
     }

@@ -8,6 +8,11 @@ mod disaster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
 mod failover;
+#[cfg(feature = "full-tests")]
+mod full_disk;
+mod hung;
+mod kernel;
+mod ledger;
 mod refusals;
 mod tidy;
 mod torture;

@@ -11,6 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use super::BenchFailure;
@@ -120,6 +122,11 @@ impl Cluster {
         others.map(|(_, node)| node.address.clone()).collect()
     }
 
+    /// The last node that is not this one.
+    pub(super) fn last_but(&self, position: usize) -> usize {
+        (0..self.nodes.len()).rev().find(|other| *other != position).unwrap_or(position)
+    }
+
     /// The address of one node.
     pub(super) fn address(&self, position: usize) -> &str {
         &self.nodes[position].address
@@ -160,6 +167,33 @@ impl Cluster {
             Some(child) => child.kill().map_err(|error| BenchFailure::Spawn(self.program.clone(), error)),
             None => Ok(()),
         }
+    }
+
+    /// Sends SIGSTOP: the node keeps its locks, its connections and what it believes.
+    pub(super) fn stop(&self, position: usize) -> Result<(), BenchFailure> {
+        self.signal(position, Signal::SIGSTOP)
+    }
+
+    /// Sends SIGCONT.
+    pub(super) fn wake(&self, position: usize) -> Result<(), BenchFailure> {
+        self.signal(position, Signal::SIGCONT)
+    }
+
+    fn signal(&self, position: usize, signal: Signal) -> Result<(), BenchFailure> {
+        let pid = self.nodes[position].child.as_ref().and_then(|child| i32::try_from(child.id()).ok());
+        let Some(pid) = pid else { return Ok(()) };
+        kill(Pid::from_raw(pid), signal)
+            .map_err(|error| BenchFailure::Spawn(self.program.clone(), error.into()))
+    }
+
+    /// Memory of a node that is in use and not only reserved, in bytes; zero where it cannot be told.
+    pub(super) fn resident_bytes(&self, position: usize) -> u64 {
+        let Some(child) = &self.nodes[position].child else { return 0 };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes =
+            line.and_then(|line| line.split_whitespace().next()).and_then(|text| text.parse().ok());
+        kibibytes.map_or(0, |kibibytes: u64| kibibytes * 1024)
     }
 
     /// Starts a killed node on its old data and waits until it is in sync again.
@@ -232,9 +266,9 @@ impl Cluster {
         }
     }
 
-    async fn wait_in_sync(&mut self, position: usize) -> Result<(), BenchFailure> {
-        let this = &*self;
-        if wait_for(PATIENCE, async || this.is_in_sync(position).await).await.is_some() {
+    /// Waits until a node is in sync.
+    pub(super) async fn wait_in_sync(&self, position: usize) -> Result<(), BenchFailure> {
+        if wait_for(PATIENCE, async || self.is_in_sync(position).await).await.is_some() {
             return Ok(());
         }
         Err(self.failure(position, "did not get in sync"))

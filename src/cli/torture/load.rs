@@ -158,7 +158,8 @@ impl Board {
         let called = self.now();
         let result = send(&there.link, &request, WITHIN).await;
         let returned = self.now();
-        let undisturbed = disturbances.is_multiple_of(2) && there.disturbances.load(Ordering::SeqCst) == disturbances;
+        let undisturbed =
+            disturbances.is_multiple_of(2) && there.disturbances.load(Ordering::SeqCst) == disturbances;
         let same = there.session.load(Ordering::SeqCst) == session;
         there.in_flight.fetch_sub(1, Ordering::SeqCst);
         let session = if same { session } else { self.next_unclear.fetch_add(1, Ordering::SeqCst) };
