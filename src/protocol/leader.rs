@@ -25,7 +25,7 @@ const APPEND_MAX: u64 = 4096;
 const IN_FLIGHT_MAX: u64 = 65_536;
 
 /// How the leader serves one follower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Entries flow as they come.
     Stream,
@@ -34,7 +34,7 @@ pub enum Phase {
 }
 
 /// What the leader knows of one follower, in sync or joining.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// The data directory that this knowledge is about.
     pub incarnation: Incarnation,
@@ -47,30 +47,30 @@ pub struct Progress {
     /// The commit index it was last told.
     told_commit: Index,
     /// When it last took entries or a heartbeat from us under our view.
-    answered_at: Millis,
+    pub(super) answered_at: Millis,
     /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
-    round: (Millis, Index),
+    pub(super) round: (Millis, Index),
     /// The last round was short enough for writers to wait for the next.
     quick: bool,
     /// Since when it is in sync without a break, as far as this leader knows.
-    in_sync_since: Option<Millis>,
+    pub(super) in_sync_since: Option<Millis>,
 }
 
 /// A hand-over under way (R9).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Transfer {
     to: NodeId,
-    until: Millis,
+    pub(super) until: Millis,
     told: bool,
 }
 
 /// What a leader knows beyond its log.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Leader {
     /// Our opening entry: nothing is served until it is committed (R7).
     start: Index,
     pub(super) serving: bool,
-    progress: BTreeMap<NodeId, Progress>,
+    pub(super) progress: BTreeMap<NodeId, Progress>,
     /// Nodes whose acknowledgements are waited for already although the view does not yet count them (R3).
     growing: BTreeMap<NodeId, Incarnation>,
     /// In-sync nodes that have shown that their data is not what it was (R24).
