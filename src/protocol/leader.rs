@@ -51,7 +51,7 @@ pub struct Progress {
     /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
     pub(super) round: (Millis, Index),
     /// The last round was short enough for writers to wait for the next.
-    quick: bool,
+    pub(super) quick: bool,
     /// Since when it is in sync without a break, as far as this leader knows.
     pub(super) in_sync_since: Option<Millis>,
 }

@@ -36,6 +36,8 @@ pub struct Bounds {
     pub sleeps: u8,
     /// Hand-overs that an operator asks for.
     pub moves: u8,
+    /// Things that take longer than all others, where the schedule is otherwise fixed ([`Setup::lockstep`]).
+    pub stalls: u8,
 }
 
 impl Bounds {
@@ -50,7 +52,33 @@ impl Bounds {
         beats: 0,
         sleeps: 0,
         moves: 0,
+        stalls: 0,
     };
+}
+
+/// What a step of a disk is. Each covers what the one before it covers, and lets less come between.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disks {
+    /// One write.
+    EachWrite,
+    /// All pending writes.
+    EachSync,
+    /// All pending writes; where they are promises and views alone, they are on the disk at once.
+    EachSyncOfEntries,
+    /// Only what a leader writes takes a step. A follower that dies before it has written is one that dies before it
+    /// has received.
+    LeadersOnly,
+}
+
+/// What a step of a read of the register is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// The register is read, and the answer arrives later: it may be old by then.
+    ThereAndBack,
+    /// Asked, and answered later.
+    Later,
+    /// Whoever asks is answered at once.
+    AtOnce,
 }
 
 /// What is checked.
@@ -60,10 +88,12 @@ pub struct Setup {
     pub bounds: Bounds,
     /// Nobody has run yet; otherwise all are in sync and idle.
     pub unborn: bool,
-    /// A sync covers one write; otherwise all that are pending.
-    pub one_by_one: bool,
-    /// A register that was read may change before the reader learns what it held.
-    pub slow_reads: bool,
+    pub disks: Disks,
+    pub reads: Reads,
+    /// A connection delivers all that is in it at once, as one batch; otherwise one message after the other.
+    pub batches: bool,
+    /// What can go on goes on in one order, and only `stalls` exceptions are made; otherwise in every order.
+    pub lockstep: bool,
     /// A restart may find all that was applied, or nothing; otherwise nothing.
     pub remembers: bool,
     pub broken: Option<Rule>,
@@ -90,10 +120,51 @@ pub enum Action {
     Crash { at: usize, whole: usize, part: usize },
     Start { at: usize, knows: bool },
     DeathIsProved { at: usize, of: usize },
+    /// A sign of life that says more than that: it comes under an epoch that the receiver has not heard of.
+    News { from: usize, to: usize },
     Reset { from: usize, to: usize },
     Stray { from: usize, to: usize, copy: bool },
     StrayArrives { number: usize },
     Move { at: usize, to: usize },
+    Stall(Thing),
+    Resume { number: usize },
+}
+
+/// What can be slow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Thing {
+    Link { from: usize, to: usize },
+    Disk { at: usize },
+    Register { at: usize },
+    Proof { at: usize, of: usize },
+}
+
+impl Action {
+    /// What takes its time when this goes on of itself; `None` for what somebody does.
+    fn thing(self) -> Option<Thing> {
+        match self {
+            Action::Deliver { from, to } | Action::News { from, to } => Some(Thing::Link { from, to }),
+            Action::Persist { at, .. } => Some(Thing::Disk { at }),
+            Action::RegisterActs { at } | Action::RegisterAnswers { at } | Action::Retry { at } => {
+                Some(Thing::Register { at })
+            }
+            Action::DeathIsProved { at, of } => Some(Thing::Proof { at, of }),
+            Action::Propose { .. }
+            | Action::AnswerIsLost { .. }
+            | Action::LateSwap { .. }
+            | Action::Beat { .. }
+            | Action::Silence { .. }
+            | Action::Sleep { .. }
+            | Action::Crash { .. }
+            | Action::Start { .. }
+            | Action::Reset { .. }
+            | Action::Stray { .. }
+            | Action::StrayArrives { .. }
+            | Action::Move { .. }
+            | Action::Stall(_)
+            | Action::Resume { .. } => None,
+        }
+    }
 }
 
 impl Model for Setup {
@@ -108,6 +179,40 @@ impl Model for Setup {
         if world.violation.is_some() {
             return;
         }
+        self.every_action(world, actions);
+        if self.lockstep {
+            let mut next = None;
+            actions.retain(|action| {
+                let Some(thing) = action.thing() else { return true };
+                if !world.stalled.contains(&thing) && next.is_none() {
+                    next = Some(thing);
+                    return true;
+                }
+                false
+            });
+            actions.extend(next.filter(|_| world.left.stalls > 0).map(Action::Stall));
+            actions.extend((0..world.stalled.len()).map(|number| Action::Resume { number }));
+        }
+    }
+
+    fn next_state(&self, last: &World, action: Action) -> Option<World> {
+        let mut world = last.clone();
+        self.apply(&mut world, action);
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Setup>> {
+        let mut properties = claims::always();
+        for (name, happens) in EVENTS.iter().filter(|(name, _)| self.reaches.contains(name)) {
+            properties.push(Property::sometimes(name, *happens));
+        }
+        properties
+    }
+}
+
+impl Setup {
+    /// Whatever can happen next.
+    fn every_action(&self, world: &World, actions: &mut Vec<Action>) {
         for at in 0..self.nodes {
             if world.process(at).is_some() {
                 self.actions_of(world, at, actions);
@@ -134,6 +239,9 @@ impl Model for Setup {
                 }
             }
         }
+        if let Some((from, to)) = world.news() {
+            actions.push(Action::News { from, to });
+        }
         for (number, stray) in world.strays.iter().enumerate() {
             if world.process(stray.to).is_some() {
                 actions.push(Action::StrayArrives { number });
@@ -147,22 +255,6 @@ impl Model for Setup {
         }
     }
 
-    fn next_state(&self, last: &World, action: Action) -> Option<World> {
-        let mut world = last.clone();
-        self.apply(&mut world, action);
-        Some(world)
-    }
-
-    fn properties(&self) -> Vec<Property<Setup>> {
-        let mut properties = claims::always();
-        for (name, happens) in EVENTS.iter().filter(|(name, _)| self.reaches.contains(name)) {
-            properties.push(Property::sometimes(name, *happens));
-        }
-        properties
-    }
-}
-
-impl Setup {
     /// What a running node may do, and what may happen to it.
     fn actions_of(&self, world: &World, at: usize, actions: &mut Vec<Action>) {
         let Some(process) = world.process(at) else { return };
@@ -171,7 +263,7 @@ impl Setup {
             actions.push(Action::Propose { at });
         }
         if !process.writes.is_empty() {
-            let count = if self.one_by_one { 1 } else { process.writes.len() };
+            let count = if self.disks == Disks::EachWrite { 1 } else { process.writes.len() };
             actions.push(Action::Persist { at, count });
         }
         match &process.call {
@@ -224,6 +316,7 @@ impl Setup {
         world.note(|| format!("{action:?}"));
         let result = catch_unwind(AssertUnwindSafe(|| {
             self.act(world, action)?;
+            self.hurry(world)?;
             world.check_all()
         }));
         let violation = match result {
@@ -239,6 +332,44 @@ impl Setup {
         world.seal();
     }
 
+    /// What does not take a step of its own in this setup happens now.
+    fn hurry(&self, world: &mut World) -> Result<(), Violation> {
+        loop {
+            let mut quiet = true;
+            for at in 0..self.nodes {
+                let Some(process) = world.process(at) else { continue };
+                let count = process.writes.len();
+                let promises = process.writes.iter().all(|(_, write)| matches!(write, Write::Persist { .. }));
+                let leads = matches!(process.node.role(), Role::Leader(_));
+                let at_once = match self.disks {
+                    Disks::EachWrite | Disks::EachSync => false,
+                    Disks::EachSyncOfEntries => promises,
+                    Disks::LeadersOnly => promises || !leads,
+                };
+                if self.reads == Reads::AtOnce && process.call == Some(Call::Read) {
+                    world.carry_out_call(at)?;
+                    world.answer_call(at)?;
+                    quiet = false;
+                } else if at_once && count > 0 {
+                    world.persist(at, count)?;
+                    quiet = false;
+                }
+            }
+            if quiet {
+                return Ok(());
+            }
+        }
+    }
+
+    /// A heartbeat interval passes, `count` times, in which all that live are heard, but for those in `silent`.
+    fn beats(&self, world: &mut World, at: usize, count: usize, silent: &[usize]) -> Result<(), Violation> {
+        for _ in 0..count {
+            world.beat(at, silent)?;
+            self.hurry(world)?;
+        }
+        Ok(())
+    }
+
     fn act(&self, world: &mut World, action: Action) -> Result<(), Violation> {
         match action {
             Action::Propose { at } => {
@@ -247,14 +378,15 @@ impl Setup {
             }
             Action::Deliver { from, to } => {
                 let link = world.link(from, to);
-                let flight = world.links[link].remove(0);
-                world.deliver(&flight)
+                let rest = if self.batches { Vec::new() } else { world.links[link].split_off(1) };
+                let batch = std::mem::replace(&mut world.links[link], rest);
+                world.deliver(&batch)
             }
             Action::Persist { at, count } => world.persist(at, count),
             Action::RegisterActs { at } => {
                 let reads = world.process(at).is_some_and(|process| process.call == Some(Call::Read));
                 world.carry_out_call(at)?;
-                if reads && !self.slow_reads { world.answer_call(at) } else { Ok(()) }
+                if reads && self.reads == Reads::Later { world.answer_call(at) } else { Ok(()) }
             }
             Action::RegisterAnswers { at } => world.answer_call(at),
             Action::AnswerIsLost { at } => {
@@ -265,15 +397,15 @@ impl Setup {
                 let attempt = world.late.remove(number);
                 world.swap(&attempt).map(drop)
             }
-            Action::Retry { at } => world.beats(at, 1, &[]),
+            Action::Retry { at } => self.beats(world, at, 1, &[]),
             Action::Beat { at } => {
                 world.left.beats -= 1;
-                world.beats(at, 1, &[])
+                self.beats(world, at, 1, &[])
             }
             Action::Silence { at, of } => {
                 world.left.silences -= 1;
                 let silent: Vec<usize> = of.map_or_else(|| (0..self.nodes).collect(), |of| vec![of]);
-                world.beats(at, clock::SILENCE, &silent)
+                self.beats(world, at, clock::SILENCE, &silent)
             }
             Action::Sleep { at } => {
                 world.left.sleeps -= 1;
@@ -291,6 +423,7 @@ impl Setup {
                 let session = (heard == Some(last)).then_some(last);
                 world.input(at, Input::Died { node, session })
             }
+            Action::News { from, to } => world.tell_news(from, to),
             Action::Reset { from, to } => {
                 world.left.resets -= 1;
                 let link = world.link(from, to);
@@ -309,7 +442,17 @@ impl Setup {
             }
             Action::StrayArrives { number } => {
                 let flight = world.strays.remove(number);
-                world.deliver(&flight)
+                world.deliver(&[flight])
+            }
+            Action::Stall(thing) => {
+                world.left.stalls -= 1;
+                world.stalled.push(thing);
+                world.stalled.sort();
+                Ok(())
+            }
+            Action::Resume { number } => {
+                world.stalled.remove(number);
+                Ok(())
             }
             Action::Move { at, to } => {
                 world.left.moves -= 1;

@@ -5,6 +5,7 @@ use super::world::Process;
 use crate::protocol::Millis;
 use crate::protocol::node::{RegisterTask, Role};
 use crate::protocol::takeover::Stage;
+use crate::view::Index;
 
 /// What every clock shows between two actions.
 pub const NOW: Millis = 1_000;
@@ -34,6 +35,8 @@ pub fn settle(process: &mut Process) {
         past(&mut peer.last_heard);
         // Every tick comes a heartbeat later, and so finds everything due.
         peer.last_sent = None;
+        // Only for telling a wiped directory, and no directory is wiped here.
+        peer.incarnation = None;
     }
     if let RegisterTask::Unsettled { retry_at, .. } = &mut node.register {
         future(retry_at);
@@ -49,7 +52,12 @@ pub fn settle(process: &mut Process) {
             for known in leader.progress.values_mut() {
                 past(&mut known.answered_at);
                 past(&mut known.round.0);
-                known.in_sync_since.iter_mut().for_each(past);
+                if let Some(since) = &mut known.in_sync_since {
+                    // Nobody hands back unasked here, and rounds are for those who are not in sync.
+                    *since = NOW;
+                    known.round = (NOW, Index(0));
+                    known.quick = false;
+                }
             }
             if let Some(transfer) = &mut leader.transfer {
                 future(&mut transfer.until);

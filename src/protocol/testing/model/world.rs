@@ -2,14 +2,16 @@
 //! Mechanics only; which of the possible things happens next is the checker's to choose.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use super::super::cluster::{Disk, Entry, Write, outline_runs};
 use super::super::invariants::{Claim, Violation};
 use super::super::text;
 use super::clock;
-use super::{Bounds, Setup};
+use super::{Bounds, Setup, Thing};
+use crate::protocol::node::RegisterTask;
+use crate::protocol::rules::Rule;
 use crate::protocol::{
     Config, Effect, Envelope, Input, Message, Millis, Node, Outline, RegisterUnreachable, Restored, Role,
     Swapped, WriteId,
@@ -33,6 +35,8 @@ pub struct World {
     pub acknowledged: Vec<(Epoch, usize)>,
     /// Which process led which epoch.
     pub leaders: Vec<(Epoch, usize, u64)>,
+    /// What is slow now.
+    pub stalled: Vec<Thing>,
     /// What may still go wrong.
     pub left: Bounds,
     pub next_payload: u64,
@@ -126,9 +130,40 @@ impl Hash for Flight {
 }
 
 fn fingerprint(of: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Folded(0x9e37_79b9_7f4a_7c15);
     of.hash(&mut hasher);
     hasher.finish().max(1)
+}
+
+/// Multiplies 64 bits by 64 and folds the 128 that come out: half of a walk's time went into the standard hasher.
+struct Folded(u64);
+
+impl Hasher for Folded {
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            self.write_u64(u64::from_le_bytes(word));
+        }
+    }
+
+    fn write_u8(&mut self, word: u8) {
+        self.write_u64(u64::from(word));
+    }
+
+    fn write_usize(&mut self, word: usize) {
+        self.write_u64(word as u64);
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        let product = u128::from(self.0 ^ word.wrapping_add(0xd6e8_feb8_6659_fd93))
+            * u128::from(0xa076_1d64_78bd_642f_u64 ^ self.0.rotate_left(23) | 1);
+        self.0 = (product as u64) ^ ((product >> 64) as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl World {
@@ -148,6 +183,7 @@ impl World {
             truth: Vec::new(),
             acknowledged: Vec::new(),
             leaders: Vec::new(),
+            stalled: Vec::new(),
             left: Bounds::NONE,
             next_payload: 1,
             only_consequences: setup.only_consequences,
@@ -191,10 +227,32 @@ impl World {
             }
             place.fingerprint = fingerprint(&(&place.disk, &place.process, place.session));
         }
+        for number in 0..self.links.len() {
+            let mut link = std::mem::take(&mut self.links[number]);
+            link.retain(|flight| !self.is_noise(flight));
+            self.links[number] = link;
+        }
         let stands = self.register.as_ref().map_or(Epoch(0), |view| view.epoch);
         self.late.retain(|attempt| attempt.view.epoch > stands);
         self.late.sort_by_key(|attempt| (attempt.view.epoch, attempt.caller, fingerprint(attempt)));
         self.strays.sort_by_key(|flight| flight.fingerprint);
+    }
+
+    /// True where the arrival of this message changes nothing, now or later: its epoch is behind the receiver's, whose
+    /// refusal would tell the sender nothing new either. To leave it out is to leave out a step that goes nowhere.
+    fn is_noise(&self, flight: &Flight) -> bool {
+        let Some(receiver) = self.process(flight.to) else { return false };
+        let (epoch, session) = (receiver.node.epoch(), flight.envelope.session);
+        let heard = receiver.node.peers.get(&flight.envelope.from).is_some_and(|peer| {
+            peer.dead == Some(Some(session))
+                || (peer.dead.is_none() && peer.session == Some(session) && peer.last_heard == clock::NOW)
+        });
+        if !heard || receiver.node.broken == Some(Rule::ObeyStaleEpoch) {
+            return false;
+        }
+        let refused = flight.envelope.epoch < epoch
+            && self.process(flight.from).is_none_or(|sender| sender.node.epoch() >= epoch);
+        refused || (flight.envelope.message == Message::Stale && flight.envelope.epoch <= epoch)
     }
 
     // --- life and death ---
@@ -261,7 +319,13 @@ impl World {
 
     // --- inputs ---
 
-    pub fn deliver(&mut self, flight: &Flight) -> Result<(), Violation> {
+    /// Messages that are read together are one batch.
+    pub fn deliver(&mut self, flights: &[Arc<Flight>]) -> Result<(), Violation> {
+        flights.iter().try_for_each(|flight| self.receive(flight))?;
+        flights.first().map_or(Ok(()), |flight| self.flush(flight.to))
+    }
+
+    fn receive(&mut self, flight: &Flight) -> Result<(), Violation> {
         let after = match &flight.envelope.message {
             Message::Append { previous, .. } => previous.index,
             Message::Appended { .. }
@@ -271,8 +335,7 @@ impl World {
             | Message::Transfer => Index(0),
         };
         let input = Input::Received(flight.envelope.clone());
-        self.step(flight.to, 0, input, (after, &flight.entries))?;
-        self.flush(flight.to)
+        self.step(flight.to, 0, input, (after, &flight.entries))
     }
 
     /// The first `count` pending writes are on the disk.
@@ -303,17 +366,14 @@ impl World {
         self.step(at, 0, Input::Flush, (Index(0), &[]))
     }
 
-    /// A heartbeat interval passes, `beats` times, in which all that live are heard, but for those in `silent`.
-    pub fn beats(&mut self, at: usize, beats: usize, silent: &[usize]) -> Result<(), Violation> {
-        for _ in 0..beats {
-            for other in 0..self.places.len() {
-                if other != at && !silent.contains(&other) {
-                    self.hear(at, other)?;
-                }
+    /// A heartbeat interval passes in which all that live are heard, but for those in `silent`.
+    pub fn beat(&mut self, at: usize, silent: &[usize]) -> Result<(), Violation> {
+        for other in 0..self.places.len() {
+            if other != at && !silent.contains(&other) {
+                self.hear(at, other)?;
             }
-            self.tick(at, clock::HEARTBEAT)?;
         }
-        Ok(())
+        self.tick(at, clock::HEARTBEAT)
     }
 
     /// A sign of life that tells nothing else. A follower's is an answer to the leader's heartbeat.
@@ -323,14 +383,40 @@ impl World {
             && matches!(sender.node.role(), Role::Follower(_))
             && receiver.node.epoch() == sender.node.epoch();
         let message = if answers { Message::Appended { durable: Index(0) } } else { Message::Ping };
-        let envelope = Envelope {
-            from: self.places[from].id.clone(),
-            incarnation: self.places[from].disk.incarnation,
-            session: self.places[from].session,
-            epoch: sender.node.epoch().min(receiver.node.epoch()),
-            message,
-        };
+        let epoch = sender.node.epoch().min(receiver.node.epoch());
+        let envelope = self.envelope(from, epoch, message);
         self.step(at, 0, Input::Received(envelope), (Index(0), &[]))
+    }
+
+    /// Who could hear of a newer epoch by a sign of life, and from whom. Those that know the newest tell it.
+    pub fn news(&self) -> Option<(usize, usize)> {
+        let running = || (0..self.places.len()).filter_map(|at| Some((at, &self.process(at)?.node)));
+        let newest = running().map(|(_, node)| node.epoch()).max()?;
+        let (from, _) = running().find(|(_, node)| node.epoch() == newest)?;
+        running()
+            .find(|(at, node)| {
+                let idle = node.register == RegisterTask::Idle;
+                let empty = self.links[self.link(from, *at)].is_empty();
+                node.epoch() < newest && idle && empty
+            })
+            .map(|(to, _)| (from, to))
+    }
+
+    pub fn tell_news(&mut self, from: usize, to: usize) -> Result<(), Violation> {
+        let Some(sender) = self.process(from) else { return Ok(()) };
+        let envelope = self.envelope(from, sender.node.epoch(), Message::Ping);
+        self.input(to, Input::Received(envelope))
+    }
+
+    fn envelope(&self, from: usize, epoch: Epoch, message: Message) -> Envelope {
+        let place = &self.places[from];
+        Envelope {
+            from: place.id.clone(),
+            incarnation: place.disk.incarnation,
+            session: place.session,
+            epoch,
+            message,
+        }
     }
 
     // --- the register ---
@@ -499,13 +585,7 @@ impl World {
             Message::Ping => return,
             Message::Appended { .. } | Message::Report { .. } | Message::Stale | Message::Transfer => Vec::new(),
         };
-        let envelope = Envelope {
-            from: place.id.clone(),
-            incarnation: place.disk.incarnation,
-            session: place.session,
-            epoch,
-            message,
-        };
+        let envelope = self.envelope(at, epoch, message);
         let fingerprint = fingerprint(&(at, to, &envelope, &entries));
         let link = self.link(at, to);
         if self.links[link].last().is_some_and(|last| last.fingerprint == fingerprint) {
