@@ -5,7 +5,7 @@ use stateright::Property;
 use super::super::invariants::{Claim, Violation};
 use super::super::text;
 use super::Setup;
-use super::world::{Attempt, Call, World, letter};
+use super::world::{Attempt, World, letter};
 use crate::protocol::Role;
 use crate::view::{Epoch, Index};
 
@@ -191,38 +191,5 @@ impl World {
             Claim::ServesOnlyWithAllCommitted,
             || format!("{} serves at {announced}, {} are acknowledged", letter(at), self.truth.len()),
         )
-    }
-}
-
-/// What is looked for in a state, to know that the walk has been somewhere.
-impl World {
-    /// New leaders that came to serve after something of a client was acknowledged.
-    pub fn fail_overs(&self) -> usize {
-        let first = self.truth.iter().position(|(_, payload)| *payload > 0).unwrap_or(self.truth.len());
-        self.truth[first..].iter().filter(|(_, payload)| *payload == 0).count()
-    }
-
-    /// Two want to swap in views of one epoch; one of them leads, or none.
-    pub fn races(&self, one_leads: bool) -> bool {
-        let asked = self.places.iter().filter_map(|place| match &place.process.as_ref()?.call {
-            Some(Call::Swap(attempt)) => Some(attempt),
-            Some(Call::Read | Call::Found(_) | Call::Swapped(_)) | None => None,
-        });
-        let attempts: Vec<&Attempt> = asked.chain(&self.late).map(|attempt| &**attempt).collect();
-        attempts.iter().enumerate().any(|(number, one)| {
-            attempts[number + 1..].iter().any(|other| {
-                one.view.epoch == other.view.epoch
-                    && one.caller != other.caller
-                    && (one.by_leader || other.by_leader) == one_leads
-            })
-        })
-    }
-
-    /// An entry that was not acknowledged when another leader's view came to stand, and is now.
-    pub fn tail_lives(&self) -> bool {
-        self.acknowledged.iter().any(|(epoch, before)| {
-            let opened = self.truth.contains(&(*epoch, 0));
-            opened && self.truth.get(*before).is_some_and(|entry| entry.0 < *epoch && entry.1 > 0)
-        })
     }
 }

@@ -277,8 +277,7 @@ impl World {
             handback_after: None,
             create: (at == 0).then_some(ClusterId(7)),
         };
-        let log =
-            Outline::recovered(place.disk.base, outline_runs(&place.disk.log, Index(0)), last, commit);
+        let log = Outline::recovered(place.disk.base, outline_runs(&place.disk.log, Index(0)), last, commit);
         let restored = Restored { promised: place.disk.promised, view: place.disk.view.clone(), log };
         let mut node = Node::restore(config, restored, clock::NOW);
         node.broken = setup.broken;
@@ -583,7 +582,9 @@ impl World {
                 process.log[previous.index.0 as usize..last.0 as usize].to_vec()
             }
             Message::Ping => return,
-            Message::Appended { .. } | Message::Report { .. } | Message::Stale | Message::Transfer => Vec::new(),
+            Message::Appended { .. } | Message::Report { .. } | Message::Stale | Message::Transfer => {
+                Vec::new()
+            }
         };
         let envelope = self.envelope(at, epoch, message);
         let fingerprint = fingerprint(&(at, to, &envelope, &entries));
