@@ -140,7 +140,7 @@ impl fmt::Display for Index {
 
 /// Who leads and who must hold an entry before it is acknowledged, since this epoch.
 /// The register holds the newest one; every change is a new epoch (R1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     /// The cluster this view belongs to; never changes.
     pub cluster: ClusterId,

@@ -7,17 +7,17 @@ use super::{Halt, Message, Millis};
 use crate::view::{Epoch, Incarnation, Index, NodeId};
 
 /// What a follower knows beyond its log. Starts anew with each view.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Follower {
     /// Up to here our log is the same as the leader's. At first what is committed: a leader was in sync, and so holds
     /// all of that.
     matched: Index,
     /// What the leader was last told, and when.
     acknowledged: Index,
-    acknowledged_at: Option<Millis>,
+    pub(super) acknowledged_at: Option<Millis>,
     /// When entries or a heartbeat of the leader last fitted our log.
-    fitted_at: Option<Millis>,
-    reported_at: Option<Millis>,
+    pub(super) fitted_at: Option<Millis>,
+    pub(super) reported_at: Option<Millis>,
 }
 
 impl Follower {

@@ -16,7 +16,7 @@ const APPEND_MAX: u64 = 4096;
 const IN_FLIGHT_MAX: u64 = 65_536;
 
 /// A hand-over under way (R9).
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Transfer {
     pub(super) to: NodeId,
     pub(super) until: Millis,
@@ -24,7 +24,7 @@ pub(super) struct Transfer {
 }
 
 /// What a leader knows beyond its log.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Leader {
     /// Our opening entry: nothing is served until it is committed (R7).
     pub(super) start: Index,
@@ -36,7 +36,7 @@ pub struct Leader {
     pub(super) expelled: BTreeSet<NodeId>,
     pub(super) transfer: Option<Transfer>,
     /// Since when a follower's disk holds entries that ours does not, without our disk's having taken any.
-    stuck_since: Option<Millis>,
+    pub(super) stuck_since: Option<Millis>,
 }
 
 impl Leader {

@@ -14,7 +14,7 @@ use super::outline::{Mark, Run};
 use crate::view::{Epoch, Incarnation, Index, NodeId};
 
 /// A message and who sent it (R6).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Envelope {
     /// Who sent it.
     pub from: NodeId,
@@ -29,7 +29,7 @@ pub struct Envelope {
 }
 
 /// See the table at the head of the module.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Message {
     /// Entries `(previous.index, last]` in the runs given; the payloads travel beside it.
     Append {

@@ -103,7 +103,7 @@ pub type Millis = u64;
 pub type WriteId = u64;
 
 /// What a node is told at birth.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Config {
     /// This node's address.
     pub id: NodeId,
@@ -169,7 +169,7 @@ pub enum Input {
 pub struct RegisterUnreachable;
 
 /// How a swap ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Swapped {
     /// The view proposed stands in the register.
     Won,
@@ -180,7 +180,7 @@ pub enum Swapped {
 }
 
 /// Everything a node wants done.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Append own entries `first..=last` under `epoch`: what was proposed, or (`opening`) one empty entry that opens
     /// the epoch.
@@ -258,7 +258,7 @@ pub enum Effect {
 }
 
 /// Something an operator should know; the node goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Warning {
     /// The register stands at a lower epoch than this node has seen: a restored backup or a deleted file (R11).
     RegisterBehind {
@@ -274,7 +274,7 @@ pub enum Warning {
 }
 
 /// Why a node must stop.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Halt {
     /// The register belongs to another cluster.
     OtherCluster {

@@ -15,7 +15,7 @@ use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 const STASH_MAX: usize = 1024;
 
 /// What a node is to its cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Obeys a leader, in sync or on the way there; or knows no view yet.
     Follower(Follower),
@@ -37,7 +37,7 @@ pub struct Restored {
 }
 
 /// What a peer has shown of itself to this process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Peer {
     /// When it last spoke, or was given the benefit of the doubt.
     pub last_heard: Millis,
@@ -52,15 +52,15 @@ pub(super) struct Peer {
 }
 
 /// A write on its way to the disk, and what becomes true when it is there.
-#[derive(Clone, Copy, Debug)]
-enum PendingWrite {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum PendingWrite {
     Log { last: Index },
     Promise,
     Install { index: Index },
 }
 
 /// The one operation on the register that may be open.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum RegisterTask {
     Idle,
     Reading {
@@ -76,7 +76,7 @@ pub(super) enum RegisterTask {
 }
 
 /// The state machine. See the contract at the head of the module.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
     pub(super) config: Config,
     pub(super) started_at: Millis,
@@ -95,11 +95,11 @@ pub struct Node {
     pub(super) full: bool,
     /// Members that an operator wants out.
     pub(super) removing: Vec<NodeId>,
-    next_read_at: Millis,
+    pub(super) next_read_at: Millis,
     /// Messages of a newer epoch, until the register has been read.
     pub(super) stash: Vec<Envelope>,
-    next_write: WriteId,
-    pending: VecDeque<(WriteId, PendingWrite)>,
+    pub(super) next_write: WriteId,
+    pub(super) pending: VecDeque<(WriteId, PendingWrite)>,
     /// What the driver was told to apply.
     announced_commit: Index,
     pub(super) register_warned: bool,

@@ -6,7 +6,7 @@
 use crate::view::{Epoch, Index};
 
 /// One place in the log and the epoch of the entry there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark {
     /// Where; zero for "before the first entry".
     pub index: Index,
@@ -15,7 +15,7 @@ pub struct Mark {
 }
 
 /// Consecutive entries of one epoch, up to the next run or the end of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Run {
     /// The epoch under which these entries were ordered.
     pub epoch: Epoch,
@@ -24,7 +24,7 @@ pub struct Run {
 }
 
 /// The log without its payloads.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Outline {
     /// What comes right before the first entry we hold: the end of a snapshot, or nothing.
     base: Mark,

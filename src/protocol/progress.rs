@@ -13,7 +13,7 @@ use super::Millis;
 use crate::view::{Incarnation, Index};
 
 /// How the leader serves one follower.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// Entries flow as they come.
     Stream,
@@ -22,7 +22,7 @@ pub enum Phase {
 }
 
 /// What the leader knows of one follower, in sync or joining.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Progress {
     /// The data directory that this knowledge is about.
     pub incarnation: Incarnation,

@@ -4,7 +4,7 @@
 use super::node::Node;
 
 /// A rule to switch off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Rule {
     /// R20 off: a follower acknowledges what it has received but not yet synced.
     AcknowledgeBeforeDurable,

@@ -12,13 +12,13 @@ use super::{Halt, Millis, WriteId};
 use crate::view::{NodeId, View};
 
 /// A node on its way to leadership.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Candidate {
-    stage: Stage,
+    pub(super) stage: Stage,
 }
 
-#[derive(Clone, Debug)]
-enum Stage {
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
     /// The register is being read: after the promise there is no way back, so look first (R10).
     Confirming,
     /// The promise is on its way to the disk (R5).

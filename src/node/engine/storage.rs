@@ -22,8 +22,6 @@ use crate::protocol::{Input, Role};
 /// Unflushed state, in bytes, at which a flush begins at once.
 const FLUSH_BYTES: usize = 16 << 20;
 const FLUSH_EVERY: Duration = Duration::from_secs(2);
-/// What the state's file may grow by beside what is written, in bytes.
-const FLUSH_ROOM: usize = 16 << 20;
 /// After so long without an answer the alarm is raised again.
 const ALARM_MAX: Duration = Duration::from_secs(5);
 const COMPACT_STEP: usize = 2000;
@@ -38,11 +36,6 @@ impl<H: Hands> Engine<H> {
         let job = {
             let mut store = self.shared.store.write().unwrap_or_else(PoisonError::into_inner);
             let bytes = store.backend().overlay_bytes();
-            // Where there is no room for it, it stays in memory, and in the log.
-            let room = self.shared.free_bytes.load(Ordering::Relaxed) as usize;
-            if bytes > 0 && self.full && room < 2 * bytes + FLUSH_ROOM {
-                return;
-            }
             let due = bytes >= FLUSH_BYTES
                 || (bytes > 0 && self.now.duration_since(self.flushed_at) >= FLUSH_EVERY);
             if due { store.backend_mut().begin_flush() } else { None }
@@ -85,7 +78,8 @@ impl<H: Hands> Engine<H> {
             Ok(room) => {
                 // Twice as much before it counts as enough again, so that it does not flap.
                 let enough = if self.full { 2 * reserve } else { reserve };
-                let full = room.space != Space::Ample || room.free_bytes < enough;
+                let flush_waits = self.shared.look(&|store| store.backend().waits_for_room());
+                let full = room.space != Space::Ample || room.free_bytes < enough || flush_waits;
                 self.shared.free_bytes.store(room.free_bytes, Ordering::Relaxed);
                 if full != self.full && !breaks(Rule::WatchRoom) {
                     tracing::warn!(

@@ -39,7 +39,7 @@ impl Default for Settings {
 
 /// What survives a crash. Entries below `base` are there as applied state: kept whole, so that logs of any two nodes
 /// can be compared from the first entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Disk {
     pub incarnation: Incarnation,
     pub promised: Epoch,
@@ -51,7 +51,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    fn new(incarnation: Incarnation) -> Disk {
+    pub fn new(incarnation: Incarnation) -> Disk {
         Disk {
             incarnation,
             promised: Epoch(0),
@@ -62,7 +62,8 @@ impl Disk {
         }
     }
 
-    fn apply(&mut self, write: &Write) {
+    /// A write has reached the disk.
+    pub fn apply(&mut self, write: &Write) {
         match write {
             Write::Append { first, entries } => {
                 assert_eq!(self.log.len() as u64 + 1, first.0, "writes reach the disk in order");
@@ -87,7 +88,7 @@ fn mark_index(mark: &Mark) -> &Index {
 }
 
 /// A write on its way to the disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Write {
     Append { first: Index, entries: Vec<Entry> },
     Truncate { after: Index },

@@ -10,7 +10,7 @@ use crate::protocol::Role;
 use crate::view::{Epoch, Incarnation, Index, View};
 
 /// The sentences.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Claim {
     AcknowledgedIsOnEveryCountedDisk,
     EveryoneAppliesTheSame,
@@ -35,9 +35,10 @@ pub enum Claim {
     NewEntryCommits,
 }
 
-impl fmt::Display for Claim {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Claim {
+    /// The claim in words.
+    pub fn sentence(self) -> &'static str {
+        match self {
             Claim::AcknowledgedIsOnEveryCountedDisk => {
                 "what was acknowledged is on the disk of every node of the register's in-sync set"
             }
@@ -65,12 +66,18 @@ impl fmt::Display for Claim {
             Claim::LowestLeadsAgain => "once faults end, the lowest address leads",
             Claim::AllAreInSyncAgain => "once faults end, everyone is in sync again",
             Claim::NewEntryCommits => "once faults end, a new entry reaches everybody",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.sentence())
     }
 }
 
 /// A claim that does not hold, and where.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Violation {
     pub claim: Claim,
     pub detail: String,
