@@ -51,10 +51,13 @@ pub mod config;
 pub mod control;
 pub mod inspection;
 pub mod kv;
+#[cfg(test)]
+mod mutations;
 pub mod node;
 pub mod proto;
 pub mod protocol;
 pub mod register;
+mod rules;
 pub mod server;
 pub mod supervisor;
 pub mod telemetry;

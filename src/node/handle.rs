@@ -9,11 +9,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::event::{Confirmed, Events, Internal, Request};
-use super::rules::{Rule, breaks};
 use super::state::StateBackend;
 use crate::kv;
 use crate::proto::replcluster::Mutation;
 use crate::register::Register;
+use crate::rules::{Rule, breaks};
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// The store as a node holds it.

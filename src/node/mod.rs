@@ -29,7 +29,6 @@ mod recent;
 mod recovery;
 mod registrar;
 mod requests;
-mod rules;
 mod snapshot;
 pub mod state;
 #[cfg(test)]

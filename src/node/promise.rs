@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::disk::{Disk, DiskFile};
-use super::rules::{Rule, breaks};
 use crate::register::format;
+use crate::rules::{Rule, breaks};
 use crate::view::{Epoch, Index, View};
 
 /// A view of some hundred members fits.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::event::Confirmed;
 use super::handle::Unavailable;
-use super::rules::{Rule, breaks};
+use crate::rules::{Rule, breaks};
 use crate::view::Index;
 
 struct Waiting {

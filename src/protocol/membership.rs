@@ -166,7 +166,7 @@ impl Node {
     /// The target is told once everyone has everything, so that it opens its epoch at once.
     pub(super) fn tell_transfer(&mut self) {
         let last = self.log.last().index;
-        let committed = self.log.commit() == last;
+        let committed = self.log.commit() == last || self.breaks(Rule::HandOverUndrained);
         let idle = matches!(self.register, RegisterTask::Idle);
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(transfer) = &mut leader.transfer
@@ -200,6 +200,7 @@ impl Node {
     /// A leader whose disk is nearly full lets one lead that has room (R25). The lowest, as always.
     pub(super) fn hand_over_when_full(&mut self) {
         if self.full
+            && !self.breaks(Rule::LeadWithFullDisk)
             && self.can_propose()
             && let Some(to) = self.roomy_follower().cloned()
         {
@@ -232,7 +233,9 @@ impl Node {
         };
         let fit = leader.progress.get(&lowest).filter(|known| !known.full || self.full);
         let since = fit.and_then(|known| known.in_sync_since);
-        if self.can_propose() && since.is_some_and(|since| self.now - since >= after) {
+        if self.can_propose()
+            && since.is_some_and(|since| self.now - since >= after || self.breaks(Rule::HandBackAtOnce))
+        {
             self.start_transfer(&lowest);
         }
     }

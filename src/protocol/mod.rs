@@ -83,7 +83,7 @@ mod message;
 mod node;
 mod outline;
 mod progress;
-mod rules;
+pub(crate) mod rules;
 mod takeover;
 #[cfg(test)]
 pub(crate) mod testing;

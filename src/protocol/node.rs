@@ -405,8 +405,9 @@ impl Node {
     }
 
     fn died(&mut self, node: NodeId, session: Option<u64>) {
+        let any = self.breaks(Rule::AnyDeathCounts);
         let peer = self.peer(&node);
-        if session.is_some() && peer.session.is_some() && peer.session != session {
+        if !any && session.is_some() && peer.session.is_some() && peer.session != session {
             return; // another process of that node has spoken since
         }
         // "Nobody runs there" proves the death of whichever process we last heard.

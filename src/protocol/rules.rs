@@ -5,7 +5,7 @@ use super::node::Node;
 
 /// A rule to switch off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Rule {
+pub(crate) enum Rule {
     /// R20 off: a follower acknowledges what it has received but not yet synced.
     AcknowledgeBeforeDurable,
     /// R20 off: the leader counts its own entries before they are synced.
@@ -32,6 +32,18 @@ pub(super) enum Rule {
     NoTruncate,
     /// R15 off: entries are applied when they are on the disk, committed or not.
     ApplyUncommitted,
+    /// R8 off: nobody waits for lower addresses that live.
+    TakeOverAtOnce,
+    /// R9 off: leadership goes back at once to whoever returns.
+    HandBackAtOnce,
+    /// R9 off: leadership is handed over before everyone has everything.
+    HandOverUndrained,
+    /// R10 off: a swap whose outcome is not known counts as done.
+    AssumeSwap,
+    /// R25 off: a leader whose disk is nearly full goes on.
+    LeadWithFullDisk,
+    /// R28 off: the proved death of an older process counts against the one that lives.
+    AnyDeathCounts,
     /// R11 off: a register that is older than what other nodes have seen is taken for the newest.
     TrustOldRegister,
     /// A leader whose disk hangs goes on sending heartbeats.
@@ -40,6 +52,36 @@ pub(super) enum Rule {
     WaitForHungDisk,
     /// R24 off: another data directory at a counted address is taken for the one that is counted.
     TrustWipedNode,
+}
+
+#[cfg(test)]
+impl Rule {
+    /// Every one.
+    pub(crate) const ALL: &[Rule] = &[
+        Rule::AcknowledgeBeforeDurable,
+        Rule::CountOwnBeforeDurable,
+        Rule::CommitWithoutEveryone,
+        Rule::ShrinkBeforeConfirmed,
+        Rule::GrowAfterSwap,
+        Rule::JoinBehind,
+        Rule::GuessLostSwap,
+        Rule::ElectOutsideSet,
+        Rule::SkipPromise,
+        Rule::ObeyStaleEpoch,
+        Rule::ServeBeforeOpening,
+        Rule::NoTruncate,
+        Rule::ApplyUncommitted,
+        Rule::TakeOverAtOnce,
+        Rule::HandBackAtOnce,
+        Rule::HandOverUndrained,
+        Rule::AssumeSwap,
+        Rule::LeadWithFullDisk,
+        Rule::AnyDeathCounts,
+        Rule::TrustOldRegister,
+        Rule::LeadWithHungDisk,
+        Rule::WaitForHungDisk,
+        Rule::TrustWipedNode,
+    ];
 }
 
 impl Node {

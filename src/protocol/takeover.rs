@@ -72,6 +72,9 @@ impl Node {
     /// Live in-sync nodes that go before us.
     fn rank(&self) -> Millis {
         let Some(view) = &self.view else { return 0 };
+        if self.breaks(Rule::TakeOverAtOnce) {
+            return 0;
+        }
         let before = |node: &&NodeId| **node < self.config.id && **node != view.leader && !self.is_gone(node);
         view.in_sync.keys().filter(before).count() as Millis
     }

@@ -45,6 +45,7 @@ impl Node {
             // An earlier sending of the same swap got through.
             Swapped::Lost(view) if view == next => self.swap_won(next),
             Swapped::Lost(view) => self.observe(Some(view), Epoch(0)),
+            Swapped::Unknown if self.breaks(Rule::AssumeSwap) => self.swap_won(next),
             Swapped::Unknown if self.breaks(Rule::GuessLostSwap) => self.abandon_candidacy(),
             Swapped::Unknown => {
                 let retry_at = self.now + self.config.heartbeat_interval;

@@ -269,3 +269,20 @@ fn the_proof_and_the_swap_are_quick() {
     println!("swap, with the read before it: {:?} each", begun.elapsed() / 100);
     assert_eq!(register.read().unwrap(), Some(view(140, 140)));
 }
+
+/// Do two swappers that both saw epoch 2 both win epoch 3?
+fn two_win_one_epoch() -> bool {
+    let (directory, register) = register();
+    reach(&register, 2);
+    let other = FileRegister::open(directory.path()).unwrap();
+    let views = [(&register, view(3, 33)), (&other, view(3, 44))];
+    let unfinished = views.map(|(swapper, view)| (swapper, swapper.write_unfinished(&view).unwrap(), view));
+    unfinished.map(|(swapper, (path, file), view)| swapper.publish(&path, file, &view).is_ok())
+        == [true, true]
+}
+
+#[test]
+fn of_two_swappers_one_wins_and_without_a_link_made_once_both_would() {
+    assert!(!two_win_one_epoch());
+    assert!(crate::rules::without(Some(crate::rules::Rule::LinkOnce), two_win_one_epoch));
+}

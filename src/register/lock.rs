@@ -11,10 +11,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::rules::{Rule, breaks};
 use crate::view::NodeId;
 
 /// Directory of the locks inside the register's.
@@ -135,6 +136,11 @@ impl NodeLock {
                 .mode(0o600)
                 .open(&path)
                 .map_err(failed("opening the lock"))?;
+            // What std opens is close-on-exec (R27).
+            if breaks(Rule::CloseOnExec) {
+                fcntl(&file, FcntlArg::F_SETFD(FdFlag::empty()))
+                    .map_err(|error| failed("opening")(error.into()))?;
+            }
             match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
                 Ok(_) => {}
                 Err(Errno::EAGAIN | Errno::EACCES) => {

@@ -203,3 +203,21 @@ fn no_address_can_leave_the_directory_of_locks_or_meet_another_ones_lock() {
     let escaped = NodeId::parse("[%2F]:1").unwrap();
     assert_ne!(path_of(base, &NodeId::parse("[/]:1").unwrap(), LOCK), path_of(base, &escaped, LOCK));
 }
+
+/// Is the lock still held when its holder is gone and a child of it lives?
+fn outlives_its_holder_in_a_child() -> bool {
+    let directory = register();
+    let lock = take(directory.path(), &node(1)).unwrap();
+    let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    drop(lock);
+    let held = take(directory.path(), &node(1)).is_err();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    held
+}
+
+#[test]
+fn no_child_keeps_a_lock_and_without_close_on_exec_one_would() {
+    assert!(!outlives_its_holder_in_a_child());
+    assert!(crate::rules::without(Some(crate::rules::Rule::CloseOnExec), outlives_its_holder_in_a_child));
+}

@@ -35,10 +35,10 @@ use super::log::Position;
 use super::reads::Reads;
 use super::recent::Recent;
 use super::requests::Requests;
-use super::rules::{Rule, breaks};
 use super::wire::Entries;
 use crate::proto::replcluster::{ReadIndex, frame::Body};
 use crate::protocol::{Halt, Input, Node, Role};
+use crate::rules::{Rule, breaks};
 use crate::view::{Epoch, Index, NodeId};
 
 /// Requests that may wait for their entries; beyond it `too many requests` (etcd: 5,000 uncommitted proposals).

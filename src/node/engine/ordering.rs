@@ -17,10 +17,10 @@ use crate::node::handle::{StateStore, Unavailable};
 use crate::node::hands::Hands;
 use crate::node::link::{ENTRIES_BYTES, item};
 use crate::node::log::{Position, decode};
-use crate::node::rules::{Rule, breaks};
 use crate::node::snapshot::{APPLIED, encode_position};
 use crate::proto::replcluster::{Forward, Mutation, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
+use crate::rules::{Rule, breaks};
 use crate::view::{Index, NodeId};
 
 /// Entries applied in one turn, so that a long replay does not stop the heartbeats.
@@ -60,6 +60,11 @@ impl<H: Hands> Engine<H> {
     // --- requests ---
 
     pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
+        if self.full && !self.node.is_in_sync() {
+            // It could not take the entry, and so never say what became of it (R25).
+            let _ = answer.send(Ok(Err(kv::Refusal::SpaceExceeded)));
+            return;
+        }
         match self.too_few_in_sync() {
             // One that has gone away does not wait for its answer.
             Some((have, need)) => drop(answer.send(Err(Unavailable::TooFewInSync { have, need }))),
@@ -232,7 +237,7 @@ impl<H: Hands> Engine<H> {
         } else {
             self.leadership_is_open()
         };
-        if ours || breaks(Rule::HoldBack) {
+        if ours {
             let too_few = self.too_few_in_sync();
             for (answer, outcome) in self.held_back.drain(..) {
                 let outcome = match (too_few, outcome) {

@@ -12,12 +12,12 @@ use super::Engine;
 use crate::node::handle::StateStore;
 use crate::node::hands::Hands;
 use crate::node::log::Space;
-use crate::node::rules::{Rule, breaks};
 use crate::node::snapshot;
 use crate::node::state::FlushDone;
 use crate::node::writer::WriteOperation;
 use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
 use crate::protocol::{Input, Role};
+use crate::rules::{Rule, breaks};
 
 /// Unflushed state, in bytes, at which a flush begins at once.
 const FLUSH_BYTES: usize = 16 << 20;

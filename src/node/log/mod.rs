@@ -32,7 +32,7 @@ pub use words::{LogError, Options, Recovered, Room, Space};
 use words::{io_error, is_full, room_error};
 
 use super::disk::{Disk, RealDisk};
-use super::rules::{Rule, breaks};
+use crate::rules::{Rule, breaks};
 use crate::view::Index;
 
 /// A large file being prepared; worthless until it is renamed.

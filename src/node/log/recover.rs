@@ -34,7 +34,7 @@ use super::record::{self, Position};
 use super::segment::{BadHead, HEAD_BYTES, Head, Mark, Segment};
 use super::{FRESH, LogError, NEXT, RESERVE, io_error};
 use crate::node::disk::Disk;
-use crate::node::rules::{Rule, breaks};
+use crate::rules::{Rule, breaks};
 use crate::view::{Epoch, Index};
 
 /// The smallest piece that a power cut leaves whole or not at all, in bytes.

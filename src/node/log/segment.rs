@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::record::Position;
 use crate::node::disk::{Disk, DiskFile};
-use crate::node::rules::{Rule, breaks};
+use crate::rules::{Rule, breaks};
 use crate::view::{Epoch, Index};
 
 /// Where the records begin.

@@ -12,7 +12,7 @@ use std::sync::{Arc, mpsc};
 use super::segment::{HEAD_BYTES, prepare};
 use super::{LogError, NEXT, Options, RESERVE, io_error, is_full};
 use crate::node::disk::{Disk, DiskFile};
-use crate::node::rules::{Rule, breaks};
+use crate::rules::{Rule, breaks};
 
 /// A file full of zeros.
 pub struct Spare {

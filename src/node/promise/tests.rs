@@ -1,9 +1,9 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::node::rules::without;
 use crate::node::testing::disk::{Fault, Operation, SimDisk};
 use crate::protocol::testing::random::Random;
+use crate::rules::without;
 use crate::view::{ClusterId, Incarnation, NodeId};
 
 const DIRECTORY: &str = "data";

@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use super::storm::Storm;
 use super::world::Broken;
-use crate::node::rules::{Rule, without};
+use crate::node::handle::StateStore;
+use crate::rules::{Rule, without};
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Sums {
@@ -182,6 +183,34 @@ fn whole_nodes_miss_each_rule_that_is_left_out() {
         }
     }
     assert!(unnoticed.is_empty(), "{SEEDS} seeds do not miss {unnoticed:?}");
+}
+
+/// Do all nodes refuse what makes the state grow while their disks are full, and no longer?
+fn alarm_follows_room() -> bool {
+    let mut storm = Storm::new(7, false, Instant::from_std(crate::clock::now()));
+    storm.begin_calm().unwrap_or_else(|broken| panic!("{broken:?}"));
+    let alarmed = |storm: &Storm| {
+        let alarm = |process: &super::machine::Process| process.shared.look(&StateStore::has_space_alarm);
+        let all = storm.world.machines.iter().map(|machine| machine.process.as_ref().is_some_and(alarm));
+        all.collect::<Vec<bool>>()
+    };
+    assert!(!alarmed(&storm).contains(&true));
+    for machine in &storm.world.machines {
+        machine.disk.limit(Some(machine.disk.used() + (16 << 10)));
+    }
+    storm.go_on(500).unwrap_or_else(|broken| panic!("{broken:?}"));
+    let raised = !alarmed(&storm).contains(&false);
+    for machine in &storm.world.machines {
+        machine.disk.limit(None);
+    }
+    storm.go_on(500).unwrap_or_else(|broken| panic!("{broken:?}"));
+    raised && !alarmed(&storm).contains(&true)
+}
+
+#[test]
+fn full_disks_raise_an_alarm_and_room_ends_it() {
+    assert!(alarm_follows_room());
+    assert!(!without(Some(Rule::WatchRoom), alarm_follows_room));
 }
 
 #[test]

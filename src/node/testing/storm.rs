@@ -189,6 +189,18 @@ impl Storm {
         self.world.check_states()
     }
 
+    /// No storm at all: the cluster comes up and is whole.
+    pub fn begin_calm(&mut self) -> Result<(), Broken> {
+        self.calm_down();
+        self.recover()
+    }
+
+    /// Time passes.
+    pub fn go_on(&mut self, time: Millis) -> Result<(), Broken> {
+        let end = self.world.now + time;
+        self.run_until(end)
+    }
+
     fn run_until(&mut self, end: Millis) -> Result<(), Broken> {
         while let Some(entry) = self.queue.first_entry() {
             if entry.key().0 > end {

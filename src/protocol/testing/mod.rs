@@ -11,7 +11,7 @@ mod event;
 mod invariants;
 mod model;
 pub(crate) mod random;
-mod scripts;
+pub(crate) mod scripts;
 mod seeds;
 mod simulation;
 mod text;

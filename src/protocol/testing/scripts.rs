@@ -32,6 +32,7 @@ use std::error::Error;
 use super::cluster::{Answer, Cluster, Settings, outline_runs};
 use super::invariants::Violation;
 use super::text;
+use crate::protocol::rules::Rule;
 use crate::protocol::{Input, Millis, RegisterUnreachable, Role, Swapped};
 use crate::view::{Epoch, Index, View};
 
@@ -65,6 +66,8 @@ const MILESTONES: [&str; 14] = [
 
 #[derive(Default)]
 struct Story {
+    /// The rule that is switched off.
+    broken: Option<Rule>,
     cluster: Option<Cluster>,
     sessions: BTreeMap<usize, u64>,
     held: BTreeSet<(usize, usize)>,
@@ -284,7 +287,7 @@ impl goldenscript::Runner for Story {
                 failure_timeout: number("failure", 60)?,
                 stall_timeout: number("stall", 200)?,
                 handback_after: Some(number("handback", 0)?).filter(|after| *after > 0),
-                broken: None,
+                broken: self.broken,
             };
             let count = args.next_pos().ok_or("how many?")?.parse()?;
             let mut cluster = Cluster::new(count, settings);
@@ -461,6 +464,15 @@ impl goldenscript::Runner for Story {
     }
 }
 
+/// True where the story of a script is another one without this rule.
+pub fn differs_without(script: &str, rule: Rule) -> bool {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/protocol/scripts").join(script);
+    let text = std::fs::read_to_string(path).expect("a script");
+    let mut story = Story { broken: Some(rule), ..Story::default() };
+    // A story that breaks an invariant cannot be told to its end.
+    goldenscript::generate(&mut story, &text).map_or(true, |told| told != text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Story;
@@ -497,6 +509,7 @@ mod tests {
         healthy_set_serves_while_the_register_is_unreachable
         higher_epoch_makes_a_node_read_the_register
         joiner_is_waited_for_before_it_is_counted
+        late_proof_of_an_older_death_harms_nobody
         late_snapshot_cuts_nothing
         leader_dead_by_proof_is_replaced_by_the_lowest_live
         leader_put_back_to_an_old_backup_steps_aside

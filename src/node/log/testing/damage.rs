@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::node::log::read_map;
 use crate::node::log::segment::HEAD_BYTES;
-use crate::node::rules::{Rule, without};
 use crate::protocol::testing::random::Random;
+use crate::rules::{Rule, without};
 
 /// What is known of the end of the log that is damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,9 @@
 //! start, what was acknowledged must be there, and nothing that was never written.
 
 use super::*;
-use crate::node::rules::{Rule, without};
 use crate::node::testing::disk::{Fault, Operation};
 use crate::protocol::testing::random::Random;
+use crate::rules::{Rule, without};
 
 const SEEDS: u64 = 1000;
 

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::node::log::Space;
-use crate::node::rules::{Rule, without};
 use crate::protocol::testing::random::Random;
+use crate::rules::{Rule, without};
 
 /// Appends until there is no room; how many entries came after room was first said to be short.
 fn fill(disk: &SimDisk, log: &mut Log<SimDisk>, free: u64) -> u64 {

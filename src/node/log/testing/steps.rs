@@ -1,9 +1,9 @@
 //! Each change of the log broken off at every step, and its recovery as well.
 
 use super::*;
-use crate::node::rules::{Rule, without};
 use crate::node::testing::disk::{Fault, Operation};
 use crate::protocol::testing::random::Random;
+use crate::rules::{Rule, without};
 
 type Change = fn(&mut Log<SimDisk>) -> Result<(), LogError>;
 

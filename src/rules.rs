@@ -1,5 +1,6 @@
-//! What storage must never leave out, each as a switch: a test turns one off and shows that the checks notice.
-//! In a program every rule holds: outside of tests [`breaks`] is always false.
+//! What node and register must never leave out, each as a switch: a test turns one off and shows that the checks
+//! notice. In a program every rule holds: outside of tests [`breaks`] is always false. The core has switches of its own
+//! (`protocol::rules`), one node at a time; all together stand in a table in `mutations`.
 
 /// A rule to leave out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +49,6 @@ pub(crate) enum Rule {
     LeaveRemains,
     /// R25: a file is kept in reserve for when the disk is full.
     KeepReserve,
-    /// R13: what was done under a replaced view is not said before the new one is known to hold it.
-    HoldBack,
     /// R16: an entry does the same on every node.
     ApplyTheSame,
     /// R17: a leader's read is proved.
@@ -68,8 +67,53 @@ pub(crate) enum Rule {
     WaitForOpening,
     /// R25: room is looked for before the disk is full.
     WatchRoom,
+    /// R1, R26: a view's name is given once.
+    LinkOnce,
+    /// R27: no child keeps a lock.
+    CloseOnExec,
     /// R31: who can do nothing does not call itself ready.
     ConfirmHealth,
+}
+
+#[cfg(test)]
+impl Rule {
+    /// Every one.
+    pub(crate) const ALL: &[Rule] = &[
+        Rule::SyncBeforeReport,
+        Rule::EndOnFailedSync,
+        Rule::SyncBeforeRename,
+        Rule::SyncDirectories,
+        Rule::SyncNamesFound,
+        Rule::SyncTail,
+        Rule::RewriteTail,
+        Rule::RewritePromise,
+        Rule::SyncPromise,
+        Rule::TwoSlots,
+        Rule::TwoCopies,
+        Rule::TrustMark,
+        Rule::TrustCommit,
+        Rule::TrustShape,
+        Rule::DoubtWhatFollows,
+        Rule::SupersedeTornTail,
+        Rule::CheckChain,
+        Rule::SupersedeByHeads,
+        Rule::InheritFresh,
+        Rule::DropInOrder,
+        Rule::LeaveRemains,
+        Rule::KeepReserve,
+        Rule::ApplyTheSame,
+        Rule::ProveReads,
+        Rule::ProveAfterReading,
+        Rule::AskLeader,
+        Rule::AskAnew,
+        Rule::AnswerOnlyAsLeader,
+        Rule::TakeOnce,
+        Rule::WaitForOpening,
+        Rule::WatchRoom,
+        Rule::LinkOnce,
+        Rule::CloseOnExec,
+        Rule::ConfirmHealth,
+    ];
 }
 
 #[cfg(test)]

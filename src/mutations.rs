@@ -1,0 +1,130 @@
+//! The table of rules: for each the switches that leave it out, and for each switch what fails then. The tests named
+//! here switch the rule off themselves and demand that they fail; a switch that is missing here does not compile.
+
+use crate::protocol::rules::Rule as Core;
+use crate::protocol::testing::scripts;
+use crate::rules::Rule as Hands;
+
+/// What notices that a rule is left out.
+#[derive(Clone, Copy)]
+enum Noticed {
+    /// A test that runs with the rule switched off and demands a failure.
+    By(&'static str),
+    /// A script of the core that tells another story.
+    InScript(&'static str),
+}
+
+use Noticed::{By, InScript};
+
+const STORMS: Noticed = By("every_rule_that_is_switched_off_is_missed");
+const NODES: Noticed = By("whole_nodes_miss_each_rule_that_is_left_out");
+const HISTORIES: Noticed = By("the_histories_notice_each_rule_that_is_left_out");
+const STEPS: Noticed = By("breaking_off_at_every_step_notices_each_rule_that_is_left_out");
+
+fn core(rule: Core) -> (&'static str, Noticed) {
+    match rule {
+        Core::AcknowledgeBeforeDurable | Core::CountOwnBeforeDurable => ("R20", STORMS),
+        Core::CommitWithoutEveryone => ("R13", STORMS),
+        Core::ShrinkBeforeConfirmed | Core::GrowAfterSwap => ("R3", STORMS),
+        Core::JoinBehind => ("R30", STORMS),
+        Core::GuessLostSwap => ("R2", STORMS),
+        Core::ElectOutsideSet => ("R4", STORMS),
+        Core::SkipPromise => ("R5", STORMS),
+        Core::ObeyStaleEpoch => ("R6", STORMS),
+        Core::ServeBeforeOpening => ("R7", STORMS),
+        Core::NoTruncate => ("R14", STORMS),
+        Core::ApplyUncommitted => ("R15", STORMS),
+        Core::TrustWipedNode => ("R24", STORMS),
+        Core::AssumeSwap => ("R10", STORMS),
+        Core::TrustOldRegister => ("R11", InScript("register_older_than_what_others_have_seen_is_refused")),
+        Core::TakeOverAtOnce => ("R8", InScript("node_waits_for_lower_live_ones_but_not_for_ever")),
+        Core::HandBackAtOnce => ("R9", InScript("handback_when_lower_node_has_stayed")),
+        Core::HandOverUndrained => ("R9", InScript("leadership_moves_on_request_without_loss")),
+        Core::AnyDeathCounts => ("R28", InScript("late_proof_of_an_older_death_harms_nobody")),
+        Core::LeadWithFullDisk => ("R25", InScript("full_leader_hands_over_and_all_full_changes_nothing")),
+        Core::LeadWithHungDisk => ("R31", InScript("leader_whose_disk_hangs_falls_silent")),
+        Core::WaitForHungDisk => ("R31", InScript("follower_whose_disk_hangs_is_dropped")),
+    }
+}
+
+fn hands(rule: Hands) -> (&'static str, Noticed) {
+    match rule {
+        Hands::SyncBeforeReport => ("R20", HISTORIES),
+        Hands::EndOnFailedSync | Hands::RewriteTail => ("R21", HISTORIES),
+        Hands::SyncBeforeRename | Hands::SyncDirectories | Hands::SyncTail => ("R22", HISTORIES),
+        Hands::RewritePromise => ("R22", HISTORIES),
+        Hands::SyncNamesFound => ("R22", STEPS),
+        Hands::SyncPromise | Hands::TwoSlots => ("R5", HISTORIES),
+        Hands::TwoCopies => ("R5", By("no_flipped_bit_loses_a_promise")),
+        Hands::TrustMark => ("R23", By("zeros_in_what_was_synced_are_noticed_by_the_mark_or_by_the_commit")),
+        Hands::TrustCommit => {
+            ("R23", By("zeros_in_what_was_synced_are_noticed_by_the_mark_or_by_the_commit"))
+        }
+        Hands::TrustShape => ("R23", By("a_flipped_bit_in_what_was_synced_is_noticed_wherever_it_is")),
+        Hands::DoubtWhatFollows | Hands::SupersedeTornTail | Hands::DropInOrder => ("R23", HISTORIES),
+        Hands::CheckChain => ("R12", By("a_whole_record_with_another_history_before_it_is_noticed")),
+        Hands::SupersedeByHeads => ("R14", HISTORIES),
+        Hands::InheritFresh => ("R14", STEPS),
+        Hands::LeaveRemains => ("R25", HISTORIES),
+        Hands::KeepReserve => {
+            ("R25", By("on_a_full_disk_the_log_can_still_be_cut_started_anew_and_recovered"))
+        }
+        Hands::WatchRoom => ("R25", By("full_disks_raise_an_alarm_and_room_ends_it")),
+        Hands::ApplyTheSame => ("R16", NODES),
+        Hands::ProveReads | Hands::ProveAfterReading | Hands::AskLeader | Hands::AskAnew => ("R17", NODES),
+        Hands::AnswerOnlyAsLeader => ("R18", NODES),
+        Hands::TakeOnce | Hands::WaitForOpening => ("R19", NODES),
+        Hands::ConfirmHealth => ("R31", NODES),
+        Hands::LinkOnce => {
+            ("R1, R26", By("of_two_swappers_one_wins_and_without_a_link_made_once_both_would"))
+        }
+        Hands::CloseOnExec => ("R27", By("no_child_keeps_a_lock_and_without_close_on_exec_one_would")),
+    }
+}
+
+/// R29 is a time: `replcluster bench --failover --data 4GiB` measures it.
+const MEASURED: &[u32] = &[29];
+
+fn sources(directory: &std::path::Path, into: &mut String) {
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, into);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            *into += &std::fs::read_to_string(&path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_rule_has_a_switch_and_something_fails_without_it() {
+    let mut source = String::new();
+    sources(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut source);
+    let core = Core::ALL.iter().map(|rule| (core(*rule), format!("{rule:?}"), Some(*rule)));
+    let hands = Hands::ALL.iter().map(|rule| (hands(*rule), format!("{rule:?}"), None));
+    let mut rows: Vec<_> = core.chain(hands).collect();
+    let number = |rule: &str| rule[1..].split(',').next().unwrap().parse::<u32>().unwrap();
+    rows.sort_by_key(|((rule, _), ..)| number(rule));
+    println!("{:<8} {:<24} fails without it", "rule", "switch");
+    for ((rule, noticed), switch, core) in &rows {
+        match noticed {
+            By(test) => {
+                println!("{rule:<8} {switch:<24} {test}");
+                assert!(source.contains(&format!("fn {test}()")), "there is no test {test}");
+                let used = source.matches(&format!("Rule::{switch}")).count();
+                assert!(used >= 2, "{switch} is switched off nowhere");
+            }
+            InScript(script) => {
+                println!("{rule:<8} {switch:<24} scripts/{script}");
+                let core = core.expect("scripts are of the core");
+                assert!(scripts::differs_without(script, core), "{script} is the same without {switch}");
+            }
+        }
+    }
+    for rule in 1..=31 {
+        let covered = rows
+            .iter()
+            .any(|((rules, _), ..)| rules.split(", ").any(|covered| covered == format!("R{rule}")));
+        assert!(covered || MEASURED.contains(&rule), "nothing fails without R{rule}");
+    }
+}
