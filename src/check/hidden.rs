@@ -191,12 +191,12 @@ impl Searcher<'_> {
         let keys: Vec<Key> = self.evidence.keys().copied().collect();
         let start = Line { position: 0, state: None, misfit: None };
         let lines = keys.into_iter().map(|key| (key, self.look_ahead(key, start.clone()))).collect();
-        let first = Attempt { lines, taken: vec![0; self.kinds.len()] };
+        let mut first = Attempt { lines, taken: vec![0; self.kinds.len()] };
         if !self.is_open(&first, 0) {
             return Some(false);
         }
         // A stack of its own: there may be more hidden revisions than a thread's stack has room for.
-        let choices = self.choices(&first, 0);
+        let choices = self.choices(&mut first, 0);
         let mut stack = vec![(first, choices)];
         while let Some((attempt, choices)) = stack.last_mut() {
             let Some((number, line)) = choices.pop() else {
@@ -216,7 +216,7 @@ impl Searcher<'_> {
             if self.steps > STEPS {
                 return None;
             }
-            let choices = self.choices(&next, place);
+            let choices = self.choices(&mut next, place);
             stack.push((next, choices));
         }
         Some(false)
@@ -224,24 +224,27 @@ impl Searcher<'_> {
 
     /// The kinds of request that can have made the hidden revision at `place`, and what becomes of their key then; the
     /// most promising last.
-    fn choices(&mut self, attempt: &Attempt, place: usize) -> Vec<(usize, Line)> {
+    fn choices(&mut self, attempt: &mut Attempt, place: usize) -> Vec<(usize, Line)> {
+        let revision = self.revisions[place];
+        let next = self.revisions.get(place + 1).copied().unwrap_or(i64::MAX);
+        let created = self.created.get(&revision).copied();
+        // A key that does not fit before the next hidden revision must be mended by this one: no other is looked at.
+        let urgent = attempt.lines.iter().find(|(_, line)| line.misfit_at() < next).map(|(key, _)| *key);
         let mut choices = Vec::new();
         for (number, taken) in attempt.taken.iter().enumerate() {
             self.steps += 1;
             let Kind { key, wants, ref operations } = self.kinds[number];
-            let created = self.created.get(&self.revisions[place]);
-            if created.is_some_and(|created| *created != key || wants == Wants::Remove) {
+            let is_excluded = urgent.is_some_and(|urgent| urgent != key)
+                || created.is_some_and(|created| created != key || wants == Wants::Remove);
+            let operation = operations.get(*taken).copied();
+            let in_time = |index: &usize| self.history.operations[*index].called <= self.latest_calls[place];
+            let Some(operation) = operation.filter(in_time).filter(|_| !is_excluded) else { continue };
+            let Some(line) = attempt.lines.get_mut(&key) else { continue };
+            let needed_at = line.misfit_at();
+            if !self.advance(key, line, revision) {
                 continue;
             }
-            let Some(operation) = operations
-                .get(*taken)
-                .copied()
-                .filter(|index| self.history.operations[*index].called <= self.latest_calls[place])
-            else {
-                continue;
-            };
-            let needed_at = attempt.lines[&key].misfit_at();
-            if let Some(line) = self.place(place, key, wants, operation, &attempt.lines[&key]) {
+            if let Some(line) = self.place(revision, key, wants, operation, line) {
                 choices.push(((needed_at, Reverse(line.misfit_at()), wants), number, line));
             }
         }
@@ -249,28 +252,37 @@ impl Searcher<'_> {
         choices.into_iter().map(|(_, number, line)| (number, line)).collect()
     }
 
-    /// Carries out a hidden change of a key; none where the request would have changed nothing then.
-    fn place(&mut self, place: usize, key: Key, wants: Wants, operation: usize, line: &Line) -> Option<Line> {
-        let revision = self.revisions[place];
-        let mut line = line.clone();
-        while let Some(evidence) =
-            self.evidence[&key].get(line.position).filter(|evidence| evidence.revision < revision)
-        {
+    /// Replays a key up to a revision that nobody is known to have made, whatever that turns out to be. False where it
+    /// does not fit.
+    fn advance(&mut self, key: Key, line: &mut Line, revision: i64) -> bool {
+        let evidence = &self.evidence[&key];
+        while let Some(next) = evidence.get(line.position).filter(|next| next.revision < revision) {
             self.steps += 1;
-            evidence.follow(key, &mut line.state).ok()?;
+            if next.follow(key, &mut line.state).is_err() {
+                return false;
+            }
             line.position += 1;
         }
+        true
+    }
+
+    /// Carries out a hidden change of a key; none where the request would have changed nothing then.
+    fn place(
+        &mut self,
+        revision: i64,
+        key: Key,
+        wants: Wants,
+        operation: usize,
+        line: &Line,
+    ) -> Option<Line> {
         let is_possible = match wants {
             Wants::Set => true,
             Wants::SetIf(expected) => line.state.map_or(0, |state| state.mod_revision) == expected,
             Wants::Remove => line.state.is_some(),
         };
-        if !is_possible {
-            return None;
-        }
         let value = self.history.operations[operation].request.writes();
-        line.state = value.map(|(_, value)| set(key, revision, value, line.state));
-        Some(self.look_ahead(key, line))
+        let state = value.map(|(_, value)| set(key, revision, value, line.state));
+        is_possible.then(|| self.look_ahead(key, Line { state, ..line.clone() }))
     }
 
     /// Finds the first evidence that does not fit if nothing hidden happens to the key any more.

@@ -354,7 +354,15 @@ fn far_away_revisions_cost_nothing() {
 }
 
 fn shape(operations: usize, clients: u32, keys: u32) -> store::Shape {
-    store::Shape { operations, clients, keys, nodes: 2, unknown_percent: 15, final_read: false }
+    store::Shape {
+        operations,
+        clients,
+        keys,
+        nodes: 2,
+        unknown_percent: 15,
+        final_read: false,
+        old_reads: false,
+    }
 }
 
 #[test]
@@ -374,6 +382,18 @@ fn many_unknown_outcomes_are_decided() {
         let history = store::history(seed, shape);
         let report = check(&history);
         assert!(report.hidden > 30, "seed {seed}: {} hidden", report.hidden);
+        assert!(report.is_linearizable(), "seed {seed}: {:#?}", report.violations.first());
+    }
+}
+
+/// Where every old state is read there is nothing to guess, however much is unknown.
+#[test]
+fn old_states_decide_whatever_is_unknown() {
+    for seed in 0..3 {
+        let pinned = store::Shape { final_read: true, old_reads: true, ..shape(1_500, 32, 32) };
+        let history = store::history(seed, store::Shape { unknown_percent: 50, ..pinned });
+        let report = check(&history);
+        assert!(report.hidden > 10, "seed {seed}: {} hidden", report.hidden);
         assert!(report.is_linearizable(), "seed {seed}: {:#?}", report.violations.first());
     }
 }

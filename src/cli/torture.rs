@@ -6,6 +6,7 @@ mod cluster;
 mod faults;
 mod judge;
 mod load;
+mod machine;
 mod record;
 mod request;
 
@@ -22,6 +23,7 @@ use self::cluster::{Cluster, Scratch};
 use self::faults::{Done, Kind, Plan, Torturer};
 use self::judge::{Demands, Judgement};
 use self::load::{Board, Clients, Load};
+use self::machine::Watch;
 use self::record::Record;
 use super::exit::{Exit, Failure, Outcome};
 use crate::check::{self, Freshness, History, Key, Request};
@@ -68,6 +70,9 @@ pub struct Torture {
     /// Where the temporary directory is made
     #[arg(long, default_value = ".", value_name = "DIR")]
     dir: PathBuf,
+    /// Leave logs, data and history behind, whatever the verdict
+    #[arg(long)]
+    keep: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -135,7 +140,7 @@ pub(super) async fn run(verb: &Torture, interrupt: CancellationToken) -> Outcome
         }
     };
     let mut kept = None;
-    if judgement.verdict == Verdict::Violated {
+    if verb.keep || judgement.verdict == Verdict::Violated {
         scratch.keep();
         let path = scratch.path().join("history.json");
         let record = Record::new(seed, &addresses, &history);
@@ -165,6 +170,7 @@ async fn torture(
         let log = cluster.last_lines(&addresses[0]);
         return Err(TortureFailure::NotServing(log, scratch.path().to_owned()));
     };
+    let watch = Watch::start(scratch.path())?;
     let load = Load { clients: verb.clients, keys: verb.keys, rate: verb.rate, seed };
     let clients = Clients::start(&board, load);
     let mut done = Done::default();
@@ -186,7 +192,8 @@ async fn torture(
     };
     let errors = board.errors();
     drop(cluster);
-    let demands = Demands { cycles: verb.cycles, no_errors: verb.survivors_only, timed_out };
+    let stalls = watch.end();
+    let demands = Demands { cycles: verb.cycles, no_errors: verb.survivors_only, timed_out, stalls };
     let judging = tokio::task::spawn_blocking(move || {
         let judgement = judge::judge(&mut history, back, &done, errors, demands);
         (judgement, history)

@@ -19,6 +19,8 @@ pub(in crate::check) struct Shape {
     pub unknown_percent: u32,
     /// Read everything at the end.
     pub final_read: bool,
+    /// And then every old state.
+    pub old_reads: bool,
 }
 
 type Keys = BTreeMap<Key, Found>;
@@ -107,14 +109,22 @@ impl Cluster {
             }
         }
         if self.shape.final_read {
-            self.now += 1;
-            let mut read = self.ask(next_client);
-            let last = Key(self.shape.keys);
-            read.request = Request::Read { first: Key(0), last, freshness: Freshness::Linearizable };
-            let answer = self.carry_out(&read.request, read.node);
-            let (session, _) = self.nodes[read.node as usize];
-            self.note(&read, session, Outcome::Done { returned: self.now, answer });
+            self.read_everything(next_client, Freshness::Linearizable);
         }
+        if self.shape.old_reads {
+            for revision in self.history.first_revision..=self.newest() {
+                self.read_everything(next_client, Freshness::At(revision));
+            }
+        }
+    }
+
+    fn read_everything(&mut self, client: u32, freshness: Freshness) {
+        self.now += 1;
+        let mut read = self.ask(client);
+        read.request = Request::Read { first: Key(0), last: Key(self.shape.keys), freshness };
+        let answer = self.carry_out(&read.request, read.node);
+        let (session, _) = self.nodes[read.node as usize];
+        self.note(&read, session, Outcome::Done { returned: self.now, answer });
     }
 
     fn newest(&self) -> i64 {

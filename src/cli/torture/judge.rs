@@ -7,8 +7,9 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::faults::{Done, Kind};
+use super::faults::{Broken, Done, Kind};
 use super::load::Board;
+use super::machine::{InMillis, Stalls};
 use super::request::hash;
 use crate::check::{self, Answer, Freshness, History, Key, Operation, Outcome, Request, Violation};
 use crate::client::probe::Verdict;
@@ -18,6 +19,9 @@ use crate::clock;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Revisions that nobody was told of and that are read one by one; beyond it the check searches for who made them.
 const MOST_READ: usize = 50_000;
+
+/// Where the machine stood still for this long, nobody can say whether the cluster was slow.
+const STALL: Duration = Duration::from_secs(5);
 
 /// What was read when all was over.
 #[derive(Debug)]
@@ -121,6 +125,7 @@ pub(super) struct Judgement {
     killed: usize,
     /// Errors of nodes that nothing was done to.
     errors: BTreeMap<String, u64>,
+    stalls: Stalls,
     pub(super) verdict: Verdict,
     /// Why it is not proved.
     pub(super) reasons: Vec<String>,
@@ -135,6 +140,8 @@ pub(super) struct Demands {
     pub(super) no_errors: bool,
     /// The time was up before all were done.
     pub(super) timed_out: bool,
+    /// How the machine did meanwhile.
+    pub(super) stalls: Stalls,
 }
 
 /// Judges a run. Takes a while for a long history.
@@ -153,14 +160,21 @@ pub(super) fn judge(
     let acknowledged = acknowledged_changes(history);
 
     let mut violations: Vec<String> = report.violations.iter().map(ToString::to_string).collect();
-    violations.extend(done.broken.clone());
+    let mut doubts: Vec<String> = failed.into_iter().collect();
+    match &done.broken {
+        Some(Broken::Ended(what)) => violations.push(what.clone()),
+        Some(Broken::TooSlow(what)) if demands.stalls.longest() < STALL => violations.push(what.clone()),
+        Some(Broken::TooSlow(what)) => {
+            doubts.push(format!("{what}, but the machine itself stood still meanwhile"));
+        }
+        None => {}
+    }
     if hashes_equal == Some(false) {
         violations.push("the nodes hold different data at the same revision".to_owned());
     }
     if demands.no_errors && !errors.is_empty() {
         violations.push("clients that only talked to surviving nodes got errors".to_owned());
     }
-    let mut doubts: Vec<String> = failed.into_iter().collect();
     if report.undecided {
         doubts.push("it was not found out who made the revisions that nobody was told of".to_owned());
     }
@@ -183,6 +197,7 @@ pub(super) fn judge(
         longest_gap_ms: longest_gap(&acknowledged),
         killed: done.killed,
         errors,
+        stalls: demands.stalls,
         verdict,
         reasons,
         report,
@@ -294,6 +309,13 @@ impl Judgement {
         let errors: u64 = self.errors.values().sum();
         lines.push(format!("{:<13}{errors} from nodes that nothing was done to", "errors"));
         lines.extend(self.errors.iter().map(|(text, times)| format!("{:<13}{times} times {text}", "")));
+        let Stalls { processor, disk } = self.stalls;
+        lines.push(format!(
+            "{:<13}stood still for {} ms at most, took {} ms at most to sync a few bytes",
+            "machine",
+            processor.as_millis(),
+            disk.as_millis()
+        ));
         let equal = match self.hashes_equal {
             Some(true) => "yes",
             Some(false) => "no",
@@ -327,6 +349,7 @@ impl Judgement {
             "hash_equal": self.hashes_equal,
             "longest_gap_ms": self.longest_gap_ms,
             "errors": self.errors,
+            "machine": InMillis::from(self.stalls),
             "verdict": self.verdict,
             "reasons": self.reasons,
         })
@@ -359,7 +382,8 @@ mod tests {
         ReadBack { operations: Vec::new(), hashes: Some(vec![1, 1]), failed: None }
     }
 
-    const DEMANDS: Demands = Demands { cycles: 1, no_errors: false, timed_out: false };
+    const STALLS: Stalls = Stalls { processor: Duration::ZERO, disk: Duration::ZERO };
+    const DEMANDS: Demands = Demands { cycles: 1, no_errors: false, timed_out: false, stalls: STALLS };
 
     #[test]
     fn each_reason_alone_keeps_a_run_from_being_proved() {
@@ -372,13 +396,18 @@ mod tests {
         let differ = ReadBack { hashes: Some(vec![1, 2]), ..whole() };
         let differ = judged(fine(), differ, &nothing, DEMANDS);
         assert_eq!((differ.verdict, differ.hashes_equal), (Verdict::Violated, Some(false)));
-        let broken = Done { broken: Some("a node ended by itself".to_owned()), ..Done::default() };
-        assert_eq!(judged(fine(), whole(), &broken, DEMANDS).verdict, Verdict::Violated);
+        let ended = Done { broken: Some(Broken::Ended("it ended".to_owned())), ..Done::default() };
+        assert_eq!(judged(fine(), whole(), &ended, DEMANDS).verdict, Verdict::Violated);
+        let slow = Done { broken: Some(Broken::TooSlow("it is slow".to_owned())), ..Done::default() };
+        assert_eq!(judged(fine(), whole(), &slow, DEMANDS).verdict, Verdict::Violated);
         let strict = Demands { no_errors: true, ..DEMANDS };
         assert_eq!(judged(fine(), whole(), &nothing, strict).verdict, Verdict::Violated);
 
         let unread = judged(fine(), ReadBack::missing("why"), &nothing, DEMANDS);
         assert_eq!((unread.verdict, unread.reasons), (Verdict::Inconclusive, vec!["why".to_owned()]));
+        let stalls = Stalls { disk: Duration::from_secs(9), ..STALLS };
+        let slow = judged(fine(), whole(), &slow, Demands { stalls, ..DEMANDS });
+        assert_eq!(slow.verdict, Verdict::Inconclusive, "the machine was slow itself");
         let late = Demands { timed_out: true, ..DEMANDS };
         assert_eq!(judged(fine(), whole(), &nothing, late).verdict, Verdict::Inconclusive);
         assert_eq!(judged(Vec::new(), whole(), &nothing, DEMANDS).verdict, Verdict::Inconclusive);

@@ -58,6 +58,10 @@ pub(super) struct Board {
     next_unclear: AtomicU64,
     /// The latest call of a change that was acknowledged.
     acknowledged_call: AtomicU64,
+    /// When a change was last acknowledged.
+    acknowledged_at: AtomicU64,
+    /// The longest time between two acknowledged changes since it was last asked for, in nanoseconds.
+    longest_gap: AtomicU64,
     /// The mod revision of each key that was seen last, for comparisons that hold.
     seen: Vec<AtomicI64>,
     /// Errors of nodes that nothing was done to, by their text.
@@ -84,6 +88,8 @@ impl Board {
             next_token: AtomicU64::new(1),
             next_unclear: AtomicU64::new(1 << 32),
             acknowledged_call: AtomicU64::new(0),
+            acknowledged_at: AtomicU64::new(0),
+            longest_gap: AtomicU64::new(0),
             seen: (0..keys).map(|_| AtomicI64::new(0)).collect(),
             errors: Mutex::new(BTreeMap::new()),
         }))
@@ -127,6 +133,11 @@ impl Board {
     /// Some change that was asked for after this time has been acknowledged.
     pub(super) fn has_acknowledged_since(&self, time: u64) -> bool {
         self.acknowledged_call.load(Ordering::SeqCst) > time
+    }
+
+    /// The longest time between two acknowledged changes since the last such question, for whoever watches.
+    pub(super) fn take_longest_gap(&self) -> Duration {
+        Duration::from_nanos(self.longest_gap.swap(0, Ordering::Relaxed))
     }
 
     /// Errors of nodes that nothing was done to while they worked on the request, by their text.
@@ -191,6 +202,9 @@ impl Board {
         };
         if has_changed {
             self.acknowledged_call.fetch_max(called, Ordering::SeqCst);
+            let now = self.now();
+            let last = self.acknowledged_at.swap(now, Ordering::Relaxed);
+            self.longest_gap.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
         }
         let see = |key: Key, revision: i64| {
             if let Some(seen) = self.seen.get(key.0 as usize) {

@@ -122,6 +122,9 @@ impl<H: Hands> Engine<H> {
     }
 
     pub(super) fn queue(&mut self, to: &NodeId, item: Item) {
+        if *to == self.shared.address {
+            return; // the view may name us before we lead in it; nobody would answer
+        }
         if !self.hands.send(to, item) {
             self.link_lost = true;
         }
@@ -130,7 +133,8 @@ impl<H: Hands> Engine<H> {
     /// What we had sent to the leader may be lost with the old connection.
     pub(super) fn resend_to(&mut self, node: &NodeId) {
         let Some(view) = self.node.view() else { return };
-        if view.leader == *node {
+        // What this node gave to itself cannot be lost, and giving it again would do it twice (R19).
+        if view.leader == *node && *node != self.shared.address {
             self.requests.submit_again();
             self.reads.ask_again();
         }

@@ -115,6 +115,8 @@ pub struct Engine<H: Hands> {
     stopping: Option<Instant>,
     /// When this node last had a proof that it can do its part (R31).
     healthy_at: Option<Instant>,
+    /// The commit index at the last sweep.
+    swept_commit: Index,
     /// The commit index when more was first seen to wait for it, and when that was.
     stalled: Option<(Index, Instant)>,
     ended: Option<Ended>,
@@ -133,6 +135,7 @@ impl<H: Hands> Engine<H> {
     pub fn new(parts: Parts, options: Options, hands: H) -> Engine<H> {
         let Parts { node, shared, recent, tail, applied } = parts;
         let now = Instant::from_std(shared.started);
+        let recovered = node.log().commit();
         Engine {
             hands,
             node,
@@ -159,6 +162,7 @@ impl<H: Hands> Engine<H> {
             alarm: None,
             stopping: None,
             healthy_at: None,
+            swept_commit: recovered,
             stalled: None,
             ended: None,
             swap_open: false,
@@ -355,6 +359,7 @@ impl<H: Hands> Engine<H> {
 
     fn confirm_health(&mut self) {
         let log = self.node.log();
+        let leads = matches!(self.node.role(), Role::Leader(_));
         let (commit, waits) = (log.commit(), log.commit() < log.last().index);
         self.stalled = match self.stalled {
             Some((at, since)) if waits && at == commit => Some((at, since)),
@@ -365,9 +370,11 @@ impl<H: Hands> Engine<H> {
             .is_none_or(|(_, since)| self.now.duration_since(since) <= 2 * self.options.failure_timeout);
         let newest = match self.shared.register.has_newer(self.node.epoch()) {
             Ok(newer) => !newer,
-            // A set that is whole goes on without the register (R10), and that is its own proof.
-            Err(_) => self.node.is_followed(),
+            // A set that is whole goes on without the register (R10), and that is its own proof. A follower sees it by
+            // what is committed.
+            Err(_) => self.node.is_followed() || (!leads && commit > self.swept_commit),
         };
+        self.swept_commit = commit;
         if newest && moves && !self.node.is_unfit() {
             self.is_healthy_now();
         }

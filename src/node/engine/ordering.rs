@@ -214,7 +214,6 @@ impl<H: Hands> Engine<H> {
         drop(store);
         self.shared.applied.store(self.applied.index.0, Ordering::Release);
         self.recent.applied(self.applied.index);
-        self.is_healthy_now();
         for (sequence, outcome) in answers {
             let answer = self.requests.applied(sequence);
             self.held_back.extend(answer.map(|answer| (answer, outcome)));

@@ -96,6 +96,23 @@ impl Clients {
         self.pending.iter().all(Option::is_none)
     }
 
+    /// Who waits, and for what.
+    pub fn waiting(&self) -> String {
+        let mut text = String::new();
+        for (client, pending) in self.pending.iter().enumerate() {
+            let Some(pending) = pending else { continue };
+            let stage = match &pending.stage {
+                Stage::Writing(_) => "write",
+                Stage::Confirming(_) => "confirmation",
+                Stage::Trying => "try",
+                Stage::Proving(_) => "proof",
+                Stage::Compacting(_) => "compaction",
+            };
+            text += &format!("client {client} waits for a {stage} of machine {}; ", pending.machine);
+        }
+        text
+    }
+
     /// An idle client asks this machine for something.
     pub fn ask(
         &mut self,

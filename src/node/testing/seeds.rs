@@ -66,7 +66,24 @@ fn run(seed: u64, traced: bool) -> Outcome {
         unknown: count(true),
         fail_overs: storm.fail_overs,
     };
-    Outcome { broken, trace: storm.world.trace.take().unwrap_or_default(), sums }
+    let mut trace = storm.world.trace.take().unwrap_or_default();
+    if traced && broken.is_some() {
+        let told = operations.iter().enumerate().map(|(number, operation)| {
+            format!(
+                "operation {number}: client {} of {} (session {}) at {}: {:?}: {:?}",
+                operation.client,
+                operation.node,
+                operation.session,
+                operation.called,
+                operation.request,
+                operation.outcome
+            )
+        });
+        let events = std::mem::take(&mut trace);
+        trace.extend(told);
+        trace.extend(events);
+    }
+    Outcome { broken, trace, sums }
 }
 
 fn from_environment(name: &str) -> Option<u64> {

@@ -753,7 +753,7 @@ impl Storm {
             );
         }
         if !self.world.clients.all_idle() {
-            return wish("once faults end, every request is answered", String::new());
+            return wish("once faults end, every request is answered", self.world.clients.waiting());
         }
         Ok(())
     }
