@@ -86,7 +86,8 @@ fn named() -> Vec<Walk> {
         Walk {
             name: "silences",
             setup: Setup {
-                bounds: Bounds { writes: 1, silences: 2, ..Bounds::NONE },
+                bounds: Bounds { writes: 2, silences: 2, ..Bounds::NONE },
+                lockstep: true,
                 reaches: &[TWO_FAIL_OVERS, JOINS_AGAIN, CANDIDATES_RACE, LEADER_RACES, TAIL_LIVES],
                 ..COARSE
             },
@@ -102,7 +103,8 @@ fn named() -> Vec<Walk> {
         Walk {
             name: "crashes",
             setup: Setup {
-                bounds: Bounds { writes: 1, crashes: 2, ..Bounds::NONE },
+                bounds: Bounds { writes: 3, crashes: 2, ..Bounds::NONE },
+                lockstep: true,
                 reaches: &[TWO_FAIL_OVERS, JOINS_AGAIN, CANDIDATES_RACE, LEADER_RACES, TAIL_LIVES],
                 ..COARSE
             },
@@ -139,6 +141,14 @@ fn named() -> Vec<Walk> {
                 bounds: Bounds { writes: 3, crashes: 1, resets: 1, ..Bounds::NONE },
                 lockstep: true,
                 reaches: &[FAIL_OVER, JOINS_AGAIN, TAIL_LIVES, ALL_WRITTEN],
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "sleep",
+            setup: Setup {
+                bounds: Bounds { writes: 1, crashes: 1, sleeps: 1, ..Bounds::NONE },
+                reaches: &[FAIL_OVER, JOINS_AGAIN, CANDIDATES_RACE, TAIL_LIVES],
                 ..COARSE
             },
         },
