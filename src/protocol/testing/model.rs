@@ -90,9 +90,9 @@
 //! # A rule that is not needed for safety
 //!
 //! With any rule of the table in `runs` switched off some schedule loses what was acknowledged, or shows what was not,
-//! within a dozen steps. `SkipPromise` (R5) is the exception, and no schedule within these bounds misses it (1.8 million states of *register*). The reason:
-//! every view is elected out of the view before it, so whoever leads epoch e + 1 was one of those whose acknowledgement
-//! each commit of epoch e has waited for, and holds it. It must only not acknowledge anything of epoch e once it leads
+//! within fifteen steps. `SkipPromise` (R5) is the exception: no schedule of *register* misses it, in 1.8 million states.
+//! The reason: every view is elected out of the view before it, so whoever leads epoch e + 1 was one of those whose
+//! acknowledgement each commit of epoch e has waited for, and holds it. It must only not acknowledge anything of epoch e once it leads
 //! e + 1. While its swap is open it is a candidate, and candidates take no entries; and if it dies meanwhile, it has
 //! also lost the swap's answer, so its next process can not lead e + 1: it finds itself named by the register and opens
 //! e + 2 with the log it has by then. What the durable promise is for is to make that process look: without it, it obeys
