@@ -302,8 +302,8 @@ impl Setup {
                 let promises = process.writes.iter().all(|(_, write)| matches!(write, Write::Persist { .. }));
                 let leads = matches!(process.node.role(), Role::Leader(_));
                 let at_once = match self.disks {
-                    Disks::EachWrite | Disks::EachSync => false,
-                    Disks::EachSyncOfEntries => promises,
+                    Disks::EachWrite => false,
+                    Disks::EachSync => promises,
                     Disks::LeadersOnly => promises || !leads,
                 };
                 if self.reads == Reads::AtOnce && process.call == Some(Call::Read) {

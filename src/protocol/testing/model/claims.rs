@@ -89,7 +89,7 @@ impl World {
     /// After every action: the disks, and whom leaders wait for.
     pub(super) fn check_all(&self) -> Result<(), Violation> {
         let Some(view) = &self.register else { return Ok(()) };
-        for (node, _) in &view.in_sync {
+        for node in view.in_sync.keys() {
             let at = self.place_of(node);
             let held = &self.places[at].disk.log;
             check(held.starts_with(&self.truth), Claim::AcknowledgedIsOnEveryCountedDisk, || {

@@ -31,6 +31,12 @@ pub fn settle(process: &mut Process) {
     past(&mut node.started_at);
     node.leader_gone_since.iter_mut().for_each(past);
     future(&mut node.next_read_at);
+    // What others have spoken under matters where it is ahead of the view.
+    let epoch = node.epoch();
+    node.heard = node.heard.max(epoch);
+    if let RegisterTask::Reading { heard } = &mut node.register {
+        *heard = epoch.max(*heard);
+    }
     for peer in node.peers.values_mut() {
         past(&mut peer.last_heard);
         // Every tick comes a heartbeat later, and so finds everything due.

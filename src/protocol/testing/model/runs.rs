@@ -40,7 +40,7 @@ const FINE: Setup =
     Setup { disks: Disks::EachWrite, reads: Reads::ThereAndBack, batches: false, remembers: true, ..COARSE };
 
 /// Two nodes that begin with empty disks: the second joins.
-const BIRTH: Setup = Setup { nodes: 2, unborn: true, disks: Disks::EachSyncOfEntries, ..COARSE };
+const BIRTH: Setup = Setup { nodes: 2, unborn: true, disks: Disks::EachSync, ..COARSE };
 
 /// Walked by every `cargo test`.
 fn quick() -> Vec<Walk> {
@@ -61,6 +61,12 @@ fn quick() -> Vec<Walk> {
                 ..COARSE
             },
         },
+    ]
+}
+
+/// Walked when asked for by name.
+fn named() -> Vec<Walk> {
+    vec![
         Walk {
             name: "silence",
             setup: Setup {
@@ -69,12 +75,6 @@ fn quick() -> Vec<Walk> {
                 ..COARSE
             },
         },
-    ]
-}
-
-/// Walked when asked for by name.
-fn named() -> Vec<Walk> {
-    vec![
         Walk {
             name: "fine",
             setup: Setup {
@@ -87,6 +87,7 @@ fn named() -> Vec<Walk> {
             name: "silences",
             setup: Setup {
                 bounds: Bounds { writes: 2, silences: 2, ..Bounds::NONE },
+                lockstep: true,
                 reaches: &[TWO_FAIL_OVERS, JOINS_AGAIN, CANDIDATES_RACE, LEADER_RACES, TAIL_LIVES],
                 ..COARSE
             },
@@ -102,7 +103,8 @@ fn named() -> Vec<Walk> {
         Walk {
             name: "crashes",
             setup: Setup {
-                bounds: Bounds { writes: 2, crashes: 2, ..Bounds::NONE },
+                bounds: Bounds { writes: 3, crashes: 2, ..Bounds::NONE },
+                lockstep: true,
                 reaches: &[TWO_FAIL_OVERS, JOINS_AGAIN, CANDIDATES_RACE, LEADER_RACES, TAIL_LIVES],
                 ..COARSE
             },
@@ -112,7 +114,7 @@ fn named() -> Vec<Walk> {
             setup: Setup {
                 bounds: Bounds { writes: 1, crashes: 1, losses: 1, ..Bounds::NONE },
                 reads: Reads::ThereAndBack,
-                disks: Disks::EachSyncOfEntries,
+                disks: Disks::EachSync,
                 reaches: &[FAIL_OVER, JOINS_AGAIN, CANDIDATES_RACE, DONE_UNHEARD, TAIL_LIVES],
                 ..COARSE
             },
@@ -120,7 +122,7 @@ fn named() -> Vec<Walk> {
         Walk {
             name: "network",
             setup: Setup {
-                bounds: Bounds { writes: 2, crashes: 1, resets: 1, strays: 1, ..Bounds::NONE },
+                bounds: Bounds { writes: 1, crashes: 1, resets: 1, strays: 1, ..Bounds::NONE },
                 reaches: &[FAIL_OVER, JOINS_AGAIN, CANDIDATES_RACE, TAIL_LIVES],
                 ..COARSE
             },
@@ -128,8 +130,25 @@ fn named() -> Vec<Walk> {
         Walk {
             name: "hand-over",
             setup: Setup {
-                bounds: Bounds { writes: 2, crashes: 1, moves: 1, ..Bounds::NONE },
+                bounds: Bounds { writes: 1, crashes: 1, moves: 1, ..Bounds::NONE },
                 reaches: &[FAIL_OVER, TWO_FAIL_OVERS, JOINS_AGAIN],
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "drop",
+            setup: Setup {
+                bounds: Bounds { writes: 3, crashes: 1, resets: 1, ..Bounds::NONE },
+                lockstep: true,
+                reaches: &[FAIL_OVER, JOINS_AGAIN, TAIL_LIVES, ALL_WRITTEN],
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "sleep",
+            setup: Setup {
+                bounds: Bounds { writes: 1, crashes: 1, sleeps: 1, ..Bounds::NONE },
+                reaches: &[FAIL_OVER, JOINS_AGAIN, CANDIDATES_RACE, TAIL_LIVES],
                 ..COARSE
             },
         },
@@ -248,7 +267,23 @@ fn walk_well(walk: &Walk) {
     assert!(outcome.missed.is_empty(), "{name} never comes across: {:?}", outcome.missed);
 }
 
-/// `crashes`, or `crashes writes=3 stalls=1`: a walk by its name, with other bounds.
+const RULES: [Rule; 13] = [
+    Rule::AcknowledgeBeforeDurable,
+    Rule::CountOwnBeforeDurable,
+    Rule::CommitWithoutEveryone,
+    Rule::ShrinkBeforeConfirmed,
+    Rule::GrowAfterSwap,
+    Rule::JoinBehind,
+    Rule::GuessLostSwap,
+    Rule::ElectOutsideSet,
+    Rule::SkipPromise,
+    Rule::ObeyStaleEpoch,
+    Rule::ServeBeforeOpening,
+    Rule::NoTruncate,
+    Rule::ApplyUncommitted,
+];
+
+/// `crashes`, or `crashes writes=3 without=NoTruncate`: a walk by its name, with other bounds or less of a rule.
 fn asked_for(text: &str) -> Walk {
     let mut words = text.split_whitespace();
     let name = words.next().expect("the name of a walk");
@@ -256,6 +291,13 @@ fn asked_for(text: &str) -> Walk {
     let mut walk = known.unwrap_or_else(|| panic!("there is no walk called {name}"));
     for word in words {
         let (key, value) = word.split_once('=').expect("key=value");
+        if key == "without" {
+            let rule = RULES.iter().find(|rule| format!("{rule:?}") == value);
+            walk.setup.broken = Some(*rule.unwrap_or_else(|| panic!("there is no rule called {value}")));
+            walk.setup.only_consequences = true;
+            walk.setup.reaches = &[];
+            continue;
+        }
         let value = value.parse().expect("a number");
         let mut bounds = walk.setup.bounds;
         let setup = &mut walk.setup;
@@ -292,7 +334,7 @@ fn every_schedule_keeps_every_claim() {
 fn switched_off() -> Vec<(Rule, Setup)> {
     let write = Bounds { writes: 1, ..Bounds::NONE };
     let crash = Bounds { crashes: 1, ..write };
-    let three = Setup { bounds: crash, disks: Disks::EachSyncOfEntries, ..COARSE };
+    let three = Setup { bounds: crash, disks: Disks::EachSync, ..COARSE };
     let birth = |bounds| Setup { bounds, ..BIRTH };
     vec![
         (Rule::AcknowledgeBeforeDurable, three),
