@@ -124,6 +124,8 @@ pub struct Engine<H: Hands> {
     swap_open: bool,
     compacting: bool,
     link_lost: bool,
+    /// When what waits was last given again.
+    given_again_at: Instant,
     swept_at: Instant,
     /// When replication was last sent; of interest to the test switch only.
     sent_at: Instant,
@@ -168,6 +170,7 @@ impl<H: Hands> Engine<H> {
             swap_open: false,
             compacting: true,
             link_lost: false,
+            given_again_at: now,
             swept_at: now,
             sent_at: now,
         }
@@ -311,7 +314,13 @@ impl<H: Hands> Engine<H> {
             self.confirm_health();
             // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
             // would do them twice (R19).
-            if std::mem::take(&mut self.link_lost) && !matches!(self.node.role(), Role::Leader(_)) {
+            // A follower repeats itself: a leader drops what comes under another epoch than its own, and the follower may
+            // have read a new view before the leader knew that its swap had won. Taken is each request once.
+            let long_ago = self.now.duration_since(self.given_again_at) >= self.options.failure_timeout;
+            if (std::mem::take(&mut self.link_lost) || long_ago)
+                && !matches!(self.node.role(), Role::Leader(_))
+            {
+                self.given_again_at = self.now;
                 self.requests.submit_again();
             }
         }
