@@ -71,7 +71,8 @@ fn hands(rule: Hands) -> (&'static str, Noticed) {
         }
         Hands::WatchRoom => ("R25", By("full_disks_raise_an_alarm_and_room_ends_it")),
         Hands::ApplyTheSame => ("R16", NODES),
-        Hands::ProveReads | Hands::ProveAfterReading | Hands::AskLeader | Hands::AskAnew => ("R17", NODES),
+        Hands::ProveReads | Hands::AskLeader | Hands::AskAnew => ("R17", NODES),
+        Hands::ProveAfterReading => ("R17", By("a_leader_replaced_while_it_reads_does_not_answer")),
         Hands::AnswerOnlyAsLeader => ("R18", NODES),
         Hands::TakeOnce | Hands::WaitForOpening => ("R19", NODES),
         Hands::ConfirmHealth => ("R31", NODES),

@@ -156,9 +156,8 @@ pub struct HeaderFacts {
 /// A value read on a leader that is still to be proved.
 pub(super) struct Reading<R> {
     epoch: Epoch,
-    value: R,
-    /// Only a test that takes the proof too early.
-    proved_before: bool,
+    /// Missing only in a test that takes the proof too early.
+    value: Option<R>,
 }
 
 /// What driver and handles share.
@@ -249,17 +248,21 @@ impl Shared {
 
     /// Reads the state where it holds everything committed by this leader. To be proved by [`Shared::end_read`].
     pub(super) fn begin_read<R>(&self, epoch: Epoch, read: &impl Fn(&StateStore) -> R) -> Option<Reading<R>> {
-        let proved_before = breaks(Rule::ProveAfterReading) && self.prove(epoch);
+        if breaks(Rule::ProveAfterReading) {
+            return self.prove(epoch).then_some(Reading { epoch, value: None });
+        }
         let commit = self.commit.load(Ordering::Acquire);
         let applied = self.applied.load(Ordering::Acquire) >= commit;
-        applied.then(|| Reading { epoch, value: self.look(read), proved_before })
+        applied.then(|| Reading { epoch, value: Some(self.look(read)) })
     }
 
     /// The value, where it is proved that it was the newest when it was read (R17). However long the process was
     /// stopped in between, the proof is newer than the value.
-    pub(super) fn end_read<R>(&self, reading: Reading<R>) -> Option<R> {
-        let proved = reading.proved_before || breaks(Rule::ProveReads) || self.prove(reading.epoch);
-        proved.then_some(reading.value)
+    pub(super) fn end_read<R>(&self, reading: Reading<R>, read: &impl Fn(&StateStore) -> R) -> Option<R> {
+        match reading.value {
+            Some(value) => (breaks(Rule::ProveReads) || self.prove(reading.epoch)).then_some(value),
+            None => Some(self.look(read)),
+        }
     }
 
     /// True where no newer view than this one existed at some moment of this call, and this node serves in it: what
@@ -336,7 +339,7 @@ impl Handle {
             }
             let mut changed = self.shared.changed.subscribe();
             if let Some(reading) = self.shared.begin_read(Epoch(epoch), &read)
-                && let Some(value) = self.shared.end_read(reading)
+                && let Some(value) = self.shared.end_read(reading, &read)
             {
                 return Ok(value);
             }

@@ -37,6 +37,8 @@ pub struct Leader {
     pub(super) transfer: Option<Transfer>,
     /// Since when a follower's disk holds entries that ours does not, without our disk's having taken any.
     pub(super) stuck_since: Option<Millis>,
+    /// What an in-sync follower knows to be committed, and we never had.
+    pub(super) doubted: Option<Index>,
 }
 
 impl Leader {
@@ -81,6 +83,7 @@ impl Node {
             expelled: BTreeSet::new(),
             transfer: None,
             stuck_since: None,
+            doubted: None,
         });
         self.flush();
         self.change_set();
@@ -307,7 +310,9 @@ impl Node {
         if counted_on == Some(incarnation) && commit >= start && commit > told {
             // It knows of committed entries that we never had: ours is the disk that was put back (R24). We have served
             // nothing yet, since our opening entry needed its acknowledgement (R7).
-            return self.halt(Halt::LogTooShort { last: Index(start.0 - 1), floor: commit });
+            // Or we have been replaced and do not know it yet: the register tells the two apart.
+            leader.doubted = Some(commit);
+            return self.read_register();
         }
         if commit > end {
             return; // it knows of more than we hold; never cut that

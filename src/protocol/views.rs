@@ -121,6 +121,10 @@ impl Node {
             self.read_register();
         } else if self.view.as_ref() != Some(&found) {
             self.halt(Halt::RegisterSplit { epoch: known });
+        } else if let Role::Leader(Leader { doubted: Some(floor), start, .. }) = &self.role {
+            // The view is still ours: our disk was put back (R24).
+            let (last, floor) = (Index(start.0 - 1), *floor);
+            self.halt(Halt::LogTooShort { last, floor });
         } else {
             self.stash.retain(|envelope| envelope.epoch <= known);
             self.candidacy_confirmed();

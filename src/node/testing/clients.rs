@@ -298,7 +298,9 @@ impl Clients {
                     }
                 }
                 Stage::Proving(reading) => {
-                    if let Some(answer) = process.shared.end_read(reading) {
+                    let request = request.expect("a read is noted");
+                    let again = |store: &StateStore| read(store, &request);
+                    if let Some(answer) = process.shared.end_read(reading, &again) {
                         return self.finish(pending.operation.expect("a read is noted"), answer);
                     }
                     pending.stage = Stage::Trying;
