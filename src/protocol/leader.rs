@@ -7,7 +7,7 @@ use super::node::{Node, RegisterTask, Role};
 use super::outline::Mark;
 use super::progress::{Phase, Progress};
 use super::rules::Rule;
-use super::{Effect, Halt, Message, Millis};
+use super::{Effect, Message, Millis};
 use crate::view::{Incarnation, Index, NodeId};
 
 /// Entries in one `Append`; the driver cuts further by bytes.
