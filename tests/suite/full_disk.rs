@@ -151,10 +151,8 @@ async fn where_all_disks_are_full_writes_are_refused_and_reads_deletes_and_compa
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
     );
     scene.all_run();
-    for address in &scene.addresses {
-        let one = scene.cluster.client(std::slice::from_ref(address));
-        assert_eq!(get(&one, "kept").await.as_deref(), Some("through all of it"), "{address}");
-    }
+    // From those that are in sync: who has left the set for want of room cannot say what is newest.
+    assert_eq!(get(&client, "kept").await.as_deref(), Some("through all of it"));
     let request = pb::DeleteRangeRequest {
         key: Bytes::from_static(b"much"),
         range_end: Bytes::from_static(b"muci"),
