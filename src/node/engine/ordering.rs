@@ -61,8 +61,11 @@ impl<H: Hands> Engine<H> {
 
     pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
         if self.full && !self.node.is_in_sync() {
-            // It could not take the entry, and so never say what became of it (R25).
-            let _ = answer.send(Ok(Err(kv::Refusal::SpaceExceeded)));
+            // It could not take the entry, and so never say what became of it (R25). Another node can.
+            let grows = Mutation::decode(mutation).is_ok_and(|mutation| kv::grows(&mutation));
+            let refusal =
+                if grows { Ok(Err(kv::Refusal::SpaceExceeded)) } else { Err(Unavailable::NoLeader) };
+            let _ = answer.send(refusal);
             return;
         }
         match self.too_few_in_sync() {
