@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::clock;
 use crate::config::{self, Config};
 use crate::supervisor::ask::Asker;
-use crate::supervisor::events::{Event, EventLog};
+use crate::supervisor::events::{self, Event, EventLog};
+use crate::supervisor::heal;
 use crate::supervisor::layout::Layout;
 use crate::supervisor::lock;
 use crate::supervisor::socket::Conversation;
@@ -55,6 +56,7 @@ impl Context {
         let config = config::load(&config_path(given)?)?;
         let layout = Layout::new(&config);
         let asker = Asker::new(&config.nodes);
+        heal_leftovers(&layout, None);
         Ok(Context { config, layout, asker, json, interrupt })
     }
 
@@ -106,18 +108,7 @@ impl Context {
             );
             Failure::new(Exit::Failed, message)
         };
-        let output = spawn::append(&log).map_err(failed)?;
-        let mut command = Command::new(std::env::current_exe().map_err(failed)?);
-        command
-            .arg("supervise")
-            .arg("--config")
-            .arg(&self.config.path)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(output.try_clone().map_err(failed)?)
-            .stderr(output);
-        spawn::detach(&mut command);
-        let mut child = command.spawn().map_err(failed)?;
+        let mut child = self.spawn_supervisor().map_err(failed)?;
         let deadline = clock::now() + SUPERVISOR_START;
         let mut ended = None;
         loop {
@@ -129,9 +120,14 @@ impl Context {
             if ended.is_none() {
                 ended = child.try_wait().map_err(failed)?;
             }
-            // Another command may have started one at the same moment: then that one serves us too.
+            // Another command may have started one at the same moment: then that one serves us too. Or one held the lock
+            // for a moment only: then ours is started again.
             let lost_the_race =
                 ended.is_some_and(|status| status.code() == Some(i32::from(Exit::Conflict as u8)));
+            if lost_the_race && self.supervisor_pid().is_none() {
+                child = self.spawn_supervisor().map_err(failed)?;
+                ended = None;
+            }
             if ended.is_some() && !lost_the_race {
                 let message = "the supervisor ended at once\nput right what its log says, then try again";
                 return Err(Failure::new(Exit::Failed, message).with_log(log));
@@ -144,14 +140,31 @@ impl Context {
         }
     }
 
+    fn spawn_supervisor(&self) -> io::Result<Child> {
+        let output = spawn::append(&self.layout.supervisor_log())?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command
+            .arg("supervise")
+            .arg("--config")
+            .arg(&self.config.path)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        spawn::detach(&mut command);
+        command.spawn()
+    }
+
     /// Puts an event into the history, with or without a supervisor.
     pub async fn note(&self, supervisor: Option<&mut Conversation>, event: Event) {
+        let id = events::new_id();
         if let Some(supervisor) = supervisor
-            && ask(supervisor, &Request::Note { event: event.clone() }).await.is_ok()
+            && ask(supervisor, &Request::Note { id: id.clone(), event: event.clone() }).await.is_ok()
         {
             return;
         }
-        let written = EventLog::open(&self.layout.events()).and_then(|mut log| log.append(event));
+        // It may have been written by a supervisor that died before it could say so.
+        let written = EventLog::open(&self.layout.events()).and_then(|mut log| log.append_once(&id, event));
         if let Err(error) = written {
             anstream::eprintln!("warning: cannot write {}: {error}", self.layout.events().display());
         }
@@ -161,6 +174,25 @@ impl Context {
     #[must_use]
     pub fn supervisor_pid(&self) -> Option<u32> {
         lock::holding(&self.layout.lock()).map(|id| id.pid)
+    }
+}
+
+/// Ends what a supervisor that died had begun and nobody is there to end; this order too, however far it has come.
+pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) {
+    match heal::heal_also(layout, order) {
+        Ok(healed) => {
+            for one in healed {
+                let why =
+                    if one.unconfirmed { "its supervisor died in the middle" } else { "its time was over" };
+                anstream::eprintln!("thawed {} (pid {}), which was left frozen: {why}", one.node, one.pid);
+            }
+        }
+        Err(error) => {
+            anstream::eprintln!(
+                "warning: cannot look for what was left frozen in {}: {error}",
+                layout.root().display()
+            );
+        }
     }
 }
 

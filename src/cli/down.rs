@@ -9,8 +9,8 @@ use crate::clock;
 use crate::config::parse_duration;
 use crate::control::life::SIGKILL;
 use crate::control::plan::{self, Step};
-use crate::supervisor::lock;
 use crate::supervisor::wire::Request;
+use crate::supervisor::{events, lock};
 use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask, ask_nodes, confirm, list, names};
@@ -89,7 +89,9 @@ pub(super) async fn end_all(
     for step in plan::down(&mine, found.sum.leader.as_ref(), now) {
         match step {
             Step::Kill(nodes) => {
-                ask_nodes(&mut supervisor, &Request::Kill { nodes: names(&nodes), signal: SIGKILL }).await?;
+                let request =
+                    Request::Kill { nodes: names(&nodes), signal: SIGKILL, fault: events::new_id() };
+                ask_nodes(&mut supervisor, &request).await?;
                 wait::ended_all(&mut supervisor, &nodes, patience).await?;
             }
             Step::Stop(nodes) => {
@@ -110,7 +112,8 @@ pub(super) async fn end_all(
             | Step::AwaitInSync(_)
             | Step::Lead(_)
             | Step::ConfirmWrite
-            | Step::Restart(_) => {}
+            | Step::Restart { .. }
+            | Step::TakeOut(_) => {}
         }
     }
     Ok(mine)

@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::supervisor::events::{Entry, Event, read};
+use crate::clock;
+use crate::config::parse_duration;
+use crate::control::fault::{Kind, Phase};
+use crate::supervisor::events::{Entry, Event, Reader};
+use crate::telemetry::stamp;
 
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
@@ -16,7 +20,13 @@ pub(super) struct Events {
     /// Go on with every new event until Ctrl-C
     #[arg(short = 'f', long)]
     follow: bool,
-    /// Print JSON lines
+    /// Only the last so many
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<usize>,
+    /// Only those at most this old
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    since: Option<Duration>,
+    /// Print JSON lines, with every phase of every fault
     #[arg(long)]
     pub json: bool,
 }
@@ -25,48 +35,56 @@ pub(super) struct Events {
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(verb: &Events, context: &Context) -> Outcome {
-    let mut shown = 0;
-    loop {
-        shown = print_from(context, shown)?;
-        if !verb.follow {
-            return Ok(Exit::Done);
-        }
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
+    let mut history = Reader::new(context.layout.events());
+    let mut entries = more(&mut history)?;
+    if let Some(oldest) = verb.since.and_then(|since| clock::wall().checked_sub(since)).map(stamp) {
+        entries.retain(|entry| entry.at >= oldest);
     }
+    if let Some(lines) = verb.lines {
+        let wanted: Vec<&Entry> = entries.iter().filter(|entry| is_shown(context, entry)).collect();
+        let first = wanted.len().saturating_sub(lines);
+        let kept: Vec<Entry> = wanted[first..].iter().map(|entry| (*entry).clone()).collect();
+        entries = kept;
+    }
+    print(context, &entries);
+    while verb.follow {
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        print(context, &more(&mut history)?);
+    }
+    Ok(Exit::Done)
 }
 
 /// Prints every event from now on.
 pub(super) async fn follow(context: &Context) -> Outcome {
-    let mut shown = history(context)?.len();
+    let mut history = Reader::new(context.layout.events());
+    more(&mut history)?;
     loop {
-        shown = print_from(context, shown)?;
         tokio::time::sleep(FOLLOW_INTERVAL).await;
+        print(context, &more(&mut history)?);
     }
 }
 
-fn history(context: &Context) -> Result<Vec<Entry>, Failure> {
-    let path = context.layout.events();
-    read(&path).map_err(|error| {
-        let message = format!(
-            "cannot read {}: {error}\ncheck that you are the user who started the cluster",
-            path.display()
-        );
+fn more(history: &mut Reader) -> Result<Vec<Entry>, Failure> {
+    history.more().map_err(|error| {
+        let message =
+            format!("cannot read the history: {error}\ncheck that you are the user who started the cluster");
         Failure::new(Exit::Failed, message)
     })
 }
 
-fn print_from(context: &Context, shown: usize) -> Result<usize, Failure> {
-    let entries = history(context)?;
-    // A shorter history is a new one: the cluster was purged.
-    let first = if entries.len() < shown { 0 } else { shown };
-    for entry in &entries[first..] {
+/// The phases of a fault that a reader can tell from others are left out of the sentences; JSON has them all.
+fn is_shown(context: &Context, entry: &Entry) -> bool {
+    context.json || !sentence(&entry.event).is_empty()
+}
+
+fn print(context: &Context, entries: &[Entry]) {
+    for entry in entries.iter().filter(|entry| is_shown(context, entry)) {
         if context.json {
             anstream::println!("{}", serde_json::to_string(entry).unwrap_or_default());
         } else {
             anstream::println!("{DIM}{}{PLAIN} {}", entry.at, sentence(&entry.event));
         }
     }
-    Ok(entries.len())
 }
 
 /// An event in words.
@@ -80,10 +98,12 @@ pub(super) fn sentence(event: &Event) -> String {
             format!("{node} in sync {after_ms} ms after its start")
         }
         Event::Ready { node, after_ms: None } => format!("{node} in sync"),
-        Event::Exited { node, pid, code, signal, cause, restart_in_ms } => {
+        Event::Exited { node, pid, code, signal, cause, trouble, words, restart_in_ms } => {
             let how = ended(*code, *signal);
             let next = restart_in_ms.map_or(String::new(), |wait| format!(", starting again in {wait} ms"));
-            format!("{node} ended (pid {pid}, {how}, {}){next}", cause.as_str())
+            let trouble = trouble.map_or(String::new(), |trouble| format!(", {}", trouble.as_str()));
+            let words = words.as_ref().map_or(String::new(), |words| format!(": {words}"));
+            format!("{node} ended (pid {pid}, {how}, {}{trouble}){next}{words}", cause.as_str())
         }
         Event::GaveUp { node, reason } => {
             format!("{node} given up: {}", reason.lines().next().unwrap_or_default())
@@ -95,6 +115,16 @@ pub(super) fn sentence(event: &Event) -> String {
             let nodes = nodes.join(", ");
             let signal = signal.as_ref().map_or(String::new(), |signal| format!("{signal}, "));
             format!("{command} ({nodes}{}{signal}operator)", if nodes.is_empty() { "" } else { ", " })
+        }
+        Event::Fault { kind, node, pid, phase, why, .. } => {
+            let why = why.as_ref().map_or(String::new(), |why| format!(": {why}"));
+            match (kind, phase) {
+                (Kind::Pause, Phase::Seen) => format!("{node} frozen (pid {pid})"),
+                (Kind::Pause, Phase::Healed | Phase::Abandoned) => format!("{node} thawed (pid {pid}){why}"),
+                (Kind::Kill, Phase::Abandoned) => format!("{node} not killed (pid {pid}){why}"),
+                (Kind::Pause | Kind::Kill, Phase::Intent | Phase::Applied | Phase::Held)
+                | (Kind::Kill, Phase::Seen | Phase::Healed) => String::new(),
+            }
         }
         Event::Verdict { leader, unavailable_ms, acknowledged, lost, verdict, .. } => {
             let leader = leader.as_deref().unwrap_or("nobody");
@@ -121,9 +151,11 @@ mod tests {
             code: None,
             signal: Some(11),
             cause: Cause::Crash,
+            trouble: None,
+            words: Some("a word".to_owned()),
             restart_in_ms: Some(100),
         };
-        assert_eq!(sentence(&exited), "h:1 ended (pid 7, SIGSEGV, crash), starting again in 100 ms");
+        assert_eq!(sentence(&exited), "h:1 ended (pid 7, SIGSEGV, crash), starting again in 100 ms: a word");
         let command = |nodes: &[&str]| Event::Command {
             command: "down".to_owned(),
             nodes: nodes.iter().map(ToString::to_string).collect(),

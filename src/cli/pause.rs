@@ -1,17 +1,20 @@
-//! `pause` and `resume`: SIGSTOP and SIGCONT, through the supervisor so that a pause with an end has one.
+//! `pause` and `resume`: SIGSTOP and SIGCONT, through the supervisor so that a pause with an end has one. A pause is told
+//! when every thread of the process was seen frozen. It stays only if this command then says that it knows of it: whoever
+//! dies in the middle, command or supervisor, leaves nothing frozen.
 
 use std::time::Duration;
 
 use clap::Args;
 
 use crate::config::{parse_duration, show};
+use crate::supervisor::events;
 use crate::supervisor::wire::{OutcomeKind, Request};
 use crate::view::NodeId;
 
-use super::Target;
-use super::context::{Context, ask_nodes, list, names};
+use super::context::{self, Context, ask, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
-use super::survey::{self, Survey};
+use super::survey::{self, NodeSurvey, Survey};
+use super::{Target, kill};
 
 #[derive(Debug, Args)]
 pub(super) struct Pause {
@@ -20,6 +23,9 @@ pub(super) struct Pause {
     /// Thaw again after this long, even if nothing else is done
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     span: Option<Duration>,
+    /// Do not ask before the last in-sync node is frozen for an open time
+    #[arg(long)]
+    yes: bool,
 }
 
 #[derive(Debug, Args)]
@@ -30,11 +36,27 @@ pub(super) struct Resume {
 
 pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
     let (found, nodes) = targets(context, &verb.target.target).await?;
+    // What ends by itself is no danger to the data or to the cluster.
+    if verb.span.is_none() {
+        let awake = |one: &&NodeSurvey| one.runs() && !one.is_paused() && !nodes.contains(&one.node);
+        let survivors: Vec<NodeId> = found.nodes.iter().filter(awake).map(|one| one.node.clone()).collect();
+        kill::interlock("freezing", &found, &nodes, &survivors, verb.yes)?;
+    }
     let mut supervisor = context.ensure_supervisor().await?;
     let event = found.command(format!("pause {}", verb.target.target), &nodes);
     context.note(Some(&mut supervisor), event).await;
     let for_ms = verb.span.map(|span| u64::try_from(span.as_millis()).unwrap_or(u64::MAX));
-    ask_nodes(&mut supervisor, &Request::Pause { nodes: names(&nodes), for_ms }).await?;
+    let fault = events::new_id();
+    let request = Request::Pause { nodes: names(&nodes), for_ms, fault: fault.clone() };
+    let ordered = async {
+        ask_nodes(&mut supervisor, &request).await?;
+        ask(&mut supervisor, &Request::Hold { fault: fault.clone() }).await
+    };
+    if let Err(failure) = ordered.await {
+        // A supervisor that refused has undone it by itself; one that died has not.
+        context::heal_leftovers(&context.layout, Some(&fault));
+        return Err(failure);
+    }
     match verb.span {
         Some(span) => anstream::println!("paused {} for {}", list(&nodes), show(span)),
         None => {

@@ -7,6 +7,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
 use crate::config::edit;
+use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
@@ -62,14 +63,12 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
     let mut supervisor = context.ensure_supervisor().await?;
     let event = found.command("remove".to_owned(), std::slice::from_ref(&node));
     context.note(Some(&mut supervisor), event).await;
-    let through = leave_view(context, &found, &node, leader).await?;
-    let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
-    ask_nodes(&mut supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;
-    wait::ended_all(&mut supervisor, std::slice::from_ref(&node), PATIENCE + Duration::from_secs(5)).await?;
+    let through = out_of_the_cluster(context, &found, &mut supervisor, &node, leader).await?;
     edit::remove_nodes(&context.config.path, std::slice::from_ref(&node))
         .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     context.reload()?;
     ask(&mut supervisor, &Request::Reload).await?;
+    ask(&mut supervisor, &Request::Forget { nodes: vec![node.to_string()] }).await?;
     if verb.purge {
         let directory = context.layout.node(&node);
         std::fs::remove_dir_all(&directory).map_err(|error| {
@@ -82,6 +81,24 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
     say(&format!("{node} is out of the cluster (asked {through}) and of {}", context.config.path.display()));
     status::print_table(context, &survey::survey(context).await?);
     Ok(Exit::Done)
+}
+
+/// Takes a node out of the view and ends it; gives back who was asked.
+///
+/// # Errors
+/// Where it is the only copy, or nobody can take it out, or it does not end.
+pub(super) async fn out_of_the_cluster(
+    context: &Context,
+    found: &Survey,
+    supervisor: &mut Conversation,
+    node: &NodeId,
+    leader: NodeId,
+) -> Result<NodeId, Failure> {
+    let through = leave_view(context, found, node, leader).await?;
+    let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
+    ask_nodes(supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;
+    wait::ended_all(supervisor, std::slice::from_ref(node), PATIENCE + Duration::from_secs(5)).await?;
+    Ok(through)
 }
 
 /// Takes the node out of the view. The leader hands over first, if it is the one to go.

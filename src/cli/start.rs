@@ -84,7 +84,7 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
     for step in plan::roll(&nodes, found.sum.leader.as_ref(), &found.sum.in_sync) {
         say(&step.to_string());
         match step {
-            Step::Restart(node) => restart_one(&mut supervisor, &node).await?,
+            Step::Restart { node, .. } => restart_one(&mut supervisor, &node).await?,
             Step::AwaitInSync(group) => drop(wait::in_sync(context, &group, verb.timeout).await?),
             Step::Lead(node) => drop(wait::lead(context, &node).await?),
             Step::StartSupervisor
@@ -94,6 +94,7 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
             | Step::ConfirmWrite
             | Step::Stop(_)
             | Step::Kill(_)
+            | Step::TakeOut(_)
             | Step::EndSupervisor => {}
         }
     }
@@ -102,7 +103,7 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
 }
 
 /// Ends one node and starts it again. In two requests, so that the end is seen before the start is waited for.
-async fn restart_one(supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
+pub(super) async fn restart_one(supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
     let nodes = vec![node.to_string()];
     let patience_ms = u64::try_from(END_PATIENCE.as_millis()).unwrap_or(u64::MAX);
     ask_nodes(supervisor, &Request::Stop { nodes: nodes.clone(), patience_ms }).await?;

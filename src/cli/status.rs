@@ -27,6 +27,8 @@ pub(super) struct Status {
     watch: bool,
 }
 
+/// So much of the end of the history is looked through for what happened last.
+const HISTORY_BYTES: u64 = 256 * 1024;
 const WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
@@ -66,7 +68,7 @@ pub(super) fn print_table(context: &Context, found: &Survey) {
         anstream::println!("{YELLOW}{}{PLAIN}\n{}", waiting.what, waiting.next);
     }
     // The history only explains: without it the status is the same.
-    let history = events::read(&context.layout.events()).unwrap_or_default();
+    let history = events::recent(&context.layout.events(), HISTORY_BYTES).unwrap_or_default();
     if let Some(last) = last(&history) {
         anstream::println!("{DIM}last: {last}{PLAIN}");
     }
@@ -205,6 +207,7 @@ fn last(history: &[Entry]) -> Option<String> {
         | Event::Adopted { .. }
         | Event::Ready { .. }
         | Event::View { .. }
+        | Event::Fault { .. }
         | Event::Verdict { .. } => false,
     })?;
     let entry = &history[index];
@@ -219,6 +222,7 @@ fn last(history: &[Entry]) -> Option<String> {
         | Event::Exited { .. }
         | Event::GaveUp { .. }
         | Event::View { .. }
+        | Event::Fault { .. }
         | Event::Verdict { .. } => {
             history[..index].iter().rev().find_map(|entry| view_leader(&entry.event)).map(str::to_owned)
         }
@@ -233,6 +237,7 @@ fn last(history: &[Entry]) -> Option<String> {
         | Event::Exited { .. }
         | Event::GaveUp { .. }
         | Event::View { .. }
+        | Event::Fault { .. }
         | Event::Command { .. } => None,
     });
     // Views are told a moment late, so the first one after the event can still be the one before it.
@@ -304,6 +309,8 @@ mod tests {
                     signal: Some(9),
                     cause: Cause::Operator,
                     at: "t".to_owned(),
+                    trouble: None,
+                    words: None,
                 }),
                 ..NodeRecord::default()
             },
@@ -325,7 +332,7 @@ mod tests {
                 account: one.answer.as_ref().map(account),
             })
             .collect();
-        Survey { supervisor, sum: health::sum(&found, 1), nodes }
+        Survey { supervisor, sum: health::sum(&found, 1), nodes, unlisted: vec![] }
     }
 
     #[test]
@@ -412,7 +419,7 @@ mod tests {
 
     #[test]
     fn the_last_line_tells_the_kill_and_who_leads_after_it() {
-        let at = |event| Entry { at: "x".to_owned(), event };
+        let at = |event| Entry { at: "x".to_owned(), id: String::new(), event };
         let kill = Event::Command {
             command: "kill leader".to_owned(),
             nodes: vec!["h:1".to_owned()],

@@ -14,7 +14,7 @@ pub(super) struct Supervise {}
 
 pub(super) async fn run(_: &Supervise, given: Option<PathBuf>) -> Outcome {
     crate::telemetry::start(None, None).map_err(|error| Failure::usage(error.to_string()))?;
-    let options = Options { config: config_path(given)?, server: None, handles_signals: true };
+    let options = Options { config: config_path(given)?, server: None, foreground: false };
     crate::supervisor::run::run(options).await?;
     Ok(Exit::Done)
 }

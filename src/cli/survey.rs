@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::control::health::{self, Found, Process, Sum};
-use crate::control::plan::{Observed, Running};
+use crate::control::plan::{self, Observed, Running};
 use crate::proto::replcluster::DescribeResponse;
 use crate::supervisor::adopt;
 use crate::supervisor::ask;
 use crate::supervisor::events::Event;
 use crate::supervisor::os::{self, ProcessId, Stat};
 use crate::supervisor::record::{self, NodeRecord, Phase, Record};
+use crate::supervisor::spawn;
 use crate::supervisor::wire::{Reply, Request};
 use crate::view::NodeId;
 
@@ -31,6 +32,8 @@ pub struct Survey {
     pub nodes: Vec<NodeSurvey>,
     /// What it adds up to; its lists are in the order of `nodes`.
     pub sum: Sum,
+    /// Nodes that were started here once and are not in the configuration any more.
+    pub unlisted: Vec<NodeId>,
 }
 
 /// One node as found.
@@ -58,7 +61,13 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
     let nodes: Vec<NodeSurvey> = futures_util::future::join_all(looks).await;
     let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
     let sum = health::sum(&found, context.config.replication.min_in_sync);
-    Ok(Survey { supervisor, nodes, sum })
+    let unlisted = record
+        .nodes
+        .keys()
+        .filter_map(|name| NodeId::parse(name).ok())
+        .filter(|node| !context.config.nodes.contains(node))
+        .collect();
+    Ok(Survey { supervisor, nodes, sum, unlisted })
 }
 
 async fn remembered(context: &Context) -> Result<(Option<u32>, Record), Failure> {
@@ -195,15 +204,25 @@ impl Survey {
             );
             Failure::new(Exit::Failed, message)
         })?;
+        let now = spawn::settings(&context.config);
         let running = self
             .nodes
             .iter()
             .filter_map(|one| {
                 let pid = one.process.as_ref()?.pid;
-                Some((one.node.clone(), Running { pid, paused: one.is_paused() }))
+                // One that was started by hand, or by an older supervisor, tells nothing of its settings.
+                let told = &one.record.settings;
+                let changes = if told.is_empty() { Vec::new() } else { plan::changes(told, &now) };
+                Some((one.node.clone(), Running { pid, paused: one.is_paused(), changes }))
             })
             .collect();
-        Ok(Observed { supervisor: self.supervisor, register_has_view, running })
+        Ok(Observed {
+            supervisor: self.supervisor,
+            register_has_view,
+            running,
+            unlisted: self.unlisted.clone(),
+            leader: self.sum.leader.clone(),
+        })
     }
 }
 

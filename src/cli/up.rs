@@ -15,12 +15,12 @@ use crate::supervisor::spawn;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
-use super::context::{Context, ask_nodes, list, names};
+use super::context::{Context, ask, ask_nodes, list, names};
 use super::down;
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, recover, status, target};
+use super::{nodes, recover, remove, start, status, target};
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
@@ -100,6 +100,8 @@ async fn carry_out(
     mut supervisor: Conversation,
 ) -> Result<Survey, Failure> {
     let wanted = spec.wanted();
+    // The configuration may have been edited since the supervisor read it.
+    ask(&mut supervisor, &Request::Reload).await?;
     for step in steps {
         if matches!(step, Step::Spawn { .. } | Step::Resume { .. } | Step::Keep { adopt: true, .. }) {
             say(&step.to_string());
@@ -115,20 +117,40 @@ async fn carry_out(
     let mut found = wait::in_sync(context, &wanted, verb.timeout).await?;
     for step in steps {
         match step {
-            Step::Lead(lowest) => found = lead_lowest(context, lowest, found).await?,
+            Step::AwaitInSync(nodes) => found = wait::in_sync(context, nodes, verb.timeout).await?,
+            Step::Lead(node) => found = have_lead(context, node, found).await?,
+            Step::TakeOut(node) => {
+                say(&step.to_string());
+                take_out(context, &mut supervisor, node).await?;
+            }
+            Step::Restart { node, .. } => {
+                say(&step.to_string());
+                start::restart_one(&mut supervisor, node).await?;
+            }
             Step::ConfirmWrite => confirm_write(context, &found).await?,
             Step::StartSupervisor
             | Step::Keep { .. }
             | Step::Resume { .. }
             | Step::Spawn { .. }
-            | Step::AwaitInSync(_)
             | Step::Stop(_)
             | Step::Kill(_)
-            | Step::Restart(_)
             | Step::EndSupervisor => {}
         }
     }
     survey::survey(context).await
+}
+
+/// Ends a node that the configuration lists no more, and takes it out of the cluster. Its data stays.
+async fn take_out(context: &Context, supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
+    let found = survey::survey(context).await?;
+    let Some(leader) = found.sum.leader.clone() else {
+        return Err(Failure::new(Exit::Failed, "no node leads any more\nlook at `replcluster status`"));
+    };
+    let event = found.command("take out".to_owned(), std::slice::from_ref(node));
+    context.note(Some(supervisor), event).await;
+    remove::out_of_the_cluster(context, &found, supervisor, node, leader).await?;
+    ask(supervisor, &Request::Forget { nodes: vec![node.to_string()] }).await?;
+    Ok(())
 }
 
 /// The node that a step makes run.
@@ -142,17 +164,18 @@ fn begins(step: &Step) -> Option<&NodeId> {
         | Step::ConfirmWrite
         | Step::Stop(_)
         | Step::Kill(_)
-        | Step::Restart(_)
+        | Step::Restart { .. }
+        | Step::TakeOut(_)
         | Step::EndSupervisor => None,
     }
 }
 
-async fn lead_lowest(context: &Context, lowest: &NodeId, found: Survey) -> Result<Survey, Failure> {
-    if found.sum.leader.as_ref() == Some(lowest) {
+async fn have_lead(context: &Context, node: &NodeId, found: Survey) -> Result<Survey, Failure> {
+    if found.sum.leader.as_ref() == Some(node) {
         return Ok(found);
     }
-    say(&Step::Lead(lowest.clone()).to_string());
-    wait::lead(context, lowest).await
+    say(&Step::Lead(node.clone()).to_string());
+    wait::lead(context, node).await
 }
 
 /// One write that the cluster acknowledges, below the probes' documented prefix, and taken back at once.
@@ -183,7 +206,16 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         );
         return Err(Failure::new(Exit::Conflict, message));
     }
-    let options = Options { config: context.config.path.clone(), server: None, handles_signals: false };
+    // A process keeps its parent: what another supervisor started cannot be made to end with this one.
+    let running = begin.0.running();
+    if !running.is_empty() {
+        let message = format!(
+            "{} runs already and would outlive a supervisor in the foreground\nend it first with `replcluster down`, or take it over with `replcluster up`",
+            list(&running)
+        );
+        return Err(Failure::new(Exit::Conflict, message));
+    }
+    let options = Options { config: context.config.path.clone(), server: None, foreground: true };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
     let serving = async {
         let conversation = loop {

@@ -53,6 +53,8 @@ async fn in_sync_quietly(
     let begun = clock::now();
     let deadline = begun + patience;
     let mut waiting_told = None;
+    // Those that were in sync when we came are not worth a word.
+    let mut in_sync_told: Option<Vec<NodeId>> = None;
     loop {
         let survey = survey::survey(context).await?;
         let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
@@ -60,6 +62,15 @@ async fn in_sync_quietly(
         let epochs =
             |one: &&NodeSurvey| one.answer.as_ref().map(|answer| (answer.epoch, answer.leader.clone()));
         let first = wanted.first().and_then(epochs);
+        let arrived: Vec<NodeId> =
+            wanted.iter().filter(|one| ready(one)).map(|one| one.node.clone()).collect();
+        if let Some(told) = &in_sync_told {
+            for node in arrived.iter().filter(|node| !told.contains(node)) {
+                let after = begun.elapsed().as_millis();
+                progress.suspend(|| say(&format!("{node} in sync after {after} ms")));
+            }
+        }
+        in_sync_told = Some(arrived);
         if survey.sum.leader.is_some()
             && wanted.len() == nodes.len()
             && wanted.iter().all(|one| ready(one) && epochs(one) == first)
@@ -67,7 +78,13 @@ async fn in_sync_quietly(
             return Ok(survey);
         }
         let count = wanted.iter().filter(|one| ready(one)).count();
-        progress.set_message(format!("{count} of {} in sync", nodes.len()));
+        let lacking: Vec<String> =
+            wanted.iter().filter(|one| !ready(one)).map(|one| one.node.to_string()).collect();
+        progress.set_message(format!(
+            "{count} of {} in sync, waiting for {}",
+            nodes.len(),
+            lacking.join(", ")
+        ));
         progress.tick();
         // Not in the first moment: until the nodes have found each other everybody waits for somebody.
         if clock::now() >= begun + PASSING.min(patience / 2) {

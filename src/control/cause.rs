@@ -17,6 +17,15 @@ pub struct Ended {
 }
 
 impl Ended {
+    /// From the raw status of `wait`.
+    #[must_use]
+    pub fn of_wait_status(status: i32) -> Ended {
+        match status & 0x7f {
+            0 => Ended { code: Some(status >> 8 & 0xff), signal: None },
+            signal => Ended { code: None, signal: Some(signal) },
+        }
+    }
+
     /// True for an exit with code 0.
     #[must_use]
     pub fn is_clean(self) -> bool {
@@ -75,9 +84,87 @@ pub fn attribute(ended: Ended, asked: bool, memory_kills_grew: bool) -> Cause {
     }
 }
 
+/// What a process that ended by itself had run into, where its last words tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trouble {
+    /// Another process listens on its address.
+    Port,
+    /// Another process uses its data directory, or runs under its address.
+    Directory,
+    /// The disk is full, read-only or failing.
+    Disk,
+    /// A bug of ours stopped it.
+    Panic,
+    /// It refused what it was given, and said why.
+    Refused,
+}
+
+impl Trouble {
+    /// In the words of a sentence.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Trouble::Port => "its port is taken",
+            Trouble::Directory => "its data or address is in use",
+            Trouble::Disk => "the disk fails or is full",
+            Trouble::Panic => "a bug",
+            Trouble::Refused => "refused to go on",
+        }
+    }
+}
+
+/// What `replserver` exits with where another holds its address or directory.
+const EXIT_CONFLICT: i32 = 5;
+/// How the system, and we, call a disk that cannot be written to.
+const DISK_WORDS: [&str; 7] = [
+    "no space left",
+    "no storage space",
+    "quota exceeded",
+    "input/output error",
+    "read-only file system",
+    "disk is full",
+    "sync failed",
+];
+
+/// What a process ran into, from how it ended and what it said last. `None` where neither tells.
+#[must_use]
+pub fn trouble(ended: Ended, last_words: &str) -> Option<Trouble> {
+    let words = last_words.to_lowercase();
+    if ended.code == Some(EXIT_CONFLICT) {
+        let port = words.contains("is taken by") || words.contains("address already in use");
+        return Some(if port { Trouble::Port } else { Trouble::Directory });
+    }
+    if DISK_WORDS.iter().any(|phrase| words.contains(phrase)) {
+        return Some(Trouble::Disk);
+    }
+    if words.contains("panicked at") {
+        return Some(Trouble::Panic);
+    }
+    (ended.code.is_some_and(|code| code != 0) && !words.is_empty()).then_some(Trouble::Refused)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_process_ran_into_is_read_from_its_end_and_its_last_words() {
+        let cases = [
+            (exit(5), "replserver: 127.0.0.1:1 is taken by nginx (pid 7)", Some(Trouble::Port)),
+            (exit(5), "replserver: the directory is in use by pid 7", Some(Trouble::Directory)),
+            (exit(1), "cannot write d/log: No space left on device (os error 28)", Some(Trouble::Disk)),
+            (signal(6), "cannot sync: Input/output error (os error 5)", Some(Trouble::Disk)),
+            (signal(6), "thread 'main' panicked at src/x.rs:1:2: index out of bounds", Some(Trouble::Panic)),
+            (exit(1), "replserver: the log is damaged at entry 7", Some(Trouble::Refused)),
+            (exit(1), "", None),
+            (exit(0), "bye", None),
+            (signal(9), "", None),
+        ];
+        for (ended, words, expected) in cases {
+            assert_eq!(trouble(ended, words), expected, "{words}");
+        }
+    }
 
     fn exit(code: i32) -> Ended {
         Ended { code: Some(code), signal: None }

@@ -66,7 +66,7 @@ pub enum State {
 }
 
 /// What happens to a node's process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Event {
     /// The operator wants it to run.
     Start,
@@ -101,7 +101,12 @@ pub enum Event {
     /// The node says that it serves.
     Ready,
     /// The process ended.
-    Exited(Ended),
+    Exited {
+        /// How.
+        ended: Ended,
+        /// A number in 0..1 from the caller's dice: takes a little off the wait before a restart.
+        chance: f64,
+    },
     /// Time went by.
     Tick,
 }
@@ -248,12 +253,16 @@ impl Life {
                 Event::Ready,
             ) => Answer::Ignored,
 
-            (Starting, Event::Exited(ended)) => self.fell(policy, now, ended, None),
-            (Serving { since }, Event::Exited(ended)) => self.fell(policy, now, ended, Some(since)),
-            (Paused { served_since }, Event::Exited(ended)) => self.fell(policy, now, ended, served_since),
-            (Stopping { then_start: true, .. }, Event::Exited(_)) => self.start(),
-            (Stopping { then_start: false, .. }, Event::Exited(_)) => self.go(Down, vec![]),
-            (Down | Spawning | Waiting { .. } | Failed, Event::Exited(_)) => Answer::Ignored,
+            (Starting, Event::Exited { ended, chance }) => self.fell(policy, now, (ended, chance), None),
+            (Serving { since }, Event::Exited { ended, chance }) => {
+                self.fell(policy, now, (ended, chance), Some(since))
+            }
+            (Paused { served_since }, Event::Exited { ended, chance }) => {
+                self.fell(policy, now, (ended, chance), served_since)
+            }
+            (Stopping { then_start: true, .. }, Event::Exited { .. }) => self.start(),
+            (Stopping { then_start: false, .. }, Event::Exited { .. }) => self.go(Down, vec![]),
+            (Down | Spawning | Waiting { .. } | Failed, Event::Exited { .. }) => Answer::Ignored,
 
             (Waiting { until }, Event::Tick) if now >= until => self.go(Spawning, vec![Action::Spawn]),
             (Stopping { deadline: Some(deadline), then_start }, Event::Tick) if now >= deadline => {
@@ -316,12 +325,18 @@ impl Life {
         self.go(State::Stopping { deadline: None, then_start: false }, actions)
     }
 
-    fn fell(&mut self, policy: Restart, now: Moment, ended: Ended, served_since: Option<Moment>) -> Answer {
+    fn fell(
+        &mut self,
+        policy: Restart,
+        now: Moment,
+        (ended, chance): (Ended, f64),
+        served_since: Option<Moment>,
+    ) -> Answer {
         if served_since.is_some_and(|since| now >= since + restart::STABLE_AFTER) {
             self.failures = 0;
         }
         self.failures += 1;
-        match restart::next(policy, ended, self.failures) {
+        match restart::next(policy, ended, self.failures, chance) {
             Next::RestartAfter(delay) => self.go(State::Waiting { until: now + delay }, vec![]),
             Next::Stay => self.go(State::Down, vec![]),
             Next::GiveUp => self.go(State::Failed, vec![Action::GaveUp]),
@@ -345,6 +360,10 @@ mod tests {
 
     const AT: fn(u64) -> Moment = Duration::from_secs;
     const CRASH: Ended = Ended { code: None, signal: Some(11) };
+
+    fn exited(ended: Ended) -> Event {
+        Event::Exited { ended, chance: 0.0 }
+    }
 
     fn states() -> Vec<State> {
         vec![
@@ -371,7 +390,7 @@ mod tests {
             Event::SpawnFailed,
             Event::Adopted { paused: false },
             Event::Ready,
-            Event::Exited(CRASH),
+            exited(CRASH),
             Event::Tick,
         ]
     }
@@ -426,7 +445,7 @@ mod tests {
     #[test]
     fn a_crash_is_restarted_when_its_delay_is_over_and_not_before() {
         let mut life = Life { state: State::Starting, failures: 0 };
-        life.step(Restart::OnFailure, AT(10), Event::Exited(CRASH));
+        life.step(Restart::OnFailure, AT(10), exited(CRASH));
         let until = life.due().unwrap();
         assert_eq!(until, AT(10) + restart::FIRST_DELAY);
         assert_eq!(
@@ -441,7 +460,7 @@ mod tests {
         let mut life = Life { state: State::Starting, failures: 0 };
         let mut now = AT(0);
         for crash in 1..=restart::GIVE_UP_AFTER {
-            let answer = life.step(Restart::OnFailure, now, Event::Exited(CRASH));
+            let answer = life.step(Restart::OnFailure, now, exited(CRASH));
             if crash == restart::GIVE_UP_AFTER {
                 assert_eq!(answer, Answer::Accepted(vec![Action::GaveUp]));
                 break;
@@ -458,10 +477,10 @@ mod tests {
     #[test]
     fn a_stable_time_of_service_forgives_and_a_short_one_does_not() {
         let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
-        life.step(Restart::OnFailure, AT(101), Event::Exited(CRASH));
+        life.step(Restart::OnFailure, AT(101), exited(CRASH));
         assert_eq!(life.failures, 6);
         let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
-        life.step(Restart::OnFailure, AT(100) + restart::STABLE_AFTER, Event::Exited(CRASH));
+        life.step(Restart::OnFailure, AT(100) + restart::STABLE_AFTER, exited(CRASH));
         assert_eq!(life.failures, 1);
         let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
         assert_eq!(life.step(Restart::OnFailure, life.due().unwrap(), Event::Tick), Answer::Accepted(vec![]));
@@ -473,7 +492,7 @@ mod tests {
         for policy in [Restart::OnFailure, Restart::Always, Restart::Never] {
             let mut life = Life { state: State::Serving { since: AT(0) }, failures: 0 };
             life.step(policy, AT(1), Event::Kill { signal: SIGKILL });
-            life.step(policy, AT(1), Event::Exited(Ended { code: None, signal: Some(9) }));
+            life.step(policy, AT(1), exited(Ended { code: None, signal: Some(9) }));
             assert_eq!((life.state, life.due()), (State::Down, None));
         }
     }
@@ -494,7 +513,7 @@ mod tests {
         let mut life = Life { state: State::Serving { since: AT(0) }, failures: 0 };
         life.step(Restart::Never, AT(1), Event::Stop { deadline: AT(3) });
         life.step(Restart::Never, AT(1), Event::Start);
-        let answer = life.step(Restart::Never, AT(2), Event::Exited(Ended { code: Some(0), signal: None }));
+        let answer = life.step(Restart::Never, AT(2), exited(Ended { code: Some(0), signal: None }));
         assert_eq!(answer, Answer::Accepted(vec![Action::Spawn]));
     }
 

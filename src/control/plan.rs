@@ -1,7 +1,7 @@
 //! The steps of `up`, `down` and a rolling restart. A plan is what gets carried out and what `--dry-run` prints:
 //! there is no second description of what `up` does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::view::NodeId;
@@ -35,15 +35,54 @@ pub struct Observed {
     pub register_has_view: bool,
     /// The processes of ours that run.
     pub running: BTreeMap<NodeId, Running>,
+    /// Nodes that we started once and that the configuration does not list any more.
+    pub unlisted: Vec<NodeId>,
+    /// Who leads, where a node does.
+    pub leader: Option<NodeId>,
 }
 
 /// A process of ours that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Running {
     /// Its id.
     pub pid: u32,
     /// It is frozen.
     pub paused: bool,
+    /// What it was told at its start and what the configuration says now, where they differ.
+    pub changes: Vec<Change>,
+}
+
+/// A setting that a running node was started with and that the configuration gives another value now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// In the words of the configuration.
+    pub setting: String,
+    /// What the node was told; `None` where it was not told at all.
+    pub from: Option<String>,
+    /// What it is to be told; `None` where it is told no more.
+    pub to: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
+        write!(f, "{} {} → {}", self.setting, or_none(&self.from), or_none(&self.to))
+    }
+}
+
+/// What differs between the flags that a node was started with and those it would be started with now.
+#[must_use]
+pub fn changes(before: &BTreeMap<String, String>, now: &BTreeMap<String, String>) -> Vec<Change> {
+    let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+    names
+        .into_iter()
+        .filter(|name| before.get(*name) != now.get(*name))
+        .map(|name| Change {
+            setting: name.trim_start_matches('-').replace('-', "_"),
+            from: before.get(name).cloned(),
+            to: now.get(name).cloned(),
+        })
+        .collect()
 }
 
 /// One step.
@@ -85,7 +124,14 @@ pub enum Step {
     /// End these nodes by SIGKILL, all at once.
     Kill(Vec<NodeId>),
     /// End this node gracefully and start it again.
-    Restart(NodeId),
+    Restart {
+        /// Which.
+        node: NodeId,
+        /// Because of these, where that is why.
+        changes: Vec<Change>,
+    },
+    /// Take this node, which the configuration lists no more, out of the cluster and end it. Its data stays.
+    TakeOut(NodeId),
     /// End the background process.
     EndSupervisor,
 }
@@ -104,7 +150,12 @@ impl fmt::Display for Step {
             Step::ConfirmWrite => f.write_str("confirm with one acknowledged write"),
             Step::Stop(nodes) => write!(f, "stop {}", list(nodes)),
             Step::Kill(nodes) => write!(f, "kill {}", list(nodes)),
-            Step::Restart(node) => write!(f, "restart {node}"),
+            Step::Restart { node, changes } if changes.is_empty() => write!(f, "restart {node}"),
+            Step::Restart { node, changes } => {
+                let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
+                write!(f, "restart {node} ({})", changes.join(", "))
+            }
+            Step::TakeOut(node) => write!(f, "take out {node}, which the configuration lists no more"),
             Step::EndSupervisor => f.write_str("end the supervisor"),
         }
     }
@@ -120,8 +171,8 @@ pub fn up(spec: &Spec, observed: &Observed) -> Vec<Step> {
     }
     for node in &wanted {
         steps.push(match observed.running.get(node) {
-            Some(Running { pid, paused: true }) => Step::Resume { node: node.clone(), pid: *pid },
-            Some(Running { pid, paused: false }) => {
+            Some(Running { pid, paused: true, .. }) => Step::Resume { node: node.clone(), pid: *pid },
+            Some(Running { pid, paused: false, .. }) => {
                 Step::Keep { node: node.clone(), pid: *pid, adopt: observed.supervisor.is_none() }
             }
             None => Step::Spawn {
@@ -131,8 +182,27 @@ pub fn up(spec: &Spec, observed: &Observed) -> Vec<Step> {
         });
     }
     steps.push(Step::AwaitInSync(wanted.clone()));
+    // What is new is in before what is old goes.
+    if spec.only.is_none() {
+        steps.extend(observed.unlisted.iter().cloned().map(Step::TakeOut));
+    }
+    let outdated: Vec<NodeId> = wanted
+        .iter()
+        .filter(|node| observed.running.get(node).is_some_and(|running| !running.changes.is_empty()))
+        .cloned()
+        .collect();
+    for step in roll(&outdated, observed.leader.as_ref(), &wanted) {
+        steps.push(match step {
+            Step::Restart { node, .. } => {
+                let changes = observed.running.get(&node).map(|running| running.changes.clone());
+                Step::Restart { node, changes: changes.unwrap_or_default() }
+            }
+            other => other,
+        });
+    }
     if wanted.len() == spec.nodes.len()
         && let Some(lowest) = wanted.first()
+        && steps.last() != Some(&Step::Lead(lowest.clone()))
     {
         steps.push(Step::Lead(lowest.clone()));
     }
@@ -177,14 +247,14 @@ pub fn down(running: &[NodeId], leader: Option<&NodeId>, now: bool) -> Vec<Step>
 pub fn roll(targets: &[NodeId], leader: Option<&NodeId>, in_sync: &[NodeId]) -> Vec<Step> {
     let mut steps = Vec::new();
     for node in targets.iter().filter(|node| Some(*node) != leader) {
-        steps.push(Step::Restart(node.clone()));
+        steps.push(Step::Restart { node: node.clone(), changes: Vec::new() });
         steps.push(Step::AwaitInSync(vec![node.clone()]));
     }
     if let Some(leader) = leader.filter(|leader| targets.contains(leader)) {
         if let Some(successor) = in_sync.iter().find(|node| *node != leader) {
             steps.push(Step::Lead(successor.clone()));
         }
-        steps.push(Step::Restart(leader.clone()));
+        steps.push(Step::Restart { node: leader.clone(), changes: Vec::new() });
         steps.push(Step::AwaitInSync(vec![leader.clone()]));
         steps.push(Step::Lead(leader.clone()));
     }
@@ -245,10 +315,11 @@ mod tests {
     #[test]
     fn what_runs_is_kept_or_adopted_or_thawed() {
         let running = BTreeMap::from([
-            (node(1), Running { pid: 11, paused: false }),
-            (node(2), Running { pid: 12, paused: true }),
+            (node(1), Running { pid: 11, paused: false, changes: vec![] }),
+            (node(2), Running { pid: 12, paused: true, changes: vec![] }),
         ]);
-        let mut observed = Observed { supervisor: Some(9), register_has_view: true, running };
+        let mut observed =
+            Observed { supervisor: Some(9), register_has_view: true, running, ..Observed::default() };
         let printed_now = printed(&up(&spec(), &observed));
         assert_eq!(
             printed_now[..3],
@@ -256,6 +327,51 @@ mod tests {
         );
         observed.supervisor = None;
         assert_eq!(printed(&up(&spec(), &observed))[..2], ["start the supervisor", "adopt h:1 (pid 11)"]);
+    }
+
+    #[test]
+    fn what_was_changed_in_the_configuration_is_applied_one_node_at_a_time_the_leader_last() {
+        let told = |timeout: &str| {
+            BTreeMap::from([
+                ("--failure-timeout".to_owned(), timeout.to_owned()),
+                ("--min-in-sync".to_owned(), "1".to_owned()),
+            ])
+        };
+        let changes = changes(&told("300ms"), &told("1s"));
+        let running = |pid, changes: &[Change]| Running { pid, paused: false, changes: changes.to_vec() };
+        let observed = Observed {
+            supervisor: Some(9),
+            register_has_view: true,
+            running: BTreeMap::from([(node(1), running(11, &changes)), (node(2), running(12, &changes))]),
+            unlisted: nodes(&[4]),
+            leader: Some(node(1)),
+        };
+        let expected = [
+            "keep h:1 (pid 11)",
+            "keep h:2 (pid 12)",
+            "start h:3, joining h:1, h:2",
+            "wait until h:1, h:2, h:3 are in sync",
+            "take out h:4, which the configuration lists no more",
+            "restart h:2 (failure_timeout 300ms → 1s)",
+            "wait until h:2 is in sync",
+            "have h:2 lead",
+            "restart h:1 (failure_timeout 300ms → 1s)",
+            "wait until h:1 is in sync",
+            "have h:1 lead",
+            "confirm with one acknowledged write",
+        ];
+        assert_eq!(printed(&up(&spec(), &observed)), expected);
+        let part = Spec { only: Some(nodes(&[3])), ..spec() };
+        assert!(!printed(&up(&part, &observed)).iter().any(|step| step.starts_with("take out")));
+    }
+
+    #[test]
+    fn a_setting_that_appears_or_goes_is_a_change_too() {
+        let one = BTreeMap::from([("--a-b".to_owned(), "1".to_owned())]);
+        let none = BTreeMap::new();
+        assert_eq!(changes(&one, &none)[0].to_string(), "a_b 1 → none");
+        assert_eq!(changes(&none, &one)[0].to_string(), "a_b none → 1");
+        assert_eq!(changes(&one, &one), []);
     }
 
     #[test]

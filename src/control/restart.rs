@@ -1,6 +1,8 @@
 //! Which exits that nobody asked for are answered with a restart, and after how long.
-//! Delays double from [`FIRST_DELAY`] to [`LONGEST_DELAY`]; a node that served for [`STABLE_AFTER`] starts afresh;
-//! after [`GIVE_UP_AFTER`] failures in a row the node is left down, because one more start would not help.
+//! Delays double from [`FIRST_DELAY`] to [`LONGEST_DELAY`], each shortened by up to [`JITTER`] of itself so that nodes
+//! that fell together do not come back together; a node that was *ready* for [`STABLE_AFTER`] starts afresh; after
+//! [`GIVE_UP_AFTER`] failures in a row the node is left down, because one more start would not help. Ends that the
+//! operator ordered are no failures: they never come here.
 
 use std::time::Duration;
 
@@ -12,6 +14,8 @@ use super::cause::Ended;
 pub const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// No wait is longer.
 pub const LONGEST_DELAY: Duration = Duration::from_secs(10);
+/// The largest part of a delay that chance takes off it.
+pub const JITTER: f64 = 0.2;
 /// Serving this long makes earlier failures forgotten.
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// Failures in a row after which the node stays down: about half a minute of trying.
@@ -30,9 +34,9 @@ pub enum Next {
     GiveUp,
 }
 
-/// Decides. `failures` counts the exits in a row including this one, and is at least 1.
+/// Decides. `failures` counts the exits in a row including this one, and is at least 1; `chance` lies in 0..1.
 #[must_use]
-pub fn next(policy: Restart, ended: Ended, failures: u32) -> Next {
+pub fn next(policy: Restart, ended: Ended, failures: u32, chance: f64) -> Next {
     match policy {
         Restart::Never => Next::Stay,
         Restart::OnFailure if ended.is_clean() => Next::Stay,
@@ -40,17 +44,18 @@ pub fn next(policy: Restart, ended: Ended, failures: u32) -> Next {
             if failures >= GIVE_UP_AFTER || ended.code == Some(EXIT_USAGE) {
                 Next::GiveUp
             } else {
-                Next::RestartAfter(delay(failures))
+                Next::RestartAfter(delay(failures, chance))
             }
         }
     }
 }
 
-/// The wait before a restart after this many failures in a row.
+/// The wait before a restart after this many failures in a row; `chance` in 0..1 takes up to [`JITTER`] off it.
 #[must_use]
-pub fn delay(failures: u32) -> Duration {
+pub fn delay(failures: u32, chance: f64) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
-    (FIRST_DELAY * 2_u32.pow(doublings)).min(LONGEST_DELAY)
+    let longest = (FIRST_DELAY * 2_u32.pow(doublings)).min(LONGEST_DELAY);
+    longest.mul_f64(1.0 - JITTER * chance.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -63,25 +68,37 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_cap() {
-        let delays: Vec<u64> = (1..=9).map(|n| u64::try_from(delay(n).as_millis()).unwrap()).collect();
+        let delays: Vec<u64> = (1..=9).map(|n| u64::try_from(delay(n, 0.0).as_millis()).unwrap()).collect();
         assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(delay(u32::MAX), LONGEST_DELAY);
+        assert_eq!(delay(u32::MAX, 0.0), LONGEST_DELAY);
     }
 
     #[test]
     fn the_policy_decides_who_is_restarted() {
         let again = Next::RestartAfter(FIRST_DELAY);
-        assert_eq!(next(Restart::OnFailure, CRASH, 1), again);
-        assert_eq!(next(Restart::OnFailure, Ended::default(), 1), again);
-        assert_eq!(next(Restart::OnFailure, CLEAN, 1), Next::Stay);
-        assert_eq!(next(Restart::Always, CLEAN, 1), again);
-        assert_eq!(next(Restart::Never, CRASH, 1), Next::Stay);
+        assert_eq!(next(Restart::OnFailure, CRASH, 1, 0.0), again);
+        assert_eq!(next(Restart::OnFailure, Ended::default(), 1, 0.0), again);
+        assert_eq!(next(Restart::OnFailure, CLEAN, 1, 0.0), Next::Stay);
+        assert_eq!(next(Restart::Always, CLEAN, 1, 0.0), again);
+        assert_eq!(next(Restart::Never, CRASH, 1, 0.0), Next::Stay);
     }
 
     #[test]
     fn what_cannot_be_helped_is_given_up() {
-        assert_eq!(next(Restart::OnFailure, USAGE, 1), Next::GiveUp);
-        assert_eq!(next(Restart::Always, CRASH, GIVE_UP_AFTER), Next::GiveUp);
-        assert!(matches!(next(Restart::Always, CRASH, GIVE_UP_AFTER - 1), Next::RestartAfter(_)));
+        assert_eq!(next(Restart::OnFailure, USAGE, 1, 0.0), Next::GiveUp);
+        assert_eq!(next(Restart::Always, CRASH, GIVE_UP_AFTER, 0.0), Next::GiveUp);
+        assert!(matches!(next(Restart::Always, CRASH, GIVE_UP_AFTER - 1, 0.0), Next::RestartAfter(_)));
+    }
+
+    #[test]
+    fn chance_only_shortens_a_wait_and_never_by_more_than_its_share() {
+        for failures in 1..=9 {
+            let longest = delay(failures, 0.0);
+            for chance in [0.0, 0.25, 0.5, 0.999, 7.0] {
+                let wait = delay(failures, chance);
+                assert!(wait <= longest && wait >= longest.mul_f64(1.0 - JITTER), "{failures} {chance}");
+            }
+            assert!(delay(failures, 0.9) < delay(failures, 0.1));
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::ask::Asker;
 use super::layout::Layout;
 use super::os::{self, Handle, ProcessId};
 use super::record::Record;
+use super::spawn;
 
 /// How long a node may take to say who it is. A frozen one never does.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -62,8 +63,15 @@ struct Candidate {
 /// The living process of a node, as remembered or as its own lock names it.
 #[must_use]
 pub fn living(layout: &Layout, record: &Record, node: &NodeId) -> Option<ProcessId> {
-    let remembered = record.nodes.get(node.as_str()).and_then(|node| node.process.clone());
-    remembered.filter(os::is_alive).or_else(|| locked_by(layout, node))
+    let of_node = record.nodes.get(node.as_str());
+    let remembered = of_node.and_then(|node| node.process.clone());
+    // A process that was being started and whose number nobody noted is known by what it was given.
+    let unnoted = || {
+        let nonce = of_node.filter(|node| node.process.is_none()).map(|node| node.nonce.as_str())?;
+        let pids = if nonce.is_empty() { Vec::new() } else { os::with_argument(spawn::NONCE_FLAG, nonce) };
+        pids.into_iter().find_map(|pid| os::identify(pid).ok())
+    };
+    remembered.filter(os::is_alive).or_else(|| locked_by(layout, node)).or_else(unnoted)
 }
 
 /// The process remembered for a node, or else the one that the node's own lock names: the supervisor may have died

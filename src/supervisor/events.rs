@@ -1,13 +1,20 @@
-//! The history of a cluster: one JSON line an event, appended with a single write, so that the supervisor and a
+//! The history of a cluster: what was ordered, what was done to processes, how they ended, who led. One JSON object a
+//! line in a file that only grows; each is on disk before what it tells of is done or answered. The supervisor and any
 //! command that works without one can both write and anybody can follow.
+//!
+//! Every event has an id. Whoever cannot tell whether an event was written, because the supervisor it was given to
+//! died, offers it again under the same id ([`EventLog::append_once`]); so every event is there once. The file is the
+//! journal of faults too: what was begun and not ended shows in it ([`super::past`]).
 
 use std::fs::File;
-use std::io::{self, BufRead, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::cause::Cause;
+use crate::control::cause::{Cause, Trouble};
+use crate::control::fault;
 use crate::telemetry::stamp;
 
 /// An event with its time.
@@ -15,6 +22,9 @@ use crate::telemetry::stamp;
 pub struct Entry {
     /// Wall-clock time, UTC, as [`stamp`] writes it.
     pub at: String,
+    /// Tells it from every other event; empty in histories written before there were ids.
+    #[serde(default)]
+    pub id: String,
     /// What happened.
     #[serde(flatten)]
     pub event: Event,
@@ -70,6 +80,12 @@ pub enum Event {
         signal: Option<i32>,
         /// Who or what ended it.
         cause: Cause,
+        /// What it had run into, where its last words tell.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trouble: Option<Trouble>,
+        /// Its last words, where it ended by itself and had any.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        words: Option<String>,
         /// Milliseconds until it is started again, where it is.
         #[serde(skip_serializing_if = "Option::is_none")]
         restart_in_ms: Option<u64>,
@@ -103,6 +119,25 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         leader: Option<String>,
     },
+    /// A phase of a fault that the operator ordered, for one node.
+    Fault {
+        /// Which order; the same for all nodes of one command.
+        fault: String,
+        /// What is done.
+        kind: fault::Kind,
+        /// The node.
+        node: String,
+        /// The process.
+        pid: u32,
+        /// How far it has come.
+        phase: fault::Phase,
+        /// For how many milliseconds, where it ends by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        for_ms: Option<u64>,
+        /// Why, where that is not plain.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    },
     /// What became of a kill.
     Verdict {
         /// The nodes killed.
@@ -121,11 +156,20 @@ pub enum Event {
     },
 }
 
+/// An id for a new event or fault.
+#[must_use]
+pub fn new_id() -> String {
+    format!("{:016x}", rand::random::<u64>())
+}
+
 /// Where events are appended.
 #[derive(Debug)]
 pub struct EventLog {
     file: File,
 }
+
+/// How far back an event is looked for that may have been written already.
+const LOOK_BACK_BYTES: u64 = 1 << 20;
 
 impl EventLog {
     /// Opens the history for appending.
@@ -133,38 +177,128 @@ impl EventLog {
     /// # Errors
     /// What the system said.
     pub fn open(path: &Path) -> io::Result<EventLog> {
-        Ok(EventLog { file: super::spawn::append(path)? })
+        let writable = super::spawn::append(path)?;
+        drop(writable);
+        Ok(EventLog { file: File::options().read(true).append(true).open(path)? })
     }
 
-    /// Appends one event with the time of now, and gives it back as written.
+    /// Appends one event with the time of now, and gives it back as written. It is on disk then.
     ///
     /// # Errors
     /// What the system said.
     pub fn append(&mut self, event: Event) -> io::Result<Entry> {
-        let entry = Entry { at: stamp(crate::clock::wall()), event };
-        let mut line = serde_json::to_vec(&entry)?;
+        self.locked(|log| log.write(new_id(), event))
+    }
+
+    /// Appends an event that may have been written before under the same id; `None` where it was.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn append_once(&mut self, id: &str, event: Event) -> io::Result<Option<Entry>> {
+        self.locked(|log| {
+            let end = log.file.metadata()?.len();
+            let mut text = vec![0; usize::try_from(end.min(LOOK_BACK_BYTES)).unwrap_or(0)];
+            log.file.read_exact_at(&mut text, end.saturating_sub(LOOK_BACK_BYTES))?;
+            let there = text
+                .split(|byte| *byte == b'\n')
+                .any(|line| serde_json::from_slice::<Entry>(line).is_ok_and(|entry| entry.id == id));
+            if there { Ok(None) } else { log.write(id.to_owned(), event).map(Some) }
+        })
+    }
+
+    /// Several processes may append: one at a time.
+    fn locked<T>(&mut self, work: impl FnOnce(&mut EventLog) -> io::Result<T>) -> io::Result<T> {
+        self.file.lock()?;
+        let result = work(self);
+        self.file.unlock()?;
+        result
+    }
+
+    fn write(&mut self, id: String, event: Event) -> io::Result<Entry> {
+        let entry = Entry { at: stamp(crate::clock::wall()), id, event };
+        let mut line = Vec::new();
+        // A line that a power cut left half written must not swallow this one.
+        let end = self.file.metadata()?.len();
+        let mut last = [b'\n'];
+        if end > 0 {
+            self.file.read_exact_at(&mut last, end - 1)?;
+        }
+        if last != [b'\n'] {
+            line.push(b'\n');
+        }
+        serde_json::to_writer(&mut line, &entry)?;
         line.push(b'\n');
         self.file.write_all(&line)?;
+        self.file.sync_data()?;
         Ok(entry)
     }
 }
 
 /// Everything in the history, oldest first. A line that is none (the machine lost power while it was written) is
-/// left out: the history explains, nothing is decided by it.
+/// left out: the others explain enough.
 ///
 /// # Errors
 /// What the system said, except that no history is an empty one.
-pub fn read(path: &PathBuf) -> io::Result<Vec<Entry>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut entries = Vec::new();
-    for line in io::BufReader::new(file).split(b'\n') {
-        entries.extend(serde_json::from_slice(&line?).ok() as Option<Entry>);
+pub fn read(path: &Path) -> io::Result<Vec<Entry>> {
+    Reader::new(path.to_owned()).more()
+}
+
+/// The newest part of the history, oldest first: what the last so many bytes hold.
+///
+/// # Errors
+/// What the system said, except that no history is an empty one.
+pub fn recent(path: &Path, bytes: u64) -> io::Result<Vec<Entry>> {
+    let mut reader = Reader::new(path.to_owned());
+    if let Ok(metadata) = path.metadata() {
+        reader.inode = metadata.ino();
+        // The line that this falls into is no whole one, and so is left out.
+        reader.offset = metadata.len().saturating_sub(bytes);
     }
-    Ok(entries)
+    reader.more()
+}
+
+/// Reads a history on from where it was left.
+#[derive(Debug)]
+pub struct Reader {
+    path: PathBuf,
+    /// Which file it was: another one under the same name is read from its start.
+    inode: u64,
+    offset: u64,
+    /// The beginning of a line whose end was not written yet.
+    partial: Vec<u8>,
+}
+
+impl Reader {
+    /// From the beginning.
+    #[must_use]
+    pub fn new(path: PathBuf) -> Reader {
+        Reader { path, inode: 0, offset: 0, partial: Vec::new() }
+    }
+
+    /// What came since the last call.
+    ///
+    /// # Errors
+    /// What the system said, except that no history is an empty one.
+    pub fn more(&mut self) -> io::Result<Vec<Entry>> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let metadata = file.metadata()?;
+        // Another or a shorter history is a new one: the cluster was purged.
+        if metadata.ino() != self.inode || metadata.len() < self.offset {
+            self.inode = metadata.ino();
+            self.offset = 0;
+            self.partial.clear();
+        }
+        file.seek(SeekFrom::Start(self.offset))?;
+        let read = file.read_to_end(&mut self.partial)?;
+        self.offset += read as u64;
+        let whole = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
+        let lines: Vec<u8> = self.partial.drain(..whole).collect();
+        Ok(lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
 }
 
 #[cfg(test)]
@@ -190,27 +324,63 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("events.jsonl");
         EventLog::open(&path).unwrap().append(started("h:1")).unwrap();
-        super::super::spawn::append(&path).unwrap().write_all(b"{\"at\":\"2026\n\xff\n").unwrap();
+        super::super::spawn::append(&path).unwrap().write_all(b"{\"at\":\"2026\n\xff\n{\"at\"").unwrap();
         EventLog::open(&path).unwrap().append(started("h:2")).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn an_event_that_is_offered_again_is_written_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut log = EventLog::open(&path).unwrap();
+        let id = new_id();
+        assert!(log.append_once(&id, started("h:1")).unwrap().is_some());
+        log.append(started("h:2")).unwrap();
+        assert_eq!(EventLog::open(&path).unwrap().append_once(&id, started("h:1")).unwrap(), None);
+        assert!(log.append_once(&new_id(), started("h:1")).unwrap().is_some());
+        assert_eq!(read(&path).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn a_reader_gives_every_event_once_and_begins_again_with_another_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let mut reader = Reader::new(path.clone());
+        assert_eq!(reader.more().unwrap(), []);
+        let mut log = EventLog::open(&path).unwrap();
+        let one = log.append(started("h:1")).unwrap();
+        assert_eq!(reader.more().unwrap(), [one.clone()]);
+        let two = log.append(started("h:2")).unwrap();
+        log.file.write_all(b"{\"at\":\"half").unwrap();
+        assert_eq!(reader.more().unwrap(), [two.clone()]);
+        assert_eq!(reader.more().unwrap(), []);
+        assert_eq!(recent(&path, 1 << 20).unwrap(), [one, two]);
+        assert_eq!(recent(&path, 30).unwrap(), []);
+        std::fs::remove_file(&path).unwrap();
+        let three = EventLog::open(&path).unwrap().append(started("h:3")).unwrap();
+        assert_eq!(reader.more().unwrap(), [three]);
     }
 
     #[test]
     fn an_event_is_one_flat_object() {
         let entry = Entry {
             at: "t".to_owned(),
+            id: "i".to_owned(),
             event: Event::Exited {
                 node: "h:1".to_owned(),
                 pid: 7,
                 code: None,
                 signal: Some(9),
                 cause: Cause::OutOfMemory,
+                trouble: None,
+                words: None,
                 restart_in_ms: None,
             },
         };
         assert_eq!(
             serde_json::to_string(&entry).unwrap(),
-            r#"{"at":"t","event":"exited","node":"h:1","pid":7,"code":null,"signal":9,"cause":"out-of-memory"}"#
+            r#"{"at":"t","id":"i","event":"exited","node":"h:1","pid":7,"code":null,"signal":9,"cause":"out-of-memory"}"#
         );
     }
 }

@@ -5,6 +5,9 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::clock;
 
 use super::os::{self, ProcessId};
 
@@ -33,6 +36,9 @@ fn holder(pid: &Option<u32>) -> String {
     pid.map_or("process unknown".to_owned(), |pid| format!("pid {pid}"))
 }
 
+/// How long a lock of a holder that is dead is waited for.
+const INHERITED: Duration = Duration::from_secs(2);
+
 /// Held while this value lives.
 #[derive(Debug)]
 pub struct Lock {
@@ -54,7 +60,18 @@ impl Lock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        match file.try_lock() {
+        let deadline = clock::now() + INHERITED;
+        let locked = loop {
+            match file.try_lock() {
+                // A dead holder's lock lives on in a child between its fork and its exec: until then nobody can tell
+                // what that supervisor started, so nobody may begin.
+                Err(TryLockError::WouldBlock) if holding(path).is_none() && clock::now() < deadline => {
+                    std::thread::yield_now();
+                }
+                result => break result,
+            }
+        };
+        match locked {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let directory = path.parent().unwrap_or(Path::new("/")).to_owned();

@@ -6,15 +6,19 @@
 //! - [`run`]: the one task that owns all state: wait for a message, handle it, do what follows
 //! - [`spawn`], [`os`], [`adopt`]: processes started, held, found again
 //! - [`lock`], [`socket`], [`wire`]: only one supervisor, and how it is talked to
-//! - [`record`], [`events`], [`layout`]: what is on disk
+//! - [`record`], [`events`], [`past`], [`layout`]: what is on disk, and what a new supervisor learns from it
+//! - [`heal`]: what is owed where a supervisor died in the middle of a fault and none runs
 //! - [`ask`], [`ports`]: the nodes' own answers, and who holds a port
 
 pub mod adopt;
 pub mod ask;
+mod crash;
 pub mod events;
+pub mod heal;
 pub mod layout;
 pub mod lock;
 pub mod os;
+pub mod past;
 pub mod ports;
 pub mod record;
 pub mod run;

@@ -3,12 +3,15 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
+
+use crate::control::cause::Ended;
 
 /// A process and no other, ever: a number alone is given to somebody else one day.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,6 +71,44 @@ fn parse_stat(text: &str) -> Option<Stat> {
         start_time: number(19)?,
         resident_bytes: number(21)? * page_size(),
     })
+}
+
+/// True where every thread of the process is frozen: the state of the process alone is that of its first thread.
+#[must_use]
+pub fn is_frozen_whole(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let mut any = false;
+    for thread in threads {
+        let Ok(thread) = thread else { return false };
+        let Ok(text) = fs::read_to_string(thread.path().join("stat")) else { continue };
+        match parse_stat(&text) {
+            Some(stat) if stat.is_frozen() => any = true,
+            Some(_) | None => return false,
+        }
+    }
+    any
+}
+
+/// The processes that have this argument right behind that one on their command line.
+#[must_use]
+pub fn with_argument(name: &str, value: &str) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = line.split(|byte| *byte == 0);
+            words.any(|word| word == name.as_bytes()) && words.next() == Some(value.as_bytes())
+        })
+        .collect()
+}
+
+/// Milliseconds since the boot, also while the machine slept: what a deadline is written down in that another process
+/// must keep.
+#[must_use]
+pub fn milliseconds_since_boot() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1000 + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000
 }
 
 /// Which boot this is.
@@ -194,6 +235,23 @@ impl Handle {
         while let Err(rustix::io::Errno::INTR) = poll(&mut descriptors, None) {}
     }
 
+    /// How a process that is no child of ours ended. To be asked after [`Handle::wait`]. Nothing is known only where the
+    /// kernel is older than 6.15 and its new parent has collected it already.
+    ///
+    /// Until its parent (init, where the one that started it died) has collected it, `/proc` tells. After that the
+    /// descriptor does: it hangs up, and the kernel keeps the status with it.
+    #[must_use]
+    pub fn ended(&self) -> Ended {
+        let uncollected = status_of_uncollected(self.id.pid);
+        let status = uncollected.or_else(|| {
+            let patience = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
+            let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::empty())];
+            while let Err(rustix::io::Errno::INTR) = poll(&mut descriptors, Some(&patience)) {}
+            exit_status(&self.descriptor)
+        });
+        status.map_or(Ended::default(), Ended::of_wait_status)
+    }
+
     /// Another hold on the same process.
     ///
     /// # Errors
@@ -201,6 +259,50 @@ impl Handle {
     pub fn try_clone(&self) -> io::Result<Handle> {
         Ok(Handle { descriptor: self.descriptor.try_clone()?, id: self.id.clone() })
     }
+}
+
+/// The raw status of a process that ended and was not collected. The kernel shows it only to those who might also trace
+/// the process, and a zero to others: so only that of a process of ours is believed.
+fn status_of_uncollected(pid: u32) -> Option<i32> {
+    const EXIT_CODE: usize = 49;
+    let path = format!("/proc/{pid}/stat");
+    let own = nix::unistd::geteuid();
+    if !own.is_root() && fs::metadata(&path).ok()?.uid() != own.as_raw() {
+        return None;
+    }
+    let text = fs::read_to_string(path).ok()?;
+    if !parse_stat(&text)?.has_ended() {
+        return None;
+    }
+    text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(EXIT_CODE)?.parse().ok()
+}
+
+/// `struct pidfd_info` of the kernel in its first form.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    control_group: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+/// `PIDFD_INFO_EXIT`: how it ended, once it was collected.
+const INFO_EXIT: u64 = 1 << 3;
+
+mod pidfd {
+    // `PIDFD_GET_INFO`
+    nix::ioctl_readwrite!(get_info, 0xFF, 11, super::PidfdInfo);
+}
+
+/// The raw status that `wait` would have given.
+#[expect(unsafe_code, reason = "no library has this call of the kernel yet")]
+fn exit_status(descriptor: &OwnedFd) -> Option<i32> {
+    let mut info = PidfdInfo { mask: INFO_EXIT, ..PidfdInfo::default() };
+    // SAFETY: the descriptor is open, and the kernel writes at most the size that the call's number carries, which is
+    // that of `PidfdInfo`.
+    unsafe { pidfd::get_info(descriptor.as_raw_fd(), &raw mut info) }.ok()?;
+    (info.mask & INFO_EXIT != 0).then_some(info.exit_code)
 }
 
 #[cfg(test)]
@@ -260,5 +362,73 @@ mod tests {
         }
         handle.signal(9).unwrap();
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn the_exact_end_of_a_stranger_is_known_where_the_kernel_tells() {
+        // Two generations: the sleeper's parent is gone, so somebody else collects it.
+        for (script, expected) in [
+            ("exec sleep 1000", Ended { code: None, signal: Some(15) }),
+            ("trap 'exit 42' TERM; while :; do sleep 0.01; done", Ended { code: Some(42), signal: None }),
+        ] {
+            let parent = Command::new("sh")
+                .args(["-c", &format!("sh -c \"{script}\" >/dev/null 2>&1 & echo $!")])
+                .output()
+                .unwrap();
+            let pid = String::from_utf8(parent.stdout).unwrap().trim().parse().unwrap();
+            let handle = Handle::open(&identify(pid).unwrap()).unwrap().unwrap();
+            // The shell must have set its trap, which shows by the child that it then starts.
+            while script.starts_with("trap")
+                && fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))
+                    .is_ok_and(|all| all.is_empty())
+            {
+                std::thread::yield_now();
+            }
+            handle.signal(15).unwrap();
+            handle.wait();
+            let ended = handle.ended();
+            assert!(ended == expected || (ended == Ended::default() && !kernel_tells()), "{ended}");
+        }
+    }
+
+    fn kernel_tells() -> bool {
+        let release = nix::sys::utsname::uname().unwrap().release().to_string_lossy().into_owned();
+        let mut numbers = release.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+        (numbers.next(), numbers.next()) >= (Some(6), Some(15))
+    }
+
+    #[test]
+    fn the_exact_end_is_known_before_and_after_the_parent_has_collected_it() {
+        let mut child = sleeper();
+        let handle = Handle::open(&identify(child.id()).unwrap()).unwrap().unwrap();
+        handle.signal(15).unwrap();
+        handle.wait();
+        assert_eq!(handle.ended(), Ended { code: None, signal: Some(15) });
+        child.wait().unwrap();
+        let known = handle.ended();
+        assert!(known.signal == Some(15) || !kernel_tells(), "{known}");
+    }
+
+    #[test]
+    fn a_frozen_process_is_frozen_with_all_its_threads_and_found_by_what_it_was_given() {
+        let mut child = sleeper();
+        assert!(!is_frozen_whole(child.id()));
+        let handle = Handle::open(&identify(child.id()).unwrap()).unwrap().unwrap();
+        handle.signal(19).unwrap();
+        while !is_frozen_whole(child.id()) {
+            std::thread::yield_now();
+        }
+        assert!(with_argument("sleep", "1000").contains(&child.id()));
+        assert!(!with_argument("sleep", "1001").contains(&child.id()));
+        handle.signal(9).unwrap();
+        child.wait().unwrap();
+        assert!(!is_frozen_whole(child.id()));
+    }
+
+    #[test]
+    fn the_time_since_the_boot_goes_on() {
+        let before = milliseconds_since_boot();
+        let ticks = uptime_ticks().unwrap() * 1000 / ticks_per_second();
+        assert!(before.abs_diff(ticks) < 60_000 && milliseconds_since_boot() >= before);
     }
 }

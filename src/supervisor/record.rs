@@ -8,9 +8,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::cause::Cause;
+use crate::control::cause::{Cause, Trouble};
+use crate::control::fault::{self, Duty};
 
-use super::os::ProcessId;
+use super::os::{self, ProcessId};
 
 /// The form of the file; another one is not read.
 const SCHEMA: u32 = 1;
@@ -47,6 +48,12 @@ pub struct NodeRecord {
     pub spawns: u64,
     /// How its last process ended.
     pub last_exit: Option<LastExit>,
+    /// What the operator ordered to be done to it and is not over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<Fault>,
+    /// What its process was told of the configuration: flag and value.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// Share of one processor lately, in percent; only from a living supervisor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_percent: Option<f64>,
@@ -76,6 +83,32 @@ pub enum Phase {
     Failed,
 }
 
+/// An open fault of one node. Written down before anything is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// Which order.
+    pub id: String,
+    /// What is done.
+    pub kind: fault::Kind,
+    /// To which process.
+    pub pid: u32,
+    /// How far it has come.
+    pub phase: fault::Phase,
+    /// When it ends by itself, in milliseconds since the boot.
+    pub until_ms: Option<u64>,
+}
+
+impl Fault {
+    /// What it asks for where its supervisor is gone, given the process that is remembered for its node.
+    #[must_use]
+    pub fn duty(&self, process: Option<&ProcessId>, now_ms: u64) -> Duty {
+        let process = process.filter(|id| id.pid == self.pid && os::is_alive(id));
+        let frozen = process.is_some_and(|id| os::stat(id.pid).is_ok_and(|stat| stat.is_frozen()));
+        let expired = self.until_ms.is_some_and(|until| until <= now_ms);
+        fault::duty(self.kind, self.phase, process.is_some(), frozen, expired)
+    }
+}
+
 /// How a process ended, as the status shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastExit {
@@ -87,6 +120,12 @@ pub struct LastExit {
     pub cause: Cause,
     /// When, UTC.
     pub at: String,
+    /// What it had run into, where its last words tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Trouble>,
+    /// Its last words, where it ended by itself and had any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub words: Option<String>,
 }
 
 /// Reads what was remembered. No file, a torn one and one of another form are all "nothing": the processes
@@ -141,6 +180,15 @@ mod tests {
                 signal: None,
                 cause: Cause::Crash,
                 at: "t".to_owned(),
+                trouble: Some(Trouble::Disk),
+                words: Some("no space left".to_owned()),
+            }),
+            fault: Some(Fault {
+                id: "f".to_owned(),
+                kind: fault::Kind::Pause,
+                pid: 7,
+                phase: fault::Phase::Held,
+                until_ms: Some(9),
             }),
             ..NodeRecord::default()
         };

@@ -1,6 +1,14 @@
 //! The supervisor's loop. One task owns everything: it waits for a message, hands it to the life it concerns, and
-//! does what that answers. Connections (`connections`), watchers and questions to nodes run beside it and only send
-//! it messages; what it does before the first message, with what an earlier one left, is in `inherit`.
+//! does what that answers. Connections, watchers and questions to nodes run beside it and only send it messages.
+//!
+//! - `lives`: what happens to the nodes' processes
+//! - `faults`: pauses and kills, phase by phase
+//! - `looks`: what the nodes say of themselves
+//! - `connections`: the control socket
+//! - `inherit`: what it does before the first message, with what an earlier one left
+//!
+//! It can be killed between any two of its steps. Whatever it is about to do is written down before it is done, and
+//! told in the history after; a new one compares what was written and told with what is so.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,33 +24,35 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::config::{self, Config, ConfigError};
 use crate::control::cause::Ended;
-use crate::control::life::{Action, Answer, Event, Moment, State};
-use crate::control::plan;
+use crate::control::life::{Event, Moment};
 use crate::proto::replcluster::DescribeResponse;
-use crate::telemetry::stamp;
 use crate::view::NodeId;
 
-use super::adopt;
-use super::ask::{self, Asker};
+use super::ask::Asker;
+use super::crash;
 use super::events::{self, Entry, EventLog};
 use super::layout::Layout;
 use super::lock::{Lock, LockError};
 use super::os;
-use super::record::{self, LastExit, Record};
-use super::slot::{Process, Slot};
+use super::past::Past;
+use super::record::{self, Record};
+use super::slot::Slot;
 use super::socket;
-use super::spawn::{self, Job, SpawnError, Spawner};
-use super::wire::{Outcome, OutcomeKind, Reply, Request};
+use super::spawn::{self, SpawnError, Spawner};
+use super::wire::{Reply, Request};
 
 mod connections;
+mod faults;
 mod inherit;
+mod lives;
+mod looks;
+
+use faults::Pausing;
 
 /// How often nodes that serve are asked how they are.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How often nodes that start are asked.
 const EAGER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
-/// How long a node may take to answer before it is asked again.
-const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 /// How often the supervisor looks at its own directory and at what the nodes use.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages that wait for the loop. Full: whoever sends waits, which slows only commands and questions down.
@@ -57,8 +67,9 @@ pub struct Options {
     pub config: PathBuf,
     /// The program to run a node with; `None` looks for it.
     pub server: Option<PathBuf>,
-    /// Ends at a SIGINT or SIGTERM by itself. In the foreground whoever runs it handles these.
-    pub handles_signals: bool,
+    /// It runs within the command of somebody at a terminal, or of a service manager: that one handles SIGINT and
+    /// SIGTERM, and no node outlives it, however it ends.
+    pub foreground: bool,
 }
 
 /// Why a supervisor could not begin, or could not go on.
@@ -91,6 +102,10 @@ enum Message {
     Ended { node: NodeId, number: u64, ended: Ended },
     /// A node answered, or did not.
     Looked { node: NodeId, number: u64, answer: Option<Box<DescribeResponse>> },
+    /// A process that got SIGSTOP was seen frozen, or was not within its time.
+    Felt { node: NodeId, fault: String, frozen: bool },
+    /// Whoever ordered this went away without a word that they want it.
+    Forsaken { fault: String },
 }
 
 /// Why the loop ends.
@@ -119,6 +134,10 @@ struct Supervisor {
     next_number: u64,
     /// The newest view that went into the history.
     epoch: u64,
+    /// Nodes die with this program.
+    foreground: bool,
+    /// Orders to freeze that are answered when their effect is seen.
+    pausing: Vec<Pausing>,
 }
 
 /// Runs a supervisor until it is told to end. The nodes go on.
@@ -141,6 +160,7 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
     let history = EventLog::open(&layout.events()).map_err(failed(&layout.events()))?;
     let listener = socket::listen(&layout.socket()).map_err(failed(&layout.socket()))?;
     let record = record::load(&layout.state()).map_err(failed(&layout.state()))?;
+    let past = Past::of(&events::read(&layout.events()).map_err(failed(&layout.events()))?);
     let (inbox, messages) = mpsc::channel(INBOX);
     let mut supervisor = Supervisor {
         config_path: options.config,
@@ -157,10 +177,12 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
         origin: clock::now(),
         next_number: 1,
         epoch: 0,
+        foreground: options.foreground,
+        pausing: Vec::new(),
     };
     supervisor.tell(events::Event::SupervisorStarted { pid: std::process::id() });
-    supervisor.take_over(&record).await;
-    let reason = match supervisor.serve(listener, messages, options.handles_signals).await? {
+    supervisor.take_over(&record, &past).await;
+    let reason = match supervisor.serve(listener, messages, !options.foreground).await? {
         End::Asked => "asked to".to_owned(),
         End::Signalled(name) => format!("got {name}"),
         End::DirectoryGone => {
@@ -227,11 +249,17 @@ impl Supervisor {
                 let _ = reply.send(Reply::Done);
                 return Some(End::Asked);
             }
+            Message::Asked { request: Request::Pause { nodes, for_ms, fault }, reply } => {
+                self.pause(&nodes, for_ms, &fault, reply);
+            }
             Message::Asked { request, reply } => {
                 let answer = self.answer(request);
                 // Whoever asked may have gone away; what was asked is done all the same.
                 let _ = reply.send(answer);
+                crash::step("answered");
             }
+            Message::Felt { node, fault, frozen } => self.felt(&node, &fault, frozen),
+            Message::Forsaken { fault } => self.forsake(&fault),
             Message::Ended { node, number, ended } => self.ended(&node, number, ended),
             Message::Looked { node, number, answer } => self.looked(&node, number, answer),
         }
@@ -256,255 +284,26 @@ impl Supervisor {
                 let deadline = self.moment() + Duration::from_millis(patience_ms);
                 self.each(&nodes, |_| Event::Restart { deadline })
             }
-            Request::Kill { nodes, signal } => self.each(&nodes, |slot| {
-                slot.wanted = false;
-                Event::Kill { signal }
-            }),
-            Request::Pause { nodes, for_ms } => {
-                let until = for_ms.map(|milliseconds| self.moment() + Duration::from_millis(milliseconds));
-                self.each(&nodes, |slot| {
-                    slot.resume_at = until;
-                    Event::Pause
-                })
-            }
-            Request::Resume { nodes } => self.each(&nodes, |slot| {
-                slot.resume_at = None;
-                Event::Resume
-            }),
+            Request::Kill { nodes, signal, fault } => self.kill(&nodes, signal, &fault),
+            Request::Resume { nodes } => self.resume(&nodes),
+            Request::Hold { fault } => self.hold(&fault),
             Request::Reload => self.reload(),
-            Request::Note { event } => {
-                self.tell(event);
+            Request::Forget { nodes } => {
+                let listed = &self.config.nodes;
+                self.nodes.retain(|node, slot| {
+                    let named = nodes.iter().any(|name| name == node.as_str());
+                    !named || listed.contains(node) || slot.process.is_some()
+                });
+                self.remember();
                 Reply::Done
             }
-            Request::Follow | Request::Quit => Reply::Done,
-        }
-    }
-
-    fn want(&mut self, nodes: &[String], wanted: bool) {
-        for (_, slot) in
-            self.nodes.iter_mut().filter(|(node, _)| nodes.iter().any(|name| name == node.as_str()))
-        {
-            slot.wanted = wanted;
-        }
-    }
-
-    fn each(&mut self, names: &[String], mut event: impl FnMut(&mut Slot) -> Event) -> Reply {
-        let mut outcomes = Vec::with_capacity(names.len());
-        for name in names {
-            let known = self.nodes.keys().find(|node| node.as_str() == name).cloned();
-            let result = match known {
-                None => OutcomeKind::Denied { reason: "it is not a node of this cluster".to_owned() },
-                Some(node) => {
-                    let event = self.nodes.get_mut(&node).map(&mut event);
-                    event.map_or(OutcomeKind::Already, |event| self.step(&node, event))
-                }
-            };
-            let slot = self.nodes.iter().find(|(node, _)| node.as_str() == name).map(|(_, slot)| slot);
-            let pid = slot.and_then(|slot| slot.process.as_ref()).map(|process| process.handle.id.pid);
-            outcomes.push(Outcome { node: name.clone(), result, pid });
-        }
-        self.remember();
-        Reply::Outcomes { outcomes }
-    }
-
-    /// Gives an event to a node's life and does what it answers.
-    fn step(&mut self, node: &NodeId, event: Event) -> OutcomeKind {
-        let (policy, now) = (self.config.supervisor.restart, self.moment());
-        let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
-        let answer = slot.life.step(policy, now, event);
-        if let Some(process) = &mut slot.process
-            && matches!(slot.life.state, State::Stopping { .. })
-        {
-            process.asked_to_end = true;
-        }
-        match answer {
-            Answer::Ignored => OutcomeKind::Already,
-            Answer::Denied(denial) => OutcomeKind::Denied { reason: denial.to_string() },
-            Answer::Accepted(actions) => {
-                for action in actions {
-                    self.act(node, action);
-                }
-                OutcomeKind::Accepted
+            Request::Note { id, event } => {
+                let written = self.history.append_once(&id, event);
+                self.told(written.map(Option::into_iter));
+                Reply::Done
             }
-        }
-    }
-
-    fn act(&mut self, node: &NodeId, action: Action) {
-        match action {
-            Action::Spawn => match self.spawn(node) {
-                Ok(()) => {
-                    self.step(node, Event::Spawned);
-                }
-                Err(error) => {
-                    tracing::error!(%node, %error, "cannot start");
-                    self.tell(events::Event::GaveUp { node: node.to_string(), reason: error.to_string() });
-                    self.step(node, Event::SpawnFailed);
-                }
-            },
-            // SIGTERM rather than a call: it needs no connection, and the node leaves the in-sync set all the same.
-            Action::Terminate => self.signal(node, nix::libc::SIGTERM),
-            Action::Signal(signal) => self.signal(node, signal),
-            Action::GaveUp => {
-                let exit = self.nodes.get(node).and_then(|slot| slot.last_exit.clone());
-                if let Some(exit) = exit {
-                    let ended = Ended { code: exit.code, signal: exit.signal };
-                    let reason = format!("restarts do not help: last {ended}");
-                    self.tell(events::Event::GaveUp { node: node.to_string(), reason });
-                }
-            }
-        }
-    }
-
-    fn signal(&mut self, node: &NodeId, signal: i32) {
-        let Some(process) = self.nodes.get(node).and_then(|slot| slot.process.as_ref()) else { return };
-        if let Err(error) = process.handle.signal(signal) {
-            tracing::error!(%node, pid = process.handle.id.pid, signal, %error, "cannot signal");
-        }
-    }
-
-    fn spawn(&mut self, node: &NodeId) -> Result<(), SpawnError> {
-        let wanted: Vec<NodeId> =
-            self.nodes.iter().filter(|(_, slot)| slot.wanted).map(|(node, _)| node.clone()).collect();
-        let register = self.layout.register();
-        let system = |what: PathBuf| move |cause| SpawnError::System { what, cause };
-        std::fs::create_dir_all(register.join("nodes")).map_err(system(register.clone()))?;
-        std::fs::create_dir_all(self.layout.data(node)).map_err(system(self.layout.data(node)))?;
-        let has_view = self.layout.has_view().map_err(system(register.clone()))?;
-        let join = plan::join(node, &wanted, &self.config.nodes, has_view);
-        let nonce = format!("{:032x}", rand::random::<u128>());
-        let memory_kills_before = os::memory_kills();
-        let job = Job {
-            program: self.server.clone(),
-            arguments: spawn::server_arguments(&self.config, &self.layout, node, join.as_deref(), &nonce),
-            output: self.layout.stderr(node),
-        };
-        let started = self.spawner.spawn(job)?;
-        let pid = started.handle.id.pid;
-        let process = Process {
-            handle: started.handle,
-            number: self.next_number,
-            nonce,
-            since: clock::now(),
-            adopted: false,
-            asked_to_end: false,
-            memory_kills_before,
-            usage: None,
-            cpu_percent: None,
-        };
-        let (inbox, number, name) = (self.inbox.clone(), self.next_number, node.clone());
-        self.next_number += 1;
-        spawn::watch_child(started.child, move |ended| {
-            // The loop is gone only when the supervisor ends.
-            let _ = inbox.blocking_send(Message::Ended { node: name, number, ended });
-        })
-        .map_err(system(self.server.clone()))?;
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.process = Some(process);
-            slot.spawns += 1;
-            slot.asking = false;
-        }
-        self.remember();
-        self.tell(events::Event::Started { node: node.to_string(), pid });
-        Ok(())
-    }
-
-    fn ended(&mut self, node: &NodeId, number: u64, ended: Ended) {
-        let Some(slot) = self.nodes.get_mut(node) else { return };
-        let Some(process) = slot.process.take_if(|process| process.number == number) else { return };
-        let cause = process.attribute(ended);
-        slot.resume_at = None;
-        slot.last_exit =
-            Some(LastExit { code: ended.code, signal: ended.signal, cause, at: stamp(clock::wall()) });
-        self.step(node, Event::Exited(ended));
-        let now = self.moment();
-        let restart_in_ms = self.nodes.get(node).and_then(|slot| slot.record(now).restart_in_ms);
-        self.tell(events::Event::Exited {
-            node: node.to_string(),
-            pid: process.handle.id.pid,
-            code: ended.code,
-            signal: ended.signal,
-            cause,
-            restart_in_ms,
-        });
-        self.remember();
-    }
-
-    /// Lets time pass in every life.
-    fn tick(&mut self) {
-        let now = self.moment();
-        let due: Vec<NodeId> = self
-            .nodes
-            .iter()
-            .filter(|(_, slot)| slot.due().is_some_and(|due| due <= now))
-            .map(|(node, _)| node.clone())
-            .collect();
-        for node in &due {
-            let thaw = self
-                .nodes
-                .get_mut(node)
-                .is_some_and(|slot| slot.resume_at.take_if(|at| *at <= now).is_some());
-            if thaw {
-                self.step(node, Event::Resume);
-            }
-            self.step(node, Event::Tick);
-        }
-        if !due.is_empty() {
-            self.remember();
-        }
-    }
-
-    fn look_interval(&self) -> Duration {
-        let starting = self.nodes.values().any(|slot| slot.life.state == State::Starting);
-        if starting { EAGER_LOOK_INTERVAL } else { LOOK_INTERVAL }
-    }
-
-    /// Asks every node that runs how it is; the answers arrive as messages.
-    fn look(&mut self) {
-        for (node, slot) in &mut self.nodes {
-            let Some(process) = &slot.process else { continue };
-            if slot.asking || matches!(slot.life.state, State::Paused { .. }) {
-                continue;
-            }
-            slot.asking = true;
-            let (asker, inbox) = (self.asker.clone(), self.inbox.clone());
-            let (node, number) = (node.clone(), process.number);
-            // Ends within its patience, and with the runtime at the latest.
-            tokio::spawn(async move {
-                let answer = asker.describe(&node, LOOK_PATIENCE).await.ok().map(Box::new);
-                let _ = inbox.send(Message::Looked { node, number, answer }).await;
-            });
-        }
-    }
-
-    fn looked(&mut self, node: &NodeId, number: u64, answer: Option<Box<DescribeResponse>>) {
-        let Some(slot) = self.nodes.get_mut(node) else { return };
-        let Some(process) = slot.process.as_ref().filter(|process| process.number == number) else { return };
-        slot.asking = false;
-        let Some(answer) = answer else { return };
-        if !adopt::matches(&answer, &process.handle.id, &process.nonce) {
-            return;
-        }
-        slot.epoch = answer.epoch;
-        let after = process.since.elapsed();
-        let after_ms = (!process.adopted).then(|| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        if ask::is_in_sync(&answer) && slot.life.state == State::Starting {
-            self.step(node, Event::Ready);
-            self.tell(events::Event::Ready { node: node.to_string(), after_ms });
-            self.remember();
-        }
-        if answer.epoch > self.epoch && !answer.leader.is_empty() {
-            self.epoch = answer.epoch;
-            self.tell(events::Event::View {
-                epoch: answer.epoch,
-                leader: answer.leader.clone(),
-                in_sync: answer.in_sync.clone(),
-            });
-        }
-    }
-
-    fn measure(&mut self, now: Instant) {
-        for process in self.nodes.values_mut().filter_map(|slot| slot.process.as_mut()) {
-            process.measure(now);
+            // These are answered elsewhere.
+            Request::Follow | Request::Quit | Request::Pause { .. } => Reply::Done,
         }
     }
 
@@ -521,7 +320,8 @@ impl Supervisor {
         for node in &config.nodes {
             self.nodes.entry(node.clone()).or_default();
         }
-        self.nodes.retain(|node, slot| config.nodes.contains(node) || slot.process.is_some());
+        // One that was started once may still count in the cluster: it stays known until it is taken out.
+        self.nodes.retain(|node, slot| config.nodes.contains(node) || slot.spawns > 0);
         let nodes: Vec<NodeId> = self.nodes.keys().cloned().collect();
         self.asker = Asker::new(&nodes);
         self.config = config;
@@ -536,17 +336,25 @@ impl Supervisor {
     }
 
     fn remember(&self) {
+        crash::step("before remembering");
         if let Err(error) = record::save(&self.layout.state(), &self.record()) {
             tracing::error!(file = %self.layout.state().display(), %error, "cannot remember the processes");
         }
+        crash::step("remembered");
     }
 
     fn tell(&mut self, event: events::Event) {
-        match self.history.append(event) {
+        let written = self.history.append(event);
+        self.told(written.map(Some));
+    }
+
+    fn told(&mut self, written: io::Result<impl IntoIterator<Item = Entry>>) {
+        match written {
             // Nobody follows: nobody is told.
-            Ok(entry) => drop(self.followers.send(entry)),
+            Ok(entries) => entries.into_iter().for_each(|entry| drop(self.followers.send(entry))),
             Err(error) => tracing::error!(%error, "cannot write the history"),
         }
+        crash::step("told");
     }
 
     fn moment(&self) -> Moment {

@@ -1,12 +1,18 @@
 //! One node as its supervisor holds it: the life as decided by `control`, and the process it stands for.
 
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::Instant;
 
+use crate::clock;
 use crate::control::cause::{self, Cause, Ended};
 use crate::control::life::{Life, Moment, State};
+use crate::telemetry::stamp;
 
 use super::os::{self, Handle};
-use super::record::{LastExit, NodeRecord, Phase};
+use super::record::{Fault, LastExit, NodeRecord, Phase};
 
 /// One node.
 #[derive(Debug, Default)]
@@ -21,8 +27,14 @@ pub(super) struct Slot {
     pub spawns: u64,
     /// How the last one ended.
     pub last_exit: Option<LastExit>,
-    /// When a pause ends by itself.
+    /// What the operator ordered to be done to it and is not over.
+    pub fault: Option<Fault>,
+    /// When the pause that this is ends by itself.
     pub resume_at: Option<Moment>,
+    /// What the process that is being started will have to say to be believed; of use while there is no process yet.
+    pub nonce: String,
+    /// What its process was told of the configuration.
+    pub settings: BTreeMap<String, String>,
     /// The last question has not been answered yet: no second one is asked meanwhile.
     pub asking: bool,
     /// Last answer named this epoch.
@@ -42,6 +54,10 @@ pub(super) struct Process {
     pub since: Instant,
     /// Was taken over.
     pub adopted: bool,
+    /// The history knows that it is in sync.
+    pub ready_told: bool,
+    /// What it says outside its log begins here in its file.
+    pub words_from: u64,
     /// A command of ours is to end it.
     pub asked_to_end: bool,
     /// Processes killed for memory when it was started.
@@ -66,9 +82,22 @@ impl Process {
         self.usage = Some((now, stat.cpu_ticks));
     }
 
-    /// Who or what ended it.
-    pub fn attribute(&self, ended: Ended) -> Cause {
-        cause::attribute(ended, self.asked_to_end, os::memory_kills() > self.memory_kills_before)
+    /// How it ended, who or what ended it, and what it said last.
+    pub fn explain(&self, ended: Ended, words_file: &Path) -> LastExit {
+        let grew = os::memory_kills() > self.memory_kills_before;
+        let cause = cause::attribute(ended, self.asked_to_end, grew);
+        let words = match cause {
+            Cause::Operator | Cause::OutOfMemory => None,
+            Cause::Crash | Cause::Unknown => last_words(words_file, self.words_from),
+        };
+        LastExit {
+            code: ended.code,
+            signal: ended.signal,
+            cause,
+            at: stamp(clock::wall()),
+            trouble: words.as_ref().and_then(|words| cause::trouble(ended, words)),
+            words,
+        }
     }
 }
 
@@ -91,7 +120,9 @@ impl Slot {
             wanted: self.wanted,
             phase,
             process: self.process.as_ref().map(|process| process.handle.id.clone()),
-            nonce: self.process.as_ref().map(|process| process.nonce.clone()).unwrap_or_default(),
+            nonce: self.process.as_ref().map_or(&self.nonce, |process| &process.nonce).clone(),
+            fault: self.fault.clone(),
+            settings: self.settings.clone(),
             spawns: self.spawns,
             last_exit: self.last_exit.clone(),
             cpu_percent: self.process.as_ref().and_then(|process| process.cpu_percent),
@@ -105,5 +136,56 @@ impl Slot {
             (Some(one), Some(other)) => Some(one.min(other)),
             (one, other) => one.or(other),
         }
+    }
+}
+
+/// No more than this is read of what a process said outside its log.
+const WORDS_BYTES: u64 = 8 * 1024;
+/// No more than this of it is told.
+const WORDS_CHARS: usize = 300;
+
+/// What a process said last outside its log: the message that it ended with, from where it begins in the file. A program
+/// of ours ends with its name and a message, or with the report of a panic.
+fn last_words(file: &Path, from: u64) -> Option<String> {
+    let file = File::open(file).ok()?;
+    let end = file.metadata().ok()?.len();
+    let from = from.min(end).max(end.saturating_sub(WORDS_BYTES));
+    let mut text = vec![0; usize::try_from(end - from).ok()?];
+    file.read_exact_at(&mut text, from).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+    let begin = lines.iter().rposition(|line| line.starts_with(SAYS) || line.contains("panicked at"));
+    let told = match begin {
+        Some(begin) => lines[begin..].iter().take(3).copied().collect::<Vec<_>>().join(" "),
+        None => (*lines.last()?).to_owned(),
+    };
+    Some(told.strip_prefix(SAYS).unwrap_or(&told).chars().take(WORDS_CHARS).collect())
+}
+
+/// What a node's program begins its last message with.
+const SAYS: &str = "replserver: ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str, from: u64) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("stderr");
+        std::fs::write(&path, text).unwrap();
+        last_words(&path, from)
+    }
+
+    #[test]
+    fn last_words_are_the_message_that_a_process_ended_with() {
+        let said = "replserver: old\nsome line\nreplserver: h:1 is taken by x (pid 7)\nstop it\n";
+        assert_eq!(words(said, 0).unwrap(), "h:1 is taken by x (pid 7) stop it");
+        let panic = "thread 'main' panicked at a.rs:1:2:\nindex out of bounds\nnote: run with\nmore\n";
+        assert!(words(panic, 0).unwrap().starts_with("thread 'main' panicked at a.rs:1:2: index out of"));
+        assert_eq!(words("a line\n", 0).unwrap(), "a line");
+        assert_eq!(words("", 0), None);
+        assert_eq!(words("of an earlier process\n", 22), None);
+        assert_eq!(words("cut since\n", 4000), None);
+        assert_eq!(words(&"x".repeat(9000), 0).unwrap().len(), WORDS_CHARS);
     }
 }

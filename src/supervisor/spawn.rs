@@ -1,6 +1,7 @@
 //! Starts processes, from one thread that never ends, and tells when they end.
 //! They stand in sessions of their own: neither a closed terminal nor a dead supervisor ends them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -54,6 +55,8 @@ pub struct Job {
     pub arguments: Vec<OsString>,
     /// Where what it says goes; appended to.
     pub output: PathBuf,
+    /// It is killed when this program ends, however that ends.
+    pub dies_with_us: bool,
 }
 
 /// A process that was started.
@@ -117,6 +120,9 @@ fn start(job: &Job) -> Result<Started, SpawnError> {
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(output);
     detach(&mut command);
+    if job.dies_with_us {
+        die_with_parent(&mut command);
+    }
     let mut child = command.spawn().map_err(failed)?;
     // Not collected yet, so the number cannot have been given to anybody else.
     let held = os::stat(child.id())
@@ -149,6 +155,23 @@ pub fn detach(command: &mut Command) {
     }
 }
 
+/// Has the kernel kill the process when the thread that starts it ends. Of use only from a thread that lives as long as
+/// its program: the signal follows the thread's end, not the program's.
+#[expect(unsafe_code, reason = "the standard library cannot set the parent-death signal")]
+fn die_with_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and allocates
+    // nothing: its errors are plain numbers.
+    unsafe {
+        command.pre_exec(move || {
+            nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)
+                .map_err(|errno| io::Error::from_raw_os_error(errno as i32))?;
+            // It may have died before the kernel was told.
+            if nix::unistd::getppid() == parent { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+        });
+    }
+}
+
 /// Opens a file for appending, and makes its directory where there is none. Both are for their owner only,
 /// whatever the umask of the command that came first.
 ///
@@ -175,14 +198,14 @@ pub fn watch_child(mut child: Child, tell: impl FnOnce(Ended) + Send + 'static) 
     Ok(())
 }
 
-/// Calls `tell` once when a process that is no child of ours ended: how, only its parent could ask.
+/// Calls `tell` once when a process that is no child of ours ended, and how, where the kernel tells strangers.
 ///
 /// # Errors
 /// What the system said where no thread can be started.
 pub fn watch_adopted(handle: Handle, tell: impl FnOnce(Ended) + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(format!("watch {}", handle.id.pid)).spawn(move || {
         handle.wait();
-        tell(Ended::default());
+        tell(handle.ended());
     })?;
     Ok(())
 }
@@ -214,7 +237,6 @@ pub fn server_arguments(
     join: Option<&[NodeId]>,
     nonce: &str,
 ) -> Vec<OsString> {
-    let replication = &config.replication;
     let mut register = OsString::from("file:");
     register.push(layout.register());
     let mut arguments: Vec<OsString> = vec!["--address".into(), node.as_str().into()];
@@ -228,13 +250,31 @@ pub fn server_arguments(
     if let Some(others) = join {
         option("--join", others.iter().map(NodeId::as_str).collect::<Vec<_>>().join(",").into());
     }
-    option("--heartbeat-interval", show(replication.heartbeat_interval).into());
-    option("--failure-timeout", show(replication.failure_timeout).into());
-    option("--min-in-sync", replication.min_in_sync.to_string().into());
-    option("--handback-after", replication.handback_after.map_or("never".to_owned(), show).into());
-    option("--nonce", nonce.into());
+    for (name, value) in settings(config) {
+        option(&name, value.into());
+    }
+    option(NONCE_FLAG, nonce.into());
     option("--log-file", layout.log(node).into());
     arguments
+}
+
+/// By this a process can be found that was started by a supervisor that died before it could note its number.
+pub const NONCE_FLAG: &str = "--nonce";
+
+/// What a node is told of the configuration and can only be told at its start: flag and value.
+#[must_use]
+pub fn settings(config: &Config) -> BTreeMap<String, String> {
+    let replication = &config.replication;
+    let handback_after = replication.handback_after.map_or("never".to_owned(), show);
+    [
+        ("--heartbeat-interval", show(replication.heartbeat_interval)),
+        ("--failure-timeout", show(replication.failure_timeout)),
+        ("--min-in-sync", replication.min_in_sync.to_string()),
+        ("--handback-after", handback_after),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value))
+    .collect()
 }
 
 #[cfg(test)]
@@ -246,6 +286,7 @@ mod tests {
             program: "/bin/sh".into(),
             arguments: vec!["-c".into(), script.into()],
             output: directory.join("deep/out"),
+            dies_with_us: false,
         }
     }
 
@@ -293,8 +334,10 @@ mod tests {
         let handle = started.handle.try_clone().unwrap();
         watch_adopted(handle, move |ended| tell.send(ended).unwrap()).unwrap();
         started.handle.signal(9).unwrap();
-        assert_eq!(told.recv().unwrap(), Ended::default());
+        // We are its parent and collect it, which a watcher of a stranger waits for.
         started.child.wait().unwrap();
+        let ended = told.recv().unwrap();
+        assert!(ended == Ended::default() || ended.signal == Some(9), "{ended}");
     }
 
     #[test]
@@ -314,9 +357,24 @@ mod tests {
         assert_eq!(
             line(None),
             "--address 127.0.0.1:1 --cluster c --data-dir /d/.replcluster/nodes/127.0.0.1_1/data \
-             --register file:/d/.replcluster/register --heartbeat-interval 50ms --failure-timeout 300ms \
-             --min-in-sync 1 --handback-after never --nonce n0 --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
+             --register file:/d/.replcluster/register --failure-timeout 300ms --handback-after never \
+             --heartbeat-interval 50ms --min-in-sync 1 --nonce n0 --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
         );
         assert!(line(Some(&config.nodes[1..])).contains(" --join 127.0.0.1:2 "));
+    }
+
+    #[test]
+    fn what_is_to_die_with_us_dies_with_the_thread_that_started_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let job = Job { dies_with_us: true, ..shell(directory.path(), "exec sleep 1000") };
+        let spawner = Spawner::start().unwrap();
+        let bound = spawner.spawn(job).unwrap();
+        let free = spawner.spawn(shell(directory.path(), "exec sleep 1000")).unwrap();
+        // The thread ends with its last user, as it does with the program.
+        drop(spawner);
+        assert_eq!(ended(bound).signal, Some(9));
+        assert!(os::is_alive(&free.handle.id));
+        free.handle.signal(9).unwrap();
+        ended(free);
     }
 }

@@ -40,13 +40,23 @@ pub enum Request {
         nodes: Vec<String>,
         /// The signal's number.
         signal: i32,
+        /// An id for the order.
+        fault: String,
     },
-    /// Freeze these.
+    /// Freeze these; answered when they are seen frozen. Undone when the conversation ends before `Hold`: an order whose
+    /// giver does not know that it was carried out is none.
     Pause {
         /// Which.
         nodes: Vec<String>,
         /// Milliseconds until they are thawed again, where they are by themselves.
         for_ms: Option<u64>,
+        /// An id for the order.
+        fault: String,
+    },
+    /// The operator knows of this pause and wants it so.
+    Hold {
+        /// The order's id.
+        fault: String,
     },
     /// Thaw these.
     Resume {
@@ -55,8 +65,15 @@ pub enum Request {
     },
     /// Read the configuration again: nodes were added or taken out.
     Reload,
-    /// Put this into the history.
+    /// Forget these, which do not run and are not in the configuration any more.
+    Forget {
+        /// Which.
+        nodes: Vec<String>,
+    },
+    /// Put this into the history, once.
     Note {
+        /// The event's id.
+        id: String,
         /// What.
         event: Event,
     },

@@ -12,6 +12,7 @@ pub struct Scene {
     pub directory: tempfile::TempDir,
     ports: Vec<u16>,
     server: Option<std::path::PathBuf>,
+    environment: Vec<(String, String)>,
 }
 
 impl Drop for Scene {
@@ -32,7 +33,8 @@ impl Scene {
     pub fn new(nodes: usize) -> Scene {
         let mut ports: Vec<u16> = (0..nodes + 1).map(|_| free_port()).collect();
         ports.sort_by_key(ToString::to_string);
-        let scene = Scene { directory: tempfile::tempdir().unwrap(), ports, server: None };
+        let scene =
+            Scene { directory: tempfile::tempdir().unwrap(), ports, server: None, environment: vec![] };
         let addresses: Vec<String> = (0..nodes).map(|node| format!("\"{}\"", scene.address(node))).collect();
         scene.config(&format!("name = \"demo\"\nnodes = [{}]\n", addresses.join(", ")));
         scene
@@ -51,14 +53,24 @@ impl Scene {
         format!("127.0.0.1:{}", self.ports[node])
     }
 
+    /// Every command from now on gets this variable, and so does a supervisor that it starts.
+    pub fn environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
     pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
         command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
         command.env_remove("REPLCLUSTER_CONFIG").env("NO_COLOR", "1");
         if let Some(server) = &self.server {
             command.env("REPLSERVER", server);
         }
-        command.output().unwrap()
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
     }
 
     /// Exit code, and everything printed.

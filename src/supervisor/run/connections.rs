@@ -37,6 +37,7 @@ async fn converse(
     inbox: mpsc::Sender<Message>,
     mut events: broadcast::Receiver<Entry>,
 ) {
+    let mut unconfirmed = Unconfirmed { fault: None, inbox: inbox.clone() };
     while let Ok(Some(request)) = conversation.receive::<Request>().await {
         if request == Request::Follow {
             while let Ok(entry) = events.recv().await {
@@ -46,6 +47,22 @@ async fn converse(
             }
             return;
         }
+        match &request {
+            Request::Pause { fault, .. } => unconfirmed.fault = Some(fault.clone()),
+            Request::Hold { fault } if unconfirmed.fault.as_ref() == Some(fault) => unconfirmed.fault = None,
+            Request::Hold { .. }
+            | Request::Snapshot
+            | Request::Start { .. }
+            | Request::Stop { .. }
+            | Request::Restart { .. }
+            | Request::Kill { .. }
+            | Request::Resume { .. }
+            | Request::Reload
+            | Request::Forget { .. }
+            | Request::Note { .. }
+            | Request::Follow
+            | Request::Quit => {}
+        }
         let (reply, answer) = oneshot::channel();
         if inbox.send(Message::Asked { request, reply }).await.is_err() {
             return;
@@ -54,5 +71,22 @@ async fn converse(
         if conversation.send(&answer).await.is_err() {
             return;
         }
+    }
+}
+
+/// An order whose giver has not said yet that they know of it. It is forsaken when they hang up.
+struct Unconfirmed {
+    fault: Option<String>,
+    inbox: mpsc::Sender<Message>,
+}
+
+impl Drop for Unconfirmed {
+    fn drop(&mut self) {
+        let Some(fault) = self.fault.take() else { return };
+        let inbox = self.inbox.clone();
+        // Ends when the loop takes it, and with the runtime at the latest.
+        tokio::spawn(async move {
+            let _ = inbox.send(Message::Forsaken { fault }).await;
+        });
     }
 }

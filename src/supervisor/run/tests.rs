@@ -15,6 +15,7 @@ use crate::proto::replcluster::{
 };
 use crate::supervisor::record::{NodeRecord, Phase};
 use crate::supervisor::socket::Conversation;
+use crate::supervisor::wire::OutcomeKind;
 
 const LONGEST_WAIT: Duration = Duration::from_secs(20);
 
@@ -42,7 +43,7 @@ impl Scene {
         std::fs::set_permissions(&server, std::fs::Permissions::from_mode(0o755)).unwrap();
         let config = config::load(&path).unwrap();
         let layout = Layout::new(&config);
-        let options = Options { config: path, server: Some(server), handles_signals: false };
+        let options = Options { config: path, server: Some(server), foreground: false };
         Scene { _directory: directory, options, layout, nodes: config.nodes, ports }
     }
 
@@ -88,6 +89,22 @@ impl Scene {
                 let text =
                     |key: &str| value.get(key).map(|v| v.to_string().replace('"', "")).unwrap_or_default();
                 [text("event"), text("cause")].join(" ").trim().to_owned()
+            })
+            .collect()
+    }
+}
+
+impl Scene {
+    /// The phases of faults that were told, in order.
+    fn phases(&self) -> Vec<String> {
+        events::read(&self.layout.events())
+            .unwrap()
+            .into_iter()
+            .filter_map(|entry| match entry.event {
+                events::Event::Fault { phase, .. } => {
+                    Some(serde_json::to_value(phase).unwrap().as_str().unwrap().to_owned())
+                }
+                _ => None,
             })
             .collect()
     }
@@ -150,7 +167,8 @@ async fn quit(running: JoinHandle<Result<(), SupervisorError>>, conversation: &m
 }
 
 async fn end(conversation: &mut Conversation, node: &[String]) {
-    let _ = outcome(conversation, Request::Kill { nodes: node.to_vec(), signal: 9 }).await;
+    let _ = outcome(conversation, Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id() })
+        .await;
     wait_for(conversation, node, |record| record.process.is_none()).await;
 }
 
@@ -170,10 +188,23 @@ fn a_killed_node_stays_down_and_its_end_is_the_operators() {
         let exit = record.last_exit.unwrap();
         assert_eq!((exit.signal, exit.cause), (Some(9), Cause::Operator));
         assert_eq!((record.phase, record.wanted, record.spawns), (Phase::Down, false, 1));
-        let (dead, _) = outcome(&mut talk, Request::Kill { nodes: node.clone(), signal: 9 }).await;
+        let (dead, _) =
+            outcome(&mut talk, Request::Kill { nodes: node.clone(), signal: 9, fault: events::new_id() })
+                .await;
         assert_eq!(dead, OutcomeKind::Denied { reason: "it is not running".to_owned() });
         quit(running, &mut talk).await;
-        assert_eq!(scene.events(), ["supervisor-started", "started", "exited operator", "supervisor-ended"]);
+        assert_eq!(
+            scene.events(),
+            [
+                "supervisor-started",
+                "started",
+                "fault",
+                "fault",
+                "exited operator",
+                "fault",
+                "supervisor-ended"
+            ]
+        );
     });
 }
 
@@ -225,7 +256,9 @@ fn the_end_of_a_supervisor_ends_no_node_and_the_next_takes_over() {
         end(&mut talk, &node).await;
         assert!(!os::is_alive(&id));
         let exit = snapshot(&mut talk, &node).await.last_exit.unwrap();
-        assert_eq!((exit.code, exit.signal, exit.cause), (None, None, Cause::Operator));
+        // No child of the new one: its status is known where the kernel tells.
+        assert_eq!((exit.code, exit.cause), (None, Cause::Operator));
+        assert!(matches!(exit.signal, None | Some(9)), "{exit:?}");
         quit(running, &mut talk).await;
         assert!(scene.events().contains(&"adopted".to_owned()));
     });
@@ -273,14 +306,116 @@ fn a_pause_with_an_end_thaws_by_itself() {
         let (running, mut talk) = scene.begin().await;
         let node = scene.name(0);
         let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
-        let pause = |for_ms| Request::Pause { nodes: node.clone(), for_ms };
+        let pause = |for_ms| Request::Pause { nodes: node.clone(), for_ms, fault: "f".to_owned() };
         outcome(&mut talk, pause(None)).await;
-        until(async || os::stat(pid.unwrap()).unwrap().is_frozen().then_some(())).await;
+        assert!(os::is_frozen_whole(pid.unwrap()), "answered when it is frozen");
+        let held = talk.ask(&Request::Hold { fault: "f".to_owned() }).await.unwrap();
+        assert_eq!(held, Reply::Done);
         assert_eq!(snapshot(&mut talk, &node).await.phase, Phase::Paused);
         outcome(&mut talk, pause(Some(30))).await;
         until(async || (!os::stat(pid.unwrap()).unwrap().is_frozen()).then_some(())).await;
-        wait_for(&mut talk, &node, |record| record.phase == Phase::Starting).await;
+        let record = wait_for(&mut talk, &node, |record| record.phase == Phase::Starting).await;
+        assert_eq!(record.fault, None);
+        assert_eq!(scene.phases(), ["intent", "applied", "seen", "held", "healed"]);
         end(&mut talk, &node).await;
+        quit(running, &mut talk).await;
+    });
+}
+
+#[test]
+fn a_pause_whose_giver_goes_away_is_undone() {
+    Scene::play("exec sleep 1000", async |scene| {
+        let (running, mut talk) = scene.begin().await;
+        let node = scene.name(0);
+        let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
+        let mut giver = Conversation::connect(&scene.layout.socket()).await.unwrap();
+        let request = Request::Pause { nodes: node.clone(), for_ms: None, fault: "f".to_owned() };
+        outcome(&mut giver, request).await;
+        assert!(os::is_frozen_whole(pid.unwrap()));
+        drop(giver);
+        until(async || (!os::stat(pid.unwrap()).unwrap().is_frozen()).then_some(())).await;
+        wait_for(&mut talk, &node, |record| record.fault.is_none()).await;
+        assert_eq!(scene.phases(), ["intent", "applied", "seen", "abandoned"]);
+        end(&mut talk, &node).await;
+        quit(running, &mut talk).await;
+    });
+}
+
+#[test]
+fn a_new_supervisor_undoes_a_pause_that_was_cut_short_and_keeps_one_that_is_wanted() {
+    Scene::play("exec sleep 1000", async |scene| {
+        let (running, mut talk) = scene.begin().await;
+        let (cut, wanted) = (scene.name(0), scene.name(1));
+        let nodes = [cut.clone(), wanted.clone()].concat();
+        outcome(&mut talk, Request::Start { nodes }).await;
+        let pause = |node: &[String], fault: &str| Request::Pause {
+            nodes: node.to_vec(),
+            for_ms: None,
+            fault: fault.to_owned(),
+        };
+        outcome(&mut talk, pause(&wanted, "w")).await;
+        talk.ask(&Request::Hold { fault: "w".to_owned() }).await.unwrap();
+        outcome(&mut talk, pause(&cut, "c")).await;
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        let (running, mut talk) = scene.begin().await;
+        let record = snapshot(&mut talk, &cut).await;
+        assert_eq!((record.fault.clone(), record.phase), (None, Phase::Starting));
+        let pid = record.process.unwrap().pid;
+        until(async || (!os::stat(pid).unwrap().is_frozen()).then_some(())).await;
+        let record = snapshot(&mut talk, &wanted).await;
+        assert_eq!((record.fault.unwrap().id.as_str(), record.phase), ("w", Phase::Paused));
+        assert!(os::is_frozen_whole(record.process.unwrap().pid));
+        outcome(&mut talk, Request::Resume { nodes: wanted.clone() }).await;
+        assert_eq!(snapshot(&mut talk, &wanted).await.fault, None);
+        for node in [&cut, &wanted] {
+            end(&mut talk, node).await;
+        }
+        quit(running, &mut talk).await;
+    });
+}
+
+#[test]
+fn a_process_whose_number_nobody_noted_is_found_by_what_it_was_given_and_told_once() {
+    // The shell keeps the arguments on its command line while it waits.
+    Scene::play("while :; do sleep 0.05; done", async |scene| {
+        let (running, mut talk) = scene.begin().await;
+        let node = scene.name(0);
+        let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
+        running.abort();
+        assert!(running.await.unwrap_err().is_cancelled());
+        // As if the supervisor had died between the start and both notes of it.
+        let mut record = record::load(&scene.layout.state()).unwrap();
+        let of_node = record.nodes.get_mut(&node[0]).unwrap();
+        of_node.process = None;
+        of_node.phase = Phase::Starting;
+        record::save(&scene.layout.state(), &record).unwrap();
+        let path = scene.layout.events();
+        let history = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = history.lines().filter(|line| !line.contains("\"started\"")).collect();
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        let (running, mut talk) = scene.begin().await;
+        let record = snapshot(&mut talk, &node).await;
+        assert_eq!((record.process.map(|id| id.pid), record.spawns), (pid, 1));
+        let started = scene.events().iter().filter(|event| *event == "started").count();
+        assert_eq!(started, 1, "{:?}", scene.events());
+        end(&mut talk, &node).await;
+        quit(running, &mut talk).await;
+    });
+}
+
+#[test]
+fn a_node_says_what_it_ran_into() {
+    Scene::play("echo 'replserver: h:1 is taken by x (pid 7)' >&2; exit 5", async |scene| {
+        let (running, mut talk) = scene.begin().await;
+        let node = scene.name(0);
+        outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
+        let record = wait_for(&mut talk, &node, |record| record.last_exit.is_some()).await;
+        let exit = record.last_exit.unwrap();
+        assert_eq!(exit.trouble, Some(crate::control::cause::Trouble::Port));
+        assert_eq!(exit.words.as_deref(), Some("h:1 is taken by x (pid 7)"));
+        outcome(&mut talk, Request::Stop { nodes: node.clone(), patience_ms: 1000 }).await;
+        wait_for(&mut talk, &node, |record| record.process.is_none()).await;
         quit(running, &mut talk).await;
     });
 }

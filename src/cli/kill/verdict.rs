@@ -1,0 +1,148 @@
+//! What became of a kill, in words and as JSON. Values in, text out.
+
+use serde_json::json;
+
+use crate::client::probe::{Evidence, Verdict};
+use crate::view::NodeId;
+
+use super::super::render::{grouped, milliseconds};
+use super::victims::{Intent, Victim};
+
+pub(super) fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Proved => "proved",
+        Verdict::Violated => "violated",
+        Verdict::Inconclusive => "inconclusive",
+    }
+}
+
+pub(super) fn lines(intent: &Intent, leader: Option<&NodeId>, evidence: Option<&Evidence>) -> Vec<String> {
+    let killed: Vec<String> = intent.victims.iter().map(Victim::to_string).collect();
+    let mut first = format!("killed {}", killed.join(", "));
+    match leader {
+        Some(leader) => first.push_str(&format!(" · {leader} leads")),
+        None => first.push_str(" · nobody leads"),
+    }
+    let Some(evidence) = evidence else { return vec![first] };
+    if leader.is_some() {
+        first.push_str(&format!(" · writes paused {}", milliseconds(evidence.unavailable_ms)));
+    }
+    let second = format!(
+        "{} acknowledged, {} lost, {} indeterminate · {}",
+        grouped(evidence.acknowledged),
+        grouped(evidence.lost),
+        grouped(evidence.indeterminate),
+        word(evidence.verdict)
+    );
+    let reason = evidence.reason.iter().map(|reason| format!("because {reason}"));
+    let violations = evidence.violations.iter().map(|violation| format!("violation: {violation}"));
+    [first, second].into_iter().chain(reason).chain(violations).collect()
+}
+
+pub(super) fn json(
+    intent: &Intent,
+    leader: Option<&NodeId>,
+    evidence: Option<&Evidence>,
+) -> serde_json::Value {
+    json!({
+        "schema": 1,
+        "killed": intent.names(),
+        "seed": intent.seed,
+        "leader_before": intent.leader_before.as_ref().map(ToString::to_string),
+        "leader_after": leader.map(ToString::to_string),
+        "unavailable_ms": evidence.map(|evidence| evidence.unavailable_ms),
+        "acknowledged": evidence.map(|evidence| evidence.acknowledged),
+        "lost": evidence.map(|evidence| evidence.lost),
+        "indeterminate": evidence.map(|evidence| evidence.indeterminate),
+        "errors": evidence.map(|evidence| evidence.errors),
+        "verdict": evidence.map(|evidence| word(evidence.verdict)),
+        "reason": evidence.and_then(|evidence| evidence.reason.clone()),
+        "violations": evidence.map(|evidence| evidence.violations.clone()).unwrap_or_default(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent() -> Intent {
+        let node = |port: u16| NodeId::parse(&format!("127.0.0.1:{port}")).unwrap();
+        Intent {
+            victims: vec![Victim::Node { node: node(2379), pid: 41_021, role: "leader" }],
+            handles: vec![],
+            seed: None,
+            leader_before: Some(node(2379)),
+            survivors: vec![node(2380)],
+        }
+    }
+
+    fn evidence(verdict: Verdict) -> Evidence {
+        Evidence {
+            acknowledged: 1204,
+            lost: 0,
+            indeterminate: 1,
+            errors: 0,
+            unavailable_ms: 11.2,
+            in_flight_at_fault: true,
+            violations: vec![],
+            verdict,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn the_verdict_reads_as_documented() {
+        let leader = NodeId::parse("127.0.0.1:2380").unwrap();
+        assert_eq!(
+            lines(&intent(), Some(&leader), Some(&evidence(Verdict::Proved))),
+            [
+                "killed 127.0.0.1:2379 (leader, pid 41021) · 127.0.0.1:2380 leads · writes paused 11 ms",
+                "1 204 acknowledged, 0 lost, 1 indeterminate · proved",
+            ]
+        );
+        assert_eq!(
+            lines(&intent(), None, None),
+            ["killed 127.0.0.1:2379 (leader, pid 41021) · nobody leads"]
+        );
+    }
+
+    #[test]
+    fn a_dead_supervisor_is_named_as_such() {
+        let intent = Intent { victims: vec![Victim::Supervisor { pid: 7 }], ..intent() };
+        let leader = NodeId::parse("127.0.0.1:2379").unwrap();
+        assert_eq!(
+            lines(&intent, Some(&leader), None),
+            ["killed the supervisor (pid 7) · 127.0.0.1:2379 leads"]
+        );
+        assert_eq!(json(&intent, None, None)["killed"], serde_json::json!(["supervisor"]));
+    }
+
+    #[test]
+    fn a_bad_verdict_says_why() {
+        let mut violated = evidence(Verdict::Violated);
+        violated.reason = Some("a write is missing".to_owned());
+        violated.violations = vec!["k was acknowledged".to_owned()];
+        let told = lines(&intent(), None, Some(&violated));
+        assert_eq!(told[2..], ["because a write is missing", "violation: k was acknowledged"]);
+    }
+
+    #[test]
+    fn the_json_has_every_documented_field() {
+        let value = json(&intent(), None, Some(&evidence(Verdict::Inconclusive)));
+        let fields = [
+            "killed",
+            "leader_before",
+            "leader_after",
+            "unavailable_ms",
+            "acknowledged",
+            "lost",
+            "indeterminate",
+            "verdict",
+        ];
+        for field in fields {
+            assert!(value.get(field).is_some(), "{field}");
+        }
+        assert_eq!(value["verdict"], "inconclusive");
+        assert_eq!(value["leader_after"], serde_json::Value::Null);
+    }
+}

@@ -1,0 +1,145 @@
+//! Faults whose supervisor died and that nobody supervises: any command, also one that only looks, ends those whose end
+//! is due. A fault that was held and has time left stays; a supervisor that comes will end it.
+
+use std::io;
+
+use crate::control::fault::{self, Duty};
+
+use super::events::{Event, EventLog};
+use super::layout::Layout;
+use super::lock::Lock;
+use super::os::{self, Handle};
+use super::record::{self, Fault, Record};
+
+/// A process that was thawed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Healed {
+    /// The node.
+    pub node: String,
+    /// Its process.
+    pub pid: u32,
+    /// The order was never confirmed; else its time was over.
+    pub unconfirmed: bool,
+}
+
+/// Ends what is due, where no supervisor runs to do so. Costs one look at a small file where nothing is.
+///
+/// # Errors
+/// What the system said.
+pub fn heal(layout: &Layout) -> io::Result<Vec<Healed>> {
+    heal_also(layout, None)
+}
+
+/// The same, and undoes this order too, however far it has come: its giver was not told that it stands.
+///
+/// # Errors
+/// What the system said.
+pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>> {
+    let seen = record::load(&layout.state())?;
+    if due(&seen, order).is_empty() {
+        return Ok(Vec::new());
+    }
+    // Whoever holds the lock is a supervisor and does this itself, or another command that does it now.
+    let Ok(_lock) = Lock::take(&layout.lock()) else { return Ok(Vec::new()) };
+    let mut record = record::load(&layout.state())?;
+    let mut history = EventLog::open(&layout.events())?;
+    let mut healed = Vec::new();
+    for (node, fault, phase) in due(&record, order) {
+        let process = record.nodes.get(&node).and_then(|of_node| of_node.process.clone());
+        if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
+            handle.signal(crate::control::life::SIGCONT)?;
+        }
+        history.append(Event::Fault {
+            fault: fault.id.clone(),
+            kind: fault.kind,
+            node: node.clone(),
+            pid: fault.pid,
+            phase,
+            for_ms: None,
+            why: Some(WHY.to_owned()),
+        })?;
+        if let Some(of_node) = record.nodes.get_mut(&node) {
+            of_node.fault = None;
+        }
+        healed.push(Healed { node, pid: fault.pid, unconfirmed: phase == fault::Phase::Abandoned });
+    }
+    record::save(&layout.state(), &record)?;
+    Ok(healed)
+}
+
+/// Why a fault ended that no command ended.
+pub(super) const WHY: &str = "its supervisor died";
+
+fn due(record: &Record, order: Option<&str>) -> Vec<(String, Fault, fault::Phase)> {
+    let now = os::milliseconds_since_boot();
+    record
+        .nodes
+        .iter()
+        .filter_map(|(node, of_node)| {
+            let fault = of_node.fault.clone()?;
+            match fault.duty(of_node.process.as_ref(), now) {
+                Duty::Keep if order == Some(fault.id.as_str()) => {
+                    Some((node.clone(), fault, fault::Phase::Abandoned))
+                }
+                Duty::Thaw(phase) => Some((node.clone(), fault, phase)),
+                Duty::Keep | Duty::End(_) | Duty::Dead | Duty::Ending => None,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::process::Command;
+
+    use super::super::record::NodeRecord;
+    use super::*;
+
+    /// A frozen process with a fault in this phase, and what healing made of it.
+    fn healing(phase: fault::Phase, until_ms: Option<u64>) -> (Vec<Healed>, bool, usize) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cluster.toml");
+        let config =
+            crate::config::parse(&path, "nodes = [\"127.0.0.1:1\"]", &crate::config::resolve).unwrap();
+        let layout = Layout::new(&config);
+        std::fs::create_dir_all(layout.root()).unwrap();
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let id = os::identify(child.id()).unwrap();
+        let handle = Handle::open(&id).unwrap().unwrap();
+        handle.signal(19).unwrap();
+        while !os::is_frozen_whole(id.pid) {
+            std::thread::yield_now();
+        }
+        let fault = Fault { id: "f".to_owned(), kind: fault::Kind::Pause, pid: id.pid, phase, until_ms };
+        let of_node = NodeRecord { process: Some(id.clone()), fault: Some(fault), ..NodeRecord::default() };
+        let nodes = BTreeMap::from([("127.0.0.1:1".to_owned(), of_node)]);
+        record::save(&layout.state(), &Record { nodes, ..Record::default() }).unwrap();
+        let healed = heal(&layout).unwrap();
+        assert_eq!(heal(&layout).unwrap(), [], "what was healed is not healed again");
+        let frozen = os::stat(id.pid).unwrap().is_frozen();
+        let told = super::super::events::read(&layout.events()).unwrap().len();
+        handle.signal(9).unwrap();
+        child.wait().unwrap();
+        (healed, frozen, told)
+    }
+
+    #[test]
+    fn a_pause_that_nobody_confirmed_is_undone_and_told() {
+        for phase in [fault::Phase::Intent, fault::Phase::Applied, fault::Phase::Seen] {
+            let (healed, frozen, told) = healing(phase, None);
+            assert!(healed[0].unconfirmed && !frozen, "{phase:?}");
+            assert_eq!(told, 1);
+        }
+    }
+
+    #[test]
+    fn a_pause_whose_time_is_over_is_undone_and_a_wanted_one_stays() {
+        let (healed, frozen, _) = healing(fault::Phase::Held, Some(1));
+        assert!(!healed[0].unconfirmed && !frozen);
+        for until in [None, Some(u64::MAX)] {
+            let (healed, frozen, told) = healing(fault::Phase::Held, until);
+            assert_eq!((healed.len(), frozen, told), (0, true, 0));
+        }
+    }
+}
