@@ -83,21 +83,35 @@ pub struct RealDisk;
 
 struct RealFile(File);
 
-impl DiskFile for RealFile {
-    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
-        let wanted = buffer.len();
-        while !buffer.is_empty() {
-            match self.0.read_at(buffer, offset) {
-                Ok(0) => break,
-                Ok(count) => {
-                    buffer = &mut buffer[count..];
-                    offset += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+/// Fills the buffer from there on, as far as the file goes; gives back how far that was.
+pub(super) fn read_as_much_as_there_is(
+    file: &File,
+    mut buffer: &mut [u8],
+    mut offset: u64,
+) -> io::Result<usize> {
+    let wanted = buffer.len();
+    while !buffer.is_empty() {
+        match file.read_at(buffer, offset) {
+            Ok(0) => break,
+            Ok(count) => {
+                buffer = &mut buffer[count..];
+                offset += count as u64;
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        Ok(wanted - buffer.len())
+    }
+    Ok(wanted - buffer.len())
+}
+
+/// Names of the files in a directory of the host.
+pub(super) fn list(path: &Path) -> io::Result<Vec<String>> {
+    std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+impl DiskFile for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_as_much_as_there_is(&self.0, buffer, offset)
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -119,7 +133,7 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        list(path)
     }
 
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {

@@ -3,13 +3,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::directory::{self, DirectoryError};
-use super::disk::{Disk, DiskFile, Job};
+use super::disk::{self, Disk, DiskFile, Job};
 use super::log::{self, LogReader, Position, Recovered};
 use super::promise::Promise;
 use super::snapshot;
@@ -256,20 +255,8 @@ fn refused() -> io::Error {
 }
 
 impl DiskFile for ReadOnlyFile {
-    fn read_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<usize> {
-        let wanted = buffer.len();
-        while !buffer.is_empty() {
-            match self.0.read_at(buffer, offset) {
-                Ok(0) => break,
-                Ok(count) => {
-                    buffer = &mut buffer[count..];
-                    offset += count as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(wanted - buffer.len())
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        disk::read_as_much_as_there_is(&self.0, buffer, offset)
     }
 
     fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
@@ -291,7 +278,7 @@ impl Disk for ReadOnly {
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<String>> {
-        fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+        disk::list(path)
     }
 
     fn open(&self, path: &Path, create: bool) -> io::Result<Arc<dyn DiskFile>> {

@@ -240,6 +240,12 @@ impl Node {
         }
     }
 
+    /// Our disk is nearly full (R25).
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
     /// True where this node's disk is known to hang or to be nearly full: it holds what it has, and takes no more.
     #[must_use]
     pub fn is_unfit(&self) -> bool {

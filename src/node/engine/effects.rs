@@ -12,7 +12,7 @@ use crate::node::log::{Position, Record, encode};
 use crate::node::registrar::Ask;
 use crate::node::wire::{Entries, body_of};
 use crate::node::writer::WriteOperation;
-use crate::protocol::{Effect, Message, Warning, WriteId};
+use crate::protocol::{Effect, Message, Role, Warning, WriteId};
 use crate::view::{Epoch, Index, NodeId, View};
 
 impl<H: Hands> Engine<H> {
@@ -133,11 +133,19 @@ impl<H: Hands> Engine<H> {
     /// What we had sent to the leader may be lost with the old connection.
     pub(super) fn resend_to(&mut self, node: &NodeId) {
         let Some(view) = self.node.view() else { return };
-        // What this node gave to itself cannot be lost, and giving it again would do it twice (R19).
-        if view.leader == *node && *node != self.shared.address {
-            self.requests.submit_again();
+        if view.leader == *node && *node != self.shared.address && self.repeat_requests() {
             self.reads.ask_again();
         }
+    }
+
+    /// Gives the leader again what it has not answered; it takes each request once. `false` where that is this node:
+    /// what it gave to itself cannot be lost, and given again it would be done twice (R19).
+    pub(super) fn repeat_requests(&mut self) -> bool {
+        if matches!(self.node.role(), Role::Leader(_)) {
+            return false;
+        }
+        self.requests.submit_again();
+        true
     }
 
     fn send_snapshot(&mut self, to: NodeId) {

@@ -107,8 +107,6 @@ pub struct Engine<H: Hands> {
     sending_snapshot: Vec<NodeId>,
     flushing: bool,
     flushed_at: Instant,
-    /// What was found when room was last looked for: too little.
-    full: bool,
     /// The space alarm that is on its way into the log.
     alarm: Option<oneshot::Receiver<Outcome>>,
     /// Told to end; leadership is being handed over until then.
@@ -160,7 +158,6 @@ impl<H: Hands> Engine<H> {
             sending_snapshot: Vec::new(),
             flushing: false,
             flushed_at: now,
-            full: false,
             alarm: None,
             stopping: None,
             healthy_at: None,
@@ -312,16 +309,11 @@ impl<H: Hands> Engine<H> {
             self.maybe_flush();
             self.look_for_room();
             self.confirm_health();
-            // A leader gives its own requests to itself: nothing of them can be lost on a link, and giving them again
-            // would do them twice (R19).
-            // A follower repeats itself: a leader drops what comes under another epoch than its own, and the follower may
-            // have read a new view before the leader knew that its swap had won. Taken is each request once.
+            // Also without a lost link: a leader drops what comes under another epoch than its own, and we may have read
+            // a new view before the leader knew that its swap had won.
             let long_ago = self.now.duration_since(self.given_again_at) >= self.options.failure_timeout;
-            if (std::mem::take(&mut self.link_lost) || long_ago)
-                && !matches!(self.node.role(), Role::Leader(_))
-            {
+            if (std::mem::take(&mut self.link_lost) || long_ago) && self.repeat_requests() {
                 self.given_again_at = self.now;
-                self.requests.submit_again();
             }
         }
         self.stop_when_handed_over();

@@ -60,7 +60,7 @@ impl<H: Hands> Engine<H> {
     // --- requests ---
 
     pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
-        if self.full && !self.node.is_in_sync() {
+        if self.node.is_full() && !self.node.is_in_sync() {
             // It could not take the entry, and so never say what became of it (R25). Another node can.
             let grows = Mutation::decode(mutation).is_ok_and(|mutation| kv::grows(&mutation));
             let refusal =

@@ -77,17 +77,16 @@ impl<H: Hands> Engine<H> {
         match self.recent.room() {
             Ok(room) => {
                 // Twice as much before it counts as enough again, so that it does not flap.
-                let enough = if self.full { 2 * reserve } else { reserve };
+                let enough = if self.node.is_full() { 2 * reserve } else { reserve };
                 let flush_waits = self.shared.look(&|store| store.backend().waits_for_room());
                 let full = room.space != Space::Ample || room.free_bytes < enough || flush_waits;
                 self.shared.free_bytes.store(room.free_bytes, Ordering::Relaxed);
-                if full != self.full && !breaks(Rule::WatchRoom) {
+                if full != self.node.is_full() && !breaks(Rule::WatchRoom) {
                     tracing::warn!(
                         "{}: {} bytes free on the disk, {reserve} are kept in reserve",
                         if full { "room is short" } else { "there is room again" },
                         room.free_bytes
                     );
-                    self.full = full;
                     self.shared.full.store(full, Ordering::Relaxed);
                     self.step(Input::Space { full });
                 }
@@ -109,12 +108,12 @@ impl<H: Hands> Engine<H> {
         let roomy = self.node.has_roomy_follower();
         if !self.node.can_propose()
             || !self.leadership_is_open()
-            || raised == self.full
-            || (self.full && roomy)
+            || raised == self.node.is_full()
+            || (self.node.is_full() && roomy)
         {
             return;
         }
-        let request = mutation::Request::Space(SpaceAlarm { raised: self.full });
+        let request = mutation::Request::Space(SpaceAlarm { raised: self.node.is_full() });
         let mutation = Bytes::from(Mutation { request: Some(request) }.encode_to_vec());
         let (answer, outcome) = oneshot::channel();
         self.requests.arrive(mutation, self.now + ALARM_MAX, answer);

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::storm::Storm;
 use super::world::Broken;
 use crate::node::handle::StateStore;
+use crate::protocol::testing::spread;
 use crate::rules::{Rule, without};
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -43,11 +44,7 @@ fn run(seed: u64, traced: bool) -> Outcome {
     let broken = match catch_unwind(AssertUnwindSafe(|| storm.run())) {
         Ok(Ok(())) => None,
         Ok(Err(broken)) => Some(broken),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Some(Broken("nothing panics", text.unwrap_or_default()))
-        }
+        Err(panic) => Some(Broken("nothing panics", spread::panic_text(&*panic))),
     };
     let operations = &storm.world.clients.history.operations;
     let count = |unknown: bool| {
@@ -86,35 +83,15 @@ fn run(seed: u64, traced: bool) -> Outcome {
     Outcome { broken, trace, sums }
 }
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
-}
-
-fn run_seeds(seeds: std::ops::Range<u64>) -> (Vec<(u64, Outcome)>, Sums) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let (mut bad, mut sums) = (Vec::new(), Sums::default());
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores)
-            .map(|core| {
-                let seeds = seeds.clone();
-                scope.spawn(move || {
-                    let (mut bad, mut sums) = (Vec::new(), Sums::default());
-                    for seed in seeds.skip(core as usize).step_by(cores as usize) {
-                        let outcome = run_seed(seed, false);
-                        add(&mut sums, outcome.sums);
-                        if outcome.broken.is_some() {
-                            bad.push((seed, outcome));
-                        }
-                    }
-                    (bad, sums)
-                })
-            })
-            .collect();
-        for worker in workers {
-            let (found, counts) = worker.join().expect("a worker reports panics, it does not panic");
-            bad.extend(found);
-            add(&mut sums, counts);
-        }
+fn run_seeds(seeds: &std::ops::Range<u64>) -> (Vec<(u64, Broken)>, Sums) {
+    let take = |(bad, sums): &mut (Vec<(u64, Broken)>, Sums), seed| {
+        let outcome = run_seed(seed, false);
+        add(sums, outcome.sums);
+        bad.extend(outcome.broken.map(|broken| (seed, broken)));
+    };
+    let (mut bad, sums) = spread::over_all_cores(seeds, take, |all, more| {
+        all.0.extend(more.0);
+        add(&mut all.1, more.1);
     });
     bad.sort_by_key(|(seed, _)| *seed);
     (bad, sums)
@@ -144,30 +121,22 @@ fn explain(seed: u64) -> String {
 
 #[test]
 fn whole_nodes_keep_every_claim() {
-    if let Some(seed) = from_environment("REPLCLUSTER_SEED") {
+    if let Some(seed) = spread::from_environment("REPLCLUSTER_SEED") {
         let outcome = run_seed(seed, true);
         println!("{}", outcome.trace.join("\n"));
         assert!(outcome.broken.is_none(), "seed {seed}: {:?}", outcome.broken);
         return;
     }
-    let first = from_environment("REPLCLUSTER_FIRST_SEED").unwrap_or(0);
-    let count = from_environment("REPLCLUSTER_SEEDS").unwrap_or(300);
+    let seeds = spread::seeds(300);
     let begun = crate::clock::now();
-    let (bad, sums) = run_seeds(first..first + count);
+    let (bad, sums) = run_seeds(&seeds);
     let time = (crate::clock::now() - begun).as_secs_f64();
     println!("{sums:?}; {:.0} seeds a second", sums.seeds as f64 / time);
-    let mut sentences = std::collections::BTreeMap::<&str, Vec<u64>>::new();
-    for (seed, outcome) in &bad {
-        if let Some(Broken(sentence, _)) = outcome.broken {
-            sentences.entry(sentence).or_default().push(*seed);
-        }
-    }
-    for (sentence, seeds) in &sentences {
-        println!("{} seeds break \"{sentence}\": {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
-    }
+    spread::print_broken(bad.iter().map(|(seed, Broken(sentence, _))| (*sentence, *seed)));
     if let Some((seed, _)) = bad.first() {
         panic!("{}", explain(*seed));
     }
+    let count = seeds.end - seeds.start;
     assert!(
         sums.acknowledged > 20 * count && sums.fail_overs > count,
         "a storm in which nothing happens proves nothing: {sums:?}"

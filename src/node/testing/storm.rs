@@ -9,12 +9,13 @@ use tokio::time::Instant;
 use super::clients::Clients;
 use super::disk::{Fault, Operation};
 use super::machine::Timing;
-use super::world::{Broken, Flight, Shipment, Wish, World, letter};
+use super::world::{Broken, Flight, Shipment, Wish, World};
 use crate::check::{Freshness, Key, Request};
 use crate::node::event::{self, Internal};
 use crate::node::registrar::Ask;
 use crate::node::state::FlushJob;
 use crate::protocol::testing::random::Random;
+use crate::protocol::testing::spread::letter;
 use crate::protocol::{Millis, RegisterUnreachable, Role, Swapped};
 use crate::view::View;
 

@@ -25,6 +25,7 @@ use crate::node::wire::{append_body, put, take};
 use crate::node::writer::{Failure, WriteOperation};
 use crate::proto::replcluster::Frame;
 use crate::protocol::testing::random::Random;
+use crate::protocol::testing::spread::letter;
 use crate::protocol::{Mark, Millis};
 use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
@@ -98,10 +99,6 @@ pub struct World {
     next: u64,
     /// Processes that ended because their disk failed: expected where disks are made to fail.
     pub failures_expected: bool,
-}
-
-pub fn letter(machine: usize) -> char {
-    (b'a' + machine as u8) as char
 }
 
 impl World {

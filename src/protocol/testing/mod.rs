@@ -14,5 +14,6 @@ pub(crate) mod random;
 pub(crate) mod scripts;
 mod seeds;
 mod simulation;
+pub(crate) mod spread;
 mod text;
 mod weather;

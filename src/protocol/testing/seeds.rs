@@ -7,12 +7,12 @@
 //! REPLCLUSTER_SEED=17 cargo test --lib every_seed_keeps_every_claim -- --nocapture
 //! ```
 
-use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::cluster::{Cluster, Settings};
 use super::invariants::{Claim, Violation};
 use super::simulation::Simulation;
+use super::spread;
 use crate::protocol::rules::Rule;
 use crate::protocol::{Input, Millis};
 use crate::view::{Epoch, Index};
@@ -36,11 +36,7 @@ fn finish(mut simulation: Simulation) -> Outcome {
     let violation = match result {
         Ok(Ok(())) => None,
         Ok(Err(violation)) => Some(violation),
-        Err(panic) => {
-            let text = panic.downcast_ref::<String>().cloned();
-            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-            Some(Violation::new(Claim::NoPanic, text.unwrap_or_default()))
-        }
+        Err(panic) => Some(Violation::new(Claim::NoPanic, spread::panic_text(&*panic))),
     };
     Outcome {
         violation,
@@ -54,52 +50,35 @@ fn finish(mut simulation: Simulation) -> Outcome {
 /// Seeds beyond those that always run, which have found something once.
 const ONCE_BROKEN: &[u64] = &[109_687];
 
-fn from_environment(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+/// What many seeds came to.
+#[derive(Default)]
+struct Sums {
+    /// Those that broke a claim.
+    bad: Vec<(u64, Violation)>,
+    seeds: u64,
+    acknowledged: u64,
+    epochs: u64,
+    steps: u64,
 }
 
-/// Runs seeds on all cores; gives back those that broke a claim, lowest first.
-fn run_seeds(
-    seeds: std::ops::Range<u64>,
-    broken: Option<Rule>,
-    until_first: bool,
-) -> (Vec<(u64, Outcome)>, [u64; 4]) {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
-    let mut bad = Vec::new();
-    let mut sums = [0; 4];
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores)
-            .map(|core| {
-                let seeds = seeds.clone();
-                scope.spawn(move || {
-                    let (mut bad, mut sums) = (Vec::new(), [0; 4]);
-                    for seed in seeds.skip(core as usize).step_by(cores as usize) {
-                        let outcome = run_seed(seed, broken, false);
-                        sums[0] += 1;
-                        sums[1] += outcome.acknowledged as u64;
-                        sums[2] += outcome.epochs;
-                        sums[3] += outcome.steps;
-                        if outcome.violation.is_some() {
-                            bad.push((seed, outcome));
-                            if until_first {
-                                break;
-                            }
-                        }
-                    }
-                    (bad, sums)
-                })
-            })
-            .collect();
-        for worker in workers {
-            let (found, counts) = worker.join().expect("a worker reports panics, it does not panic");
-            bad.extend(found);
-            for (sum, count) in sums.iter_mut().zip(counts) {
-                *sum += count;
-            }
-        }
+fn run_seeds(seeds: &std::ops::Range<u64>) -> Sums {
+    let take = |sums: &mut Sums, seed| {
+        let outcome = run_seed(seed, None, false);
+        sums.seeds += 1;
+        sums.acknowledged += outcome.acknowledged as u64;
+        sums.epochs += outcome.epochs;
+        sums.steps += outcome.steps;
+        sums.bad.extend(outcome.violation.map(|violation| (seed, violation)));
+    };
+    let mut all = spread::over_all_cores(seeds, take, |all: &mut Sums, more| {
+        all.seeds += more.seeds;
+        all.acknowledged += more.acknowledged;
+        all.epochs += more.epochs;
+        all.steps += more.steps;
+        all.bad.extend(more.bad);
     });
-    bad.sort_by_key(|(seed, _)| *seed);
-    (bad, sums)
+    all.bad.sort_by_key(|(seed, _)| *seed);
+    all
 }
 
 fn explain(seed: u64) -> String {
@@ -117,7 +96,7 @@ fn explain(seed: u64) -> String {
 
 #[test]
 fn every_seed_keeps_every_claim() {
-    if let Some(seed) = from_environment("REPLCLUSTER_SEED") {
+    if let Some(seed) = spread::from_environment("REPLCLUSTER_SEED") {
         let outcome = run_seed(seed, None, true);
         println!("{}", outcome.trace.join("\n"));
         assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
@@ -126,21 +105,13 @@ fn every_seed_keeps_every_claim() {
     for seed in ONCE_BROKEN {
         assert!(run_seed(*seed, None, false).violation.is_none(), "{}", explain(*seed));
     }
-    let first = from_environment("REPLCLUSTER_FIRST_SEED").unwrap_or(0);
-    let count = from_environment("REPLCLUSTER_SEEDS").unwrap_or(2_000);
     let started = crate::clock::now();
-    let (bad, [seeds, acknowledged, epochs, steps]) = run_seeds(first..first + count, None, false);
+    let Sums { bad, seeds, acknowledged, epochs, steps } = run_seeds(&spread::seeds(2_000));
     println!(
         "{seeds} seeds in {:.1?}: {acknowledged} entries acknowledged, {epochs} epochs, {steps} events",
         started.elapsed()
     );
-    let mut claims: BTreeMap<Claim, Vec<u64>> = BTreeMap::new();
-    for (seed, outcome) in &bad {
-        claims.entry(outcome.violation.as_ref().expect("bad").claim).or_default().push(*seed);
-    }
-    for (claim, seeds) in &claims {
-        println!("{} seeds break \"{claim}\": {:?}", seeds.len(), &seeds[..seeds.len().min(8)]);
-    }
+    spread::print_broken(bad.iter().map(|(seed, violation)| (violation.claim, *seed)));
     if let Some((seed, _)) = bad.first() {
         panic!("{}", explain(*seed));
     }

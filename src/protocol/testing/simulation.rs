@@ -9,6 +9,7 @@ use super::invariants::{Claim, Violation};
 use super::random::Random;
 use super::weather::Weather;
 use crate::protocol::rules::Rule;
+use crate::protocol::testing::spread::letter;
 use crate::protocol::{Halt, Input, Millis, RegisterUnreachable, Swapped};
 use crate::view::Index;
 
@@ -592,8 +593,4 @@ impl Simulation {
         }
         Ok(leader)
     }
-}
-
-fn letter(machine: usize) -> char {
-    (b'a' + machine as u8) as char
 }

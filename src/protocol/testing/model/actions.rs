@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::cluster::Write;
 use super::super::invariants::{Claim, Violation};
-use super::world::{Call, World, letter};
+use super::world::{Call, World};
 use super::{Disks, Reads, Setup, clock};
 use crate::protocol::node::RegisterTask;
+use crate::protocol::testing::spread::{self, letter};
 use crate::protocol::{Input, Role};
 
 /// What can happen. Places are numbers: `a` is 0.
@@ -282,11 +283,7 @@ impl Setup {
         let violation = match result {
             Ok(Ok(())) => None,
             Ok(Err(violation)) => Some(violation),
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-                Some(Violation::new(Claim::NoPanic, text.unwrap_or_default()))
-            }
+            Err(panic) => Some(Violation::new(Claim::NoPanic, spread::panic_text(&*panic))),
         };
         world.violation = violation.map(Box::new);
         world.seal();

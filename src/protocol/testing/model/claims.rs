@@ -5,8 +5,9 @@ use stateright::Property;
 use super::super::invariants::{Claim, Violation};
 use super::super::text;
 use super::Setup;
-use super::world::{Attempt, World, letter};
+use super::world::{Attempt, World};
 use crate::protocol::Role;
+use crate::protocol::testing::spread::letter;
 use crate::view::{Epoch, Index};
 
 fn check(holds: bool, claim: Claim, detail: impl FnOnce() -> String) -> Result<(), Violation> {

@@ -267,22 +267,6 @@ fn walk_well(walk: &Walk) {
     assert!(outcome.missed.is_empty(), "{name} never comes across: {:?}", outcome.missed);
 }
 
-const RULES: [Rule; 13] = [
-    Rule::AcknowledgeBeforeDurable,
-    Rule::CountOwnBeforeDurable,
-    Rule::CommitWithoutEveryone,
-    Rule::ShrinkBeforeConfirmed,
-    Rule::GrowAfterSwap,
-    Rule::JoinBehind,
-    Rule::GuessLostSwap,
-    Rule::ElectOutsideSet,
-    Rule::SkipPromise,
-    Rule::ObeyStaleEpoch,
-    Rule::ServeBeforeOpening,
-    Rule::NoTruncate,
-    Rule::ApplyUncommitted,
-];
-
 /// `crashes`, or `crashes writes=3 without=NoTruncate`: a walk by its name, with other bounds or less of a rule.
 fn asked_for(text: &str) -> Walk {
     let mut words = text.split_whitespace();
@@ -292,7 +276,7 @@ fn asked_for(text: &str) -> Walk {
     for word in words {
         let (key, value) = word.split_once('=').expect("key=value");
         if key == "without" {
-            let rule = RULES.iter().find(|rule| format!("{rule:?}") == value);
+            let rule = Rule::ALL.iter().find(|rule| format!("{rule:?}") == value);
             walk.setup.broken = Some(*rule.unwrap_or_else(|| panic!("there is no rule called {value}")));
             walk.setup.only_consequences = true;
             walk.setup.reaches = &[];

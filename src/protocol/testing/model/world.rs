@@ -12,6 +12,7 @@ use super::clock;
 use super::{Bounds, Setup, Thing};
 use crate::protocol::node::RegisterTask;
 use crate::protocol::rules::Rule;
+use crate::protocol::testing::spread::letter;
 use crate::protocol::{
     Config, Effect, Envelope, Input, Message, Millis, Node, Outline, RegisterUnreachable, Restored, Role,
     Swapped, WriteId,
@@ -597,8 +598,4 @@ impl World {
         }
         self.links[link].push(Arc::new(Flight { from: at, to, envelope, entries, fingerprint }));
     }
-}
-
-pub fn letter(place: usize) -> char {
-    (b'a' + place as u8) as char
 }
