@@ -53,8 +53,8 @@ async fn in_sync_quietly(
     let begun = clock::now();
     let deadline = begun + patience;
     let mut waiting_told = None;
-    // Those that were in sync when we came are not worth a word.
-    let mut in_sync_told: Option<Vec<NodeId>> = None;
+    let mut arrived: Vec<(NodeId, u128)> = Vec::new();
+    let mut looks = 0;
     loop {
         let survey = survey::survey(context).await?;
         let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
@@ -62,19 +62,23 @@ async fn in_sync_quietly(
         let epochs =
             |one: &&NodeSurvey| one.answer.as_ref().map(|answer| (answer.epoch, answer.leader.clone()));
         let first = wanted.first().and_then(epochs);
-        let arrived: Vec<NodeId> =
-            wanted.iter().filter(|one| ready(one)).map(|one| one.node.clone()).collect();
-        if let Some(told) = &in_sync_told {
-            for node in arrived.iter().filter(|node| !told.contains(node)) {
-                let after = begun.elapsed().as_millis();
-                progress.suspend(|| say(&format!("{node} in sync after {after} ms")));
+        looks += 1;
+        for one in wanted.iter().filter(|one| ready(one)) {
+            if !arrived.iter().any(|(node, _)| *node == one.node) {
+                arrived.push((one.node.clone(), begun.elapsed().as_millis()));
             }
         }
-        in_sync_told = Some(arrived);
         if survey.sum.leader.is_some()
             && wanted.len() == nodes.len()
             && wanted.iter().all(|one| ready(one) && epochs(one) == first)
         {
+            // Where nothing had to be waited for nothing is said.
+            if looks > 1 {
+                arrived.sort();
+                let times: Vec<String> =
+                    arrived.iter().map(|(node, after)| format!("{node} after {after} ms")).collect();
+                progress.suspend(|| say(&format!("in sync: {}", times.join(", "))));
+            }
             return Ok(survey);
         }
         let count = wanted.iter().filter(|one| ready(one)).count();
