@@ -122,6 +122,16 @@ impl NodeSurvey {
         self.process.is_some() || self.answer.is_some()
     }
 
+    /// What its process said, where what was said came from that process.
+    #[must_use]
+    pub fn own_answer(&self) -> Option<&DescribeResponse> {
+        let own = |answer: &&DescribeResponse| match &self.process {
+            Some(id) => adopt::matches(answer, id, &self.record.nonce),
+            None => true,
+        };
+        self.answer.as_ref().filter(own)
+    }
+
     /// Its process id, from the kernel or from its own words.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {

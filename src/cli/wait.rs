@@ -58,7 +58,8 @@ async fn in_sync_quietly(
     loop {
         let survey = survey::survey(context).await?;
         let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
-        let ready = |one: &&NodeSurvey| one.answer.as_ref().is_some_and(is_in_sync);
+        // Its own answer, known by the nonce that it was started with: a stranger at its address proves nothing.
+        let ready = |one: &&NodeSurvey| one.own_answer().is_some_and(is_in_sync);
         let epochs =
             |one: &&NodeSurvey| one.answer.as_ref().map(|answer| (answer.epoch, answer.leader.clone()));
         let first = wanted.first().and_then(epochs);
