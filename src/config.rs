@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use miette::{Diagnostic, NamedSource, SourceSpan};
 
+use crate::telemetry::DEFAULT_LEVEL;
+use crate::telemetry::rotate::Limits;
 use crate::view::NodeId;
 
 mod addresses;
@@ -42,6 +44,8 @@ pub struct Config {
     pub register: Register,
     /// How the supervisor treats exits.
     pub supervisor: Supervisor,
+    /// What is logged and how much of it is kept.
+    pub logs: Logs,
 }
 
 /// `[replication]`.
@@ -86,6 +90,15 @@ pub enum Register {
 pub struct Supervisor {
     /// Which exits are answered with a restart.
     pub restart: Restart,
+}
+
+/// `[logs]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Logs {
+    /// When a file is put aside, and how many such files are kept. Default: 16 MiB, 4 older ones.
+    pub limits: Limits,
+    /// A level or a filter, as written; `None` is what `RUST_LOG` says, or `info`.
+    pub level: Option<String>,
 }
 
 /// Which exits of a node that nobody asked for are answered with a restart.
@@ -226,6 +239,9 @@ impl Config {
             ("replication.handback_after", self.replication.handback_after.map_or("never".to_owned(), show)),
             ("register.kind", register),
             ("supervisor.restart", self.supervisor.restart.as_str().to_owned()),
+            ("logs.max_size", show_size(self.logs.limits.max_size)),
+            ("logs.keep", self.logs.limits.keep.to_string()),
+            ("logs.level", self.logs.level.clone().unwrap_or_else(|| DEFAULT_LEVEL.to_owned())),
         ])
     }
 }
@@ -256,6 +272,45 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// Units of sizes, the largest first.
+const SIZE_UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+
+/// A size as the file and the programs' flags write it: in the largest unit in which it is whole.
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
+    let fitting = SIZE_UNITS.into_iter().find(|(_, unit)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    let (name, unit) = fitting.unwrap_or(("B", 1));
+    format!("{}{name}", bytes / unit)
+}
+
+/// Reads a size such as `16MiB`, `512KiB` or `4096` in bytes.
+///
+/// # Errors
+/// In words, where it is none.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("\"{text}\" is not a size: expected a size such as 512KiB or 16MiB");
+    let text = text.trim();
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let unit = match unit.trim() {
+        "" => 1,
+        unit => SIZE_UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?.1,
+    };
+    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// The same, where it is one for a log file.
+///
+/// # Errors
+/// In words, where it is none, or too small or too large to be of use.
+pub fn parse_log_size(text: &str) -> Result<u64, String> {
+    let sizes = Limits::SIZES;
+    parse_size(text).and_then(|size| {
+        let (least, most) = (show_size(*sizes.start()), show_size(*sizes.end()));
+        if sizes.contains(&size) { Ok(size) } else { Err(format!("expected a size from {least} to {most}")) }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +324,7 @@ mod tests {
         assert_eq!(config.replication, Replication::default());
         assert_eq!(config.register, Register::File);
         assert_eq!(config.supervisor, Supervisor::default());
+        assert_eq!(config.logs, Logs::default());
     }
 
     #[test]
@@ -298,5 +354,18 @@ mod tests {
         for text in ["", "fast", "5", "-5s", "10us"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn sizes_are_read_and_shown_the_same_way() {
+        for (text, bytes) in [("16MiB", 16 << 20), ("512KiB", 512 << 10), ("1GiB", 1 << 30), ("4097B", 4097)] {
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
+            assert_eq!(show_size(bytes), text);
+        }
+        assert_eq!(parse_size("4096"), Ok(4096));
+        for text in ["", "MiB", "-1", "1.5MiB", "16 megabytes", "99999999999GiB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert!(parse_log_size("1KiB").unwrap_err().contains("4KiB to 1GiB"));
     }
 }

@@ -6,6 +6,7 @@ mod aside;
 mod inspect;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,12 +20,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::config::parse_log_size;
 use crate::node::directory::DataDirectory;
 use crate::node::{self, Handle, Running, Settings, Start};
 use crate::register::{
     DeathWatch, FileRegister, Held, HeldMark, Holder, LockError, NodeLock, Register, held,
 };
 use crate::supervisor::ports;
+use crate::telemetry::{LogFile, TelemetryError, rotate::Limits};
 use crate::view::{Index, NodeId};
 use crate::{api, telemetry};
 
@@ -84,9 +87,19 @@ struct Arguments {
     /// Threads that serve clients; as many as the machine has cores, unless given.
     #[arg(long)]
     threads: Option<usize>,
-    /// Log to this file as well.
+    /// Log to this file; stderr then gets only panics and last words, unless it is a terminal.
     #[arg(long)]
     log_file: Option<PathBuf>,
+    /// Put the log file aside before it gets larger than this: from 4KiB to 1GiB.
+    #[arg(long, default_value = "16MiB", value_parser = parse_log_size, value_name = "SIZE")]
+    log_max_size: u64,
+    /// Keep so many log files that were put aside.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    log_keep: u32,
+    /// What to log: error, warn, info, debug or trace, or a filter such as info,replcluster::node=debug
+    /// [default: $RUST_LOG, else info]
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
     /// Told back to whoever asks, so that a supervisor knows its own.
     #[arg(long, default_value = "", hide = true)]
     nonce: String,
@@ -157,15 +170,21 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Done as u8 });
         }
     };
-    let exit = match telemetry::start(None, arguments.log_file.as_deref()) {
+    let limits = Limits { max_size: arguments.log_max_size, keep: arguments.log_keep };
+    let file = arguments.log_file.as_deref().map(|path| LogFile { path, limits, alone: false });
+    let exit = match telemetry::start(arguments.log_level.as_deref(), file) {
         Ok(()) => run(arguments),
-        Err(error) => Err(Failure::new(Exit::Failed, error.to_string())),
+        Err(error) => {
+            let wrong_flag = matches!(error, TelemetryError::Level { .. });
+            Err(Failure::new(if wrong_flag { Exit::Usage } else { Exit::Failed }, error.to_string()))
+        }
     };
     match exit {
         Ok(exit) => ExitCode::from(exit as u8),
         Err(failure) => {
             tracing::error!("{}", failure.text);
-            eprintln!("replserver: {}", failure.text);
+            // Where not even this can be written nobody is left to tell, and the exit code still says it.
+            let _ = writeln!(std::io::stderr(), "replserver: {}", failure.text);
             ExitCode::from(failure.exit as u8)
         }
     }
@@ -179,6 +198,9 @@ fn run(arguments: Arguments) -> Result<Exit, Failure> {
         ));
     }
     let (lock, register) = take_address(&arguments)?;
+    // Only now: the log of a process that runs under this address must not say that another one started.
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(pid = std::process::id(), version, address = %arguments.address, "{}", telemetry::STARTED);
     let directory = DataDirectory::open(&arguments.data_dir, &arguments.address).map_err(|error| {
         let exit = if error.is_conflict() { Exit::Conflict } else { Exit::Failed };
         Failure::new(exit, error.to_string())
@@ -253,7 +275,7 @@ async fn serve(
     };
     let running =
         node::start(start).map_err(|error| aside::refused_to_start(&error, &copy, &arguments.data_dir))?;
-    tracing::info!("{} listens, pid {}", arguments.address, std::process::id());
+    tracing::info!(incarnation = copy.incarnation.0, "{} listens", arguments.address);
     let Running { handle, peers, mut ended, directory } = running;
     let (connections, incoming) = mpsc::channel(256);
     let (last_call, told) = oneshot::channel();

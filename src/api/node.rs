@@ -9,9 +9,10 @@ use crate::node::{Description, Handle, RoleName};
 use crate::proto::replcluster::describe_response::Role;
 use crate::proto::replcluster::node_server::Node;
 use crate::proto::replcluster::{
-    Copy, DescribeRequest, DescribeResponse, RemoveRequest, RemoveResponse, ShutdownRequest,
-    ShutdownResponse, View,
+    Copy, DescribeRequest, DescribeResponse, RemoveRequest, RemoveResponse, SetLogLevelRequest,
+    SetLogLevelResponse, ShutdownRequest, ShutdownResponse, View,
 };
+use crate::telemetry::{self, Changed, TelemetryError};
 use crate::view::{self, Incarnation, NodeId};
 
 pub(super) struct Service {
@@ -43,6 +44,25 @@ impl Node for Service {
     async fn shutdown(&self, _: Request<ShutdownRequest>) -> Result<Response<ShutdownResponse>, Status> {
         self.handle.shutdown().await;
         Ok(Response::new(ShutdownResponse {}))
+    }
+
+    async fn set_log_level(
+        &self,
+        request: Request<SetLogLevelRequest>,
+    ) -> Result<Response<SetLogLevelResponse>, Status> {
+        let filter = &request.get_ref().filter;
+        let Changed { before, after } = if filter.is_empty() {
+            telemetry::level().map(|level| Changed { before: level.clone(), after: level })
+        } else {
+            telemetry::set_level(filter)
+        }
+        .map_err(|error| match &error {
+            TelemetryError::Level { .. } => Status::invalid_argument(error.to_string()),
+            TelemetryError::Off | TelemetryError::Twice | TelemetryError::File { .. } => {
+                Status::failed_precondition(error.to_string())
+            }
+        })?;
+        Ok(Response::new(SetLogLevelResponse { before, after }))
     }
 }
 

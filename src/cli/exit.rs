@@ -18,6 +18,9 @@ const LOG_LINES: usize = 10;
 /// No more than this is read from the end of a log to find them.
 const LOG_TAIL_BYTES: u64 = 16 * 1024;
 
+/// What a process says on stderr this soon after its last log line belongs to that line.
+const LAST_WORDS_WITHIN: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -98,9 +101,8 @@ impl Failure {
     /// The same with the log of a node: its own, or what its process said where it wrote none.
     #[must_use]
     pub fn with_node_log(self, layout: &Layout, node: &NodeId) -> Failure {
-        let log = layout.log(node);
-        let written = std::fs::metadata(&log).is_ok_and(|metadata| metadata.len() > 0);
-        self.with_log(if written { log } else { layout.stderr(node) })
+        let (log, stderr) = (layout.log(node), layout.stderr(node));
+        self.with_log(if said_something_later(&stderr, &log) { stderr } else { log })
     }
 
     /// Writes all of it to stderr.
@@ -125,6 +127,20 @@ impl Failure {
                 anstream::eprintln!("  {line}");
             }
         }
+    }
+}
+
+/// True where a process had last words that its log does not end with: it could not even start to log. Those of one
+/// that could are written within a moment of the log's last line, and the log has more.
+fn said_something_later(stderr: &Path, log: &Path) -> bool {
+    let written = |path: &Path| {
+        let metadata = std::fs::metadata(path).ok().filter(|metadata| metadata.len() > 0)?;
+        metadata.modified().ok()
+    };
+    match (written(stderr), written(log)) {
+        (Some(said), Some(logged)) => said.duration_since(logged).is_ok_and(|after| after > LAST_WORDS_WITHIN),
+        (said, None) => said.is_some(),
+        (None, Some(_)) => false,
     }
 }
 
@@ -252,6 +268,25 @@ mod tests {
         let text: Vec<String> = (0..5000).map(|number| format!("line {number}")).collect();
         std::fs::write(&path, text.join("\n")).unwrap();
         assert_eq!(last_lines(&path, 2), ["line 4998", "line 4999"]);
+    }
+
+    #[test]
+    fn last_words_are_shown_where_the_log_does_not_have_them() {
+        use std::time::{Duration, SystemTime};
+        let directory = tempfile::tempdir().unwrap();
+        let (log, stderr) = (directory.path().join("log"), directory.path().join("stderr"));
+        let write = |path: &Path, second: u64| {
+            std::fs::write(path, "x").unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(at).unwrap();
+        };
+        assert!(!said_something_later(&stderr, &log), "neither is there");
+        write(&stderr, 9);
+        assert!(said_something_later(&stderr, &log), "only this one is");
+        for (logged, later) in [(9, false), (8, false), (5, true), (20, false)] {
+            write(&log, logged);
+            assert_eq!(said_something_later(&stderr, &log), later, "{logged}");
+        }
     }
 
     #[test]

@@ -1,182 +1,241 @@
-//! `logs`: the nodes' log files merged by time. A node is followed, not a process: its file goes on over restarts.
+//! `logs`: the nodes' log files merged by time. A node is followed, not a process: its log goes on over restarts, each
+//! marked with a line, and over files that are put aside. Reads files only, so it works with everything dead.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::io::{self, Write};
 use std::time::Duration;
 
 use anstyle::Style;
 use clap::Args;
-use clap_complete::engine::ArgValueCandidates;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use regex::Regex;
+use serde::Serialize;
+use tracing::Level;
 
 use crate::clock;
 use crate::config::parse_duration;
-use crate::telemetry::stamp;
+use crate::telemetry::line::{Fields, Line};
+use crate::telemetry::{LEVELS, coloured, stamp};
 use crate::view::NodeId;
 
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
-use super::render::{NODE_COLOURS, PLAIN};
-use super::{nodes, target};
+use super::render::{DIM, NODE_COLOURS, PLAIN};
+use super::{pipe, survey, target, targets};
+
+mod source;
+
+use source::{Entry, Source, Wanted};
 
 #[derive(Debug, Args)]
 pub(super) struct Logs {
-    /// Only these nodes
-    #[arg(value_name = "NODE", add = ArgValueCandidates::new(nodes))]
+    /// Only these: addresses, ends of them, leader, follower, followers, all; or supervisor, whose log is its own
+    #[arg(value_name = "NODE", add = ArgValueCandidates::new(names))]
     nodes: Vec<String>,
     /// Go on with every new line until Ctrl-C
     #[arg(short = 'f', long)]
     follow: bool,
-    /// Only so many lines of each node to begin with
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 100)]
-    lines: usize,
-    /// Only lines at most this old
+    /// Only so many lines of each node to begin with [default: 100, or all with --since]
+    #[arg(short = 'n', long, value_name = "N")]
+    lines: Option<usize>,
+    /// Only lines at most this old, such as 90s or 2h
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     since: Option<Duration>,
-    /// Only lines that contain this text
-    #[arg(long, value_name = "TEXT")]
+    /// Only lines that match this regular expression; (?i) before it ignores case
+    #[arg(long, value_name = "RE")]
     grep: Option<String>,
+    /// Only lines at least this bad
+    #[arg(long, value_parser = PossibleValuesParser::new(LEVELS).map(|word| level(&word)))]
+    level: Option<Level>,
+    /// Print JSON lines: at, node, level, target, message, fields, and pid and incarnation of the process where known
+    #[arg(long)]
+    pub json: bool,
+    /// Print lines as they stand in the files, without the node
+    #[arg(long, conflicts_with = "json")]
+    no_prefix: bool,
 }
 
+/// The name of the supervisor's log.
+const SUPERVISOR: &str = "supervisor";
+/// Lines of each node to begin with, unless told otherwise.
+const LINES: usize = 100;
 /// How often the files are looked at for more.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(50);
-/// Bytes of a stamp at the start of a line, as telemetry writes it.
-const STAMP_BYTES: usize = 27;
-/// No more of a file is read at once; the rest follows in the next round.
-const MOST_BYTES: u64 = 4 << 20;
 
-/// One line of one node.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Line {
-    stamp: String,
-    source: usize,
-    text: String,
-}
-
-/// A file that is read on from where it was left.
-#[derive(Debug)]
-struct Source {
-    node: NodeId,
-    path: PathBuf,
-    /// Which file it was: another one under the same name is read from its start.
-    inode: u64,
-    offset: u64,
-    /// The beginning of a line whose end was not written yet.
-    partial: Vec<u8>,
-    /// The stamp of the last line: lines without one belong to it.
-    stamp: String,
+/// A line as JSON.
+#[derive(Debug, Serialize)]
+struct Printed<'a> {
+    at: &'a str,
+    node: &'a str,
+    level: Option<String>,
+    target: Option<&'a str>,
+    message: &'a str,
+    fields: &'a Fields,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    incarnation: Option<u64>,
 }
 
 pub(super) async fn run(verb: &Logs, context: &Context) -> Outcome {
-    let chosen: Vec<NodeId> = verb
-        .nodes
-        .iter()
-        .map(|text| target::by_address(text, &context.config.nodes))
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    let chosen = if chosen.is_empty() { context.config.nodes.clone() } else { chosen };
-    let mut sources: Vec<Source> =
-        chosen.into_iter().map(|node| Source::new(context.layout.log(&node), node)).collect();
+    let pattern = verb.grep.as_deref().map(Regex::new).transpose().map_err(|error| {
+        Failure::usage(format!(
+            "--grep: {error}\nput a backslash before a character that is meant as it stands, and quotes around all"
+        ))
+    })?;
+    let mut sources = sources(verb, context).await?;
     let oldest = verb.since.and_then(|since| clock::wall().checked_sub(since)).map(stamp);
-    let keep = |line: &Line| {
-        oldest.as_ref().is_none_or(|oldest| line.stamp >= *oldest)
-            && verb.grep.as_ref().is_none_or(|part| line.text.contains(part))
+    let keep = |entry: &Entry| {
+        oldest.as_ref().is_none_or(|oldest| entry.stamp >= *oldest)
+            && verb.level.is_none_or(|level| entry.level.is_some_and(|own| own <= level))
+            && pattern.as_ref().is_none_or(|pattern| pattern.is_match(&entry.text))
     };
-    let width = sources.iter().map(|source| source.node.as_str().len()).max().unwrap_or(0);
-    let mut first = true;
+    let lines = verb.lines.unwrap_or(if verb.since.is_some() { usize::MAX } else { LINES });
+    let wanted = Wanted { lines, oldest: oldest.as_deref(), keep: &keep };
+    if !verb.follow && !sources.iter().any(|source| source.path.exists()) {
+        let message = format!(
+            "no log was written yet below {}\nstart the cluster with `replcluster up`",
+            context.layout.root().display()
+        );
+        return Err(Failure::new(Exit::NotRunning, message));
+    }
+    let mut batch = Vec::new();
+    for source in &mut sources {
+        let entries = source.history(&wanted).map_err(|error| unreadable(source, &error))?;
+        batch.extend(entries);
+    }
     loop {
-        let mut batch = Vec::new();
-        for (index, source) in sources.iter_mut().enumerate() {
-            let mut lines = if first { source.all(index) } else { source.more(index) }.map_err(|error| {
-                let message = format!(
-                    "cannot read {}: {error}\ncheck that you are the user who started the cluster",
-                    source.path.display()
-                );
-                Failure::new(Exit::Failed, message)
-            })?;
-            lines.retain(keep);
-            if first {
-                lines.drain(..lines.len().saturating_sub(verb.lines));
+        let text = text(&merged(batch), &sources, verb);
+        match write(&text) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
+            Err(error) => {
+                let message = format!("cannot print: {error}\nmake room where the output goes");
+                return Err(Failure::new(Exit::Failed, message));
             }
-            batch.extend(lines);
+            Ok(()) if !verb.follow || pipe::reader_left() => return Ok(Exit::Done),
+            Ok(()) => tokio::time::sleep(FOLLOW_INTERVAL).await,
         }
-        for line in merged(batch) {
-            print(&line, &sources[line.source].node, width);
+        batch = Vec::new();
+        for source in &mut sources {
+            let mut entries = source.more().map_err(|error| unreadable(source, &error))?;
+            entries.retain(keep);
+            batch.extend(entries);
         }
-        if !verb.follow {
-            return Ok(Exit::Done);
-        }
-        first = false;
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
     }
 }
 
-fn print(line: &Line, node: &NodeId, width: usize) {
-    let colour = Style::new().fg_color(Some(NODE_COLOURS[line.source % NODE_COLOURS.len()].into()));
-    anstream::println!("{colour}{:width$}{PLAIN} {}", node.as_str(), line.text);
+fn unreadable(source: &Source, error: &io::Error) -> Failure {
+    let message = format!(
+        "cannot read {}: {error}\ncheck that you are the user who started the cluster",
+        source.path.display()
+    );
+    Failure::new(Exit::Failed, message)
+}
+
+/// The logs that were asked for, each once and in the order of the nodes, which their colours follow.
+async fn sources(verb: &Logs, context: &Context) -> Result<Vec<Source>, Failure> {
+    let known = &context.config.nodes;
+    let mut chosen: Vec<NodeId> = Vec::new();
+    let mut survey = None;
+    for name in verb.nodes.iter().filter(|name| *name != SUPERVISOR) {
+        // Who has a role only the nodes can say; an address needs nobody.
+        if matches!(name.as_str(), "leader" | "follower" | "followers") {
+            let found = match survey.take() {
+                Some(found) => found,
+                None => survey::survey(context).await?,
+            };
+            chosen.extend(found.targets(name)?);
+            survey = Some(found);
+        } else if name == "all" {
+            chosen.extend(known.iter().cloned());
+        } else {
+            let node = target::by_address(name, known).map_err(|error| Failure::usage(error.to_string()))?;
+            chosen.push(node);
+        }
+    }
+    let everything = verb.nodes.is_empty();
+    let of_node = known.iter().filter(|node| everything || chosen.contains(node));
+    let mut logs: Vec<_> = of_node.map(|node| (node.to_string(), context.layout.log(node))).collect();
+    if verb.nodes.iter().any(|name| name == SUPERVISOR) {
+        logs.push((SUPERVISOR.to_owned(), context.layout.supervisor_log()));
+    }
+    Ok(logs
+        .into_iter()
+        .enumerate()
+        .map(|(index, (label, path))| Source::new(index, label, path))
+        .collect())
 }
 
 /// By time; lines of one node stay in their order.
-fn merged(mut lines: Vec<Line>) -> Vec<Line> {
-    lines.sort_by(|one, other| one.stamp.cmp(&other.stamp));
-    lines
+fn merged(mut entries: Vec<Entry>) -> Vec<Entry> {
+    entries.sort_by(|one, other| one.stamp.cmp(&other.stamp));
+    entries
 }
 
-impl Source {
-    fn new(path: PathBuf, node: NodeId) -> Source {
-        Source { node, path, inode: 0, offset: 0, partial: Vec::new(), stamp: String::new() }
-    }
-
-    /// Everything that is there.
-    fn all(&mut self, index: usize) -> io::Result<Vec<Line>> {
-        let mut lines = Vec::new();
-        loop {
-            let more = self.more(index)?;
-            if more.is_empty() {
-                return Ok(lines);
-            }
-            lines.extend(more);
+fn text(entries: &[Entry], sources: &[Source], verb: &Logs) -> String {
+    let width = sources.iter().map(|source| source.label.len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for entry in entries {
+        let label = &sources[entry.source].label;
+        if verb.json {
+            text.push_str(&json(entry, label));
+        } else if verb.no_prefix {
+            text.push_str(&in_colour(entry));
+        } else if let Some(pid) = entry.start() {
+            text.push_str(&format!("{DIM}──── {label} started, pid {pid} ────{PLAIN}"));
+        } else {
+            let style = Style::new().fg_color(Some(NODE_COLOURS[entry.source % NODE_COLOURS.len()].into()));
+            text.push_str(&format!("{style}{label:width$}{PLAIN} {}", in_colour(entry)));
         }
+        text.push('\n');
     }
+    text
+}
 
-    /// What was written since the last time. No file yet is no lines yet.
-    fn more(&mut self, index: usize) -> io::Result<Vec<Line>> {
-        let mut file = match File::open(&self.path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        };
-        let metadata = file.metadata()?;
-        if metadata.ino() != self.inode || metadata.len() < self.offset {
-            self.inode = metadata.ino();
-            self.offset = 0;
-            self.partial.clear();
-        }
-        file.seek(SeekFrom::Start(self.offset))?;
-        let mut bytes = std::mem::take(&mut self.partial);
-        self.offset += file.take(MOST_BYTES).read_to_end(&mut bytes)? as u64;
-        let end = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        self.partial = bytes.split_off(end);
-        Ok(String::from_utf8_lossy(&bytes).lines().map(|text| self.line(index, text)).collect())
-    }
-
-    fn line(&mut self, source: usize, text: &str) -> Line {
-        if let Some(head) = text.get(..STAMP_BYTES).filter(|head| is_stamp(head)) {
-            self.stamp = head.to_owned();
-        }
-        Line { stamp: self.stamp.clone(), source, text: text.to_owned() }
+fn in_colour(entry: &Entry) -> String {
+    match Line::level_of(&entry.text) {
+        Some(level) => coloured(&entry.text, level),
+        None => entry.text.clone(),
     }
 }
 
-fn is_stamp(text: &str) -> bool {
-    text.ends_with('Z') && text.as_bytes().get(10) == Some(&b'T') && text.as_bytes()[0].is_ascii_digit()
+fn json(entry: &Entry, label: &str) -> String {
+    let line = entry.line();
+    let none = Fields::default();
+    let printed = Printed {
+        at: &entry.stamp,
+        node: label,
+        level: line.as_ref().map(|line| line.level.as_str().to_ascii_lowercase()),
+        target: line.as_ref().map(|line| line.target.as_str()),
+        message: line.as_ref().map_or(&entry.text, |line| &line.message),
+        fields: line.as_ref().map_or(&none, |line| &line.fields),
+        pid: entry.pid,
+        incarnation: entry.incarnation,
+    };
+    serde_json::to_string(&printed).unwrap_or_default()
+}
+
+/// All of it at once; what is not a terminal gets no colours.
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+fn level(word: &str) -> Level {
+    word.parse().unwrap_or(Level::INFO)
+}
+
+/// What can be named, for the shell.
+fn names() -> Vec<CompletionCandidate> {
+    let mut names = targets();
+    names.push(CompletionCandidate::new(SUPERVISOR));
+    names
 }
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::*;
 
@@ -184,57 +243,68 @@ mod tests {
     const TWO: &str = "2026-11-22T14:03:11.000002Z";
     const THREE: &str = "2026-11-22T14:03:11.000003Z";
 
-    fn source(path: &Path) -> Source {
-        Source::new(path.to_owned(), NodeId::parse("h:1").unwrap())
+    fn written(directory: &Path, index: usize, text: &str) -> Source {
+        let path: PathBuf = directory.join(index.to_string());
+        std::fs::write(&path, text).unwrap();
+        Source::new(index, format!("h:{index}"), path)
     }
 
-    fn append(path: &Path, text: &str) {
-        crate::supervisor::spawn::append(path).unwrap().write_all(text.as_bytes()).unwrap();
+    fn printed(sources: &mut [Source], verb: &Logs) -> Vec<String> {
+        let wanted = Wanted { lines: usize::MAX, oldest: None, keep: &|_| true };
+        let entries = sources.iter_mut().flat_map(|source| source.history(&wanted).unwrap()).collect();
+        let text = text(&merged(entries), sources, verb);
+        anstream::adapter::strip_str(&text).to_string().lines().map(str::to_owned).collect()
     }
 
-    fn texts(lines: &[Line]) -> Vec<&str> {
-        lines.iter().map(|line| line.text.as_str()).collect()
+    fn verb() -> Logs {
+        Logs {
+            nodes: Vec::new(),
+            follow: false,
+            lines: None,
+            since: None,
+            grep: None,
+            level: None,
+            json: false,
+            no_prefix: false,
+        }
     }
 
     #[test]
     fn lines_of_several_nodes_are_merged_by_time_and_a_long_message_stays_together() {
         let directory = tempfile::tempdir().unwrap();
-        let (a, b) = (directory.path().join("a"), directory.path().join("b"));
-        append(&a, &format!("{ONE} a1\n  more of a1\n{THREE} a2\n"));
-        append(&b, &format!("{TWO} b1\n"));
-        let mut lines = source(&a).all(0).unwrap();
-        lines.extend(source(&b).all(1).unwrap());
-        let merged = merged(lines);
+        let first = format!("{ONE} a1\n  more of a1\n{THREE} a2\n");
+        let mut sources = [
+            written(directory.path(), 0, &first),
+            written(directory.path(), 1, &format!("{TWO}  INFO replcluster::server: started  pid=7\n")),
+        ];
         assert_eq!(
-            texts(&merged),
-            [&format!("{ONE} a1"), "  more of a1", &format!("{TWO} b1"), &format!("{THREE} a2")]
+            printed(&mut sources, &verb()),
+            [
+                format!("h:0 {ONE} a1"),
+                "h:0   more of a1".to_owned(),
+                "──── h:1 started, pid 7 ────".to_owned(),
+                format!("h:0 {THREE} a2"),
+            ]
         );
+        let without = Logs { no_prefix: true, ..verb() };
+        assert_eq!(printed(&mut sources, &without)[0], format!("{ONE} a1"));
     }
 
     #[test]
-    fn a_line_is_shown_once_it_is_whole_and_only_once() {
+    fn json_has_what_was_logged_and_what_is_no_line_as_its_message() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        let mut source = source(&path);
-        assert_eq!(source.all(0).unwrap(), []);
-        append(&path, "one\ntw");
-        assert_eq!(texts(&source.more(0).unwrap()), ["one"]);
-        append(&path, "o\n");
-        assert_eq!(texts(&source.more(0).unwrap()), ["two"]);
-        assert_eq!(source.more(0).unwrap(), []);
-    }
-
-    #[test]
-    fn a_file_that_was_replaced_or_cut_is_read_from_its_start() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("log");
-        let mut source = source(&path);
-        append(&path, "one\ntwo\n");
-        source.more(0).unwrap();
-        std::fs::rename(&path, directory.path().join("log.1")).unwrap();
-        append(&path, "three, longer than all before it\n");
-        assert_eq!(texts(&source.more(0).unwrap()), ["three, longer than all before it"]);
-        std::fs::write(&path, "four\n").unwrap();
-        assert_eq!(texts(&source.more(0).unwrap()), ["four"]);
+        let line = format!("{ONE}  WARN a::b: one\\ntwo  count=3 why=\"x y\"\nat src/x.rs\n");
+        let mut sources = [written(directory.path(), 0, &line)];
+        assert_eq!(
+            printed(&mut sources, &Logs { json: true, ..verb() }),
+            [
+                format!(
+                    r#"{{"at":"{ONE}","node":"h:0","level":"warn","target":"a::b","message":"one\ntwo","fields":{{"count":3,"why":"x y"}}}}"#
+                ),
+                format!(
+                    r#"{{"at":"{ONE}","node":"h:0","level":null,"target":null,"message":"at src/x.rs","fields":{{}}}}"#
+                ),
+            ]
+        );
     }
 }

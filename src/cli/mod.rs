@@ -20,10 +20,12 @@ mod events;
 mod exit;
 mod init;
 mod kill;
+mod log_level;
 mod logs;
 mod man;
 mod move_leader;
 mod pause;
+mod pipe;
 mod recover;
 mod remove;
 mod render;
@@ -117,6 +119,8 @@ enum Verb {
     Recover(recover::Recover),
     /// Print the nodes' logs, merged by time [read-only]
     Logs(logs::Logs),
+    /// Change what nodes log while they run, or show it [changes the cluster]
+    LogLevel(log_level::LogLevel),
     /// Print the cluster's history [read-only]
     Events(events::Events),
     /// Talk etcd v3 to the cluster, or to --endpoints; a prompt without a request [read-only, or changes the data]
@@ -138,6 +142,7 @@ enum Verb {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    pipe::end_quietly_without_a_reader();
     clap_complete::CompleteEnv::with_factory(command).complete();
     let cli = parse(std::env::args_os()).unwrap_or_else(|error| error.exit());
     match cli.global.color {
@@ -249,7 +254,8 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::Remove(verb) => remove::run(&verb, &mut context(false)?).await,
             Verb::MoveLeader(verb) => move_leader::run(&verb, &context(false)?).await,
             Verb::Recover(verb) => recover::run(&verb, &context(verb.json)?).await,
-            Verb::Logs(verb) => logs::run(&verb, &context(false)?).await,
+            Verb::Logs(verb) => logs::run(&verb, &context(verb.json)?).await,
+            Verb::LogLevel(verb) => log_level::run(&verb, &context(verb.json)?).await,
             Verb::Events(verb) => events::run(&verb, &context(verb.json)?).await,
             Verb::Client(verb) => {
                 // With endpoints no configuration is needed.

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::config::{self, Config};
+use crate::supervisor::layout::Layout;
 use crate::supervisor::run::Options;
+use crate::telemetry::{self, LogFile};
 
 use super::context::config_path;
 use super::exit::{Exit, Failure, Outcome};
@@ -13,8 +16,19 @@ use super::exit::{Exit, Failure, Outcome};
 pub(super) struct Supervise {}
 
 pub(super) async fn run(_: &Supervise, given: Option<PathBuf>) -> Outcome {
-    crate::telemetry::start(None, None).map_err(|error| Failure::usage(error.to_string()))?;
-    let options = Options { config: config_path(given)?, server: None, foreground: false };
+    let path = config_path(given)?;
+    log(&config::load(&path)?)?;
+    let options = Options { config: path, server: None, foreground: false };
     crate::supervisor::run::run(options).await?;
     Ok(Exit::Done)
+}
+
+/// Starts the log of a process that supervises.
+pub(super) fn log(config: &Config) -> Result<(), Failure> {
+    let path = Layout::new(config).supervisor_log();
+    let file = LogFile { path: &path, limits: config.logs.limits, alone: true };
+    telemetry::start(config.logs.level.as_deref(), Some(file))
+        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    tracing::info!(pid = std::process::id(), version = env!("CARGO_PKG_VERSION"), "{}", telemetry::STARTED);
+    Ok(())
 }

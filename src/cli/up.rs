@@ -215,6 +215,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         );
         return Err(Failure::new(Exit::Conflict, message));
     }
+    super::supervise::log(&context.config)?;
     let options = Options { config: context.config.path.clone(), server: None, foreground: true };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
     let serving = async {

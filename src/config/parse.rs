@@ -11,10 +11,12 @@ use miette::NamedSource;
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::telemetry::{self, rotate::Limits};
 use crate::view::NodeId;
 
 use super::{
-    Config, ConfigError, Register, Replication, Resolver, Restart, Supervisor, Wrong, addresses, show,
+    Config, ConfigError, Logs, Register, Replication, Resolver, Restart, Supervisor, Wrong, addresses,
+    parse_log_size, show, show_size,
 };
 
 /// A finding before it is put into its place in the text.
@@ -40,7 +42,7 @@ fn document(path: &Path, text: &str, resolver: Resolver<'_>) -> Found<Config> {
         help: None,
     })?;
     let table = parsed.get_ref();
-    known(table, &["name", "nodes", "data_dir", "replication", "register", "supervisor"], "")?;
+    known(table, &["name", "nodes", "data_dir", "replication", "register", "supervisor", "logs"], "")?;
     let nodes_value = table.get("nodes").ok_or_else(|| Finding {
         span: 0..text.find('\n').unwrap_or(text.len()),
         message: "`nodes` is missing".to_owned(),
@@ -60,6 +62,7 @@ fn document(path: &Path, text: &str, resolver: Resolver<'_>) -> Found<Config> {
         .map_or_else(|| Ok(Replication::default()), |table| replication(table, nodes.len()))?;
     let register = section(table, "register")?.map_or(Ok(Register::File), register)?;
     let supervisor = section(table, "supervisor")?.map_or_else(|| Ok(Supervisor::default()), supervisor)?;
+    let logs = section(table, "logs")?.map_or_else(|| Ok(Logs::default()), logs)?;
     Ok(Config {
         path: path.to_owned(),
         name,
@@ -68,6 +71,7 @@ fn document(path: &Path, text: &str, resolver: Resolver<'_>) -> Found<Config> {
         replication,
         register,
         supervisor,
+        logs,
     })
 }
 
@@ -220,6 +224,40 @@ fn supervisor(table: &DeTable<'_>) -> Found<Supervisor> {
         Some(_) | None => Restart::OnFailure,
     };
     Ok(Supervisor { restart })
+}
+
+fn logs(table: &DeTable<'_>) -> Found<Logs> {
+    known(table, &["max_size", "keep", "level"], "logs.")?;
+    let mut logs = Logs::default();
+    if let Some(value) = table.get("max_size") {
+        let sizes = Limits::SIZES;
+        let (least, most) = (show_size(*sizes.start()), show_size(*sizes.end()));
+        let expected = format!("a size such as \"16MiB\", from {least} to {most}");
+        let text = string(value, &expected)?;
+        logs.limits.max_size = parse_log_size(text)
+            .map_err(|_| wrong(value, &format!("\"{text}\" is not a usable size"), &expected))?;
+    }
+    if let Some(value) = table.get("keep") {
+        let keeps = Limits::KEEPS;
+        let expected = format!("a number of older files from {} to {}", keeps.start(), keeps.end());
+        let number = value.get_ref().as_integer().ok_or_else(|| kind(value, &expected))?;
+        logs.limits.keep = u32::from_str_radix(&number.as_str().replace('_', ""), number.radix())
+            .ok()
+            .filter(|count| keeps.contains(count))
+            .ok_or_else(|| wrong(value, &format!("keep cannot be {}", number.as_str()), &expected))?;
+    }
+    if let Some(value) = table.get("level") {
+        let expected = "error, warn, info, debug or trace, or a filter such as replcluster::node=debug";
+        let text = string(value, expected)?;
+        telemetry::parse_level(text).map_err(|_| {
+            let mut finding = wrong(value, &format!("\"{text}\" is no log level"), expected);
+            finding.help =
+                nearest(text, &telemetry::LEVELS).map(|level| format!("did you mean \"{level}\"?"));
+            finding
+        })?;
+        logs.level = Some(text.to_owned());
+    }
+    Ok(logs)
 }
 
 fn section<'a, 'i>(table: &'a DeTable<'i>, name: &str) -> Found<Option<&'a DeTable<'i>>> {
@@ -425,6 +463,11 @@ mod tests {
                 "\"allways\"",
                 "did you mean \"always\"?",
             ),
+            ("nodes = [\"127.0.0.1:1\"]\n[logs]\nmax_size = \"1KiB\"", "\"1KiB\"", "from 4KiB to 1GiB"),
+            ("nodes = [\"127.0.0.1:1\"]\n[logs]\nmax_size = 16", "16", "wrong kind of value"),
+            ("nodes = [\"127.0.0.1:1\"]\n[logs]\nkeep = 0", "0", "from 1 to 100"),
+            ("nodes = [\"127.0.0.1:1\"]\n[logs]\nlevel = \"debgu\"", "\"debgu\"", "did you mean \"debug\"?"),
+            ("nodes = [\"127.0.0.1:1\"]\n[logs]\nmaxsize = 1", "maxsize", "did you mean `max_size`?"),
         ];
         for (text, underlined, words) in cases {
             let (_, _, got, said) = refused(text);
@@ -448,6 +491,14 @@ mod tests {
             "nodes = [\"127.0.0.1:1\"]\n[register]\nkind = \"etcd\"\nendpoints = [\"http://10.0.0.1:2379\"]";
         let config = parse(Path::new("/d/cluster.toml"), text, &super::super::resolve).unwrap();
         assert_eq!(config.register, Register::Etcd { endpoints: vec!["http://10.0.0.1:2379".to_owned()] });
+    }
+
+    #[test]
+    fn what_is_logged_and_kept_is_understood() {
+        let text = format!("{NODES}[logs]\nmax_size = \"64KiB\"\nkeep = 2\nlevel = \"info,replcluster=debug\"");
+        let logs = parse(Path::new("/d/cluster.toml"), &text, &super::super::resolve).unwrap().logs;
+        assert_eq!(logs.limits, Limits { max_size: 64 << 10, keep: 2 });
+        assert_eq!(logs.level.as_deref(), Some("info,replcluster=debug"));
     }
 
     #[test]

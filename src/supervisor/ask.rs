@@ -12,7 +12,10 @@ use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::{DeleteRangeRequest, MoveLeaderRequest, PutRequest};
 use crate::proto::replcluster::describe_response::Role as WireRole;
 use crate::proto::replcluster::node_client::NodeClient;
-use crate::proto::replcluster::{DescribeRequest, DescribeResponse, RemoveRequest, ShutdownRequest};
+use crate::proto::replcluster::{
+    DescribeRequest, DescribeResponse, RemoveRequest, SetLogLevelRequest, SetLogLevelResponse,
+    ShutdownRequest,
+};
 use crate::view::NodeId;
 
 /// Why a node gave no usable answer.
@@ -93,6 +96,21 @@ impl Asker {
     pub async fn shutdown(&self, node: &NodeId, patience: Duration) -> Result<(), AskError> {
         let mut client = NodeClient::new(self.existing(node)?);
         within(node, patience, client.shutdown(ShutdownRequest {})).await.map(|_| ())
+    }
+
+    /// Changes what the node logs; an empty filter only asks. Answers with the filters before and after.
+    ///
+    /// # Errors
+    /// [`AskError`]; also where the node takes the filter for none.
+    pub async fn log_level(
+        &self,
+        node: &NodeId,
+        filter: &str,
+        patience: Duration,
+    ) -> Result<SetLogLevelResponse, AskError> {
+        let mut client = NodeClient::new(self.existing(node)?);
+        let request = SetLogLevelRequest { filter: filter.to_owned() };
+        within(node, patience, client.set_log_level(request)).await
     }
 
     /// Asks `through` to have `node` taken out of the cluster for good.

@@ -55,7 +55,7 @@ impl Layout {
         self.node(node).join("log")
     }
 
-    /// What a node's process says outside its log: panics, and log lines again.
+    /// What a node's process says outside its log: panics and last words.
     #[must_use]
     pub fn stderr(&self, node: &NodeId) -> PathBuf {
         self.node(node).join("stderr")

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
-use crate::config::{Config, show};
+use crate::config::{Config, show, show_size};
 use crate::control::cause::Ended;
+use crate::telemetry::rotate::{self, Limits};
 use crate::view::NodeId;
 
 use super::layout::Layout;
@@ -108,8 +109,10 @@ impl Spawner {
 }
 
 fn start(job: &Job) -> Result<Started, SpawnError> {
-    let output =
-        append(&job.output).map_err(|cause| SpawnError::System { what: job.output.clone(), cause })?;
+    let unusable = |cause| SpawnError::System { what: job.output.clone(), cause };
+    // Nobody has it open between two processes, so now it can be put aside.
+    rotate::bound(&job.output, Limits::OUTPUT).map_err(unusable)?;
+    let output = append(&job.output).map_err(unusable)?;
     let failed = |cause| SpawnError::System { what: job.program.clone(), cause };
     let mut command = Command::new(&job.program);
     command
@@ -271,8 +274,12 @@ pub fn settings(config: &Config) -> BTreeMap<String, String> {
         ("--failure-timeout", show(replication.failure_timeout)),
         ("--min-in-sync", replication.min_in_sync.to_string()),
         ("--handback-after", handback_after),
+        ("--log-max-size", show_size(config.logs.limits.max_size)),
+        ("--log-keep", config.logs.limits.keep.to_string()),
     ]
     .into_iter()
+    // Left out, RUST_LOG counts, as it does for the supervisor.
+    .chain(config.logs.level.clone().map(|level| ("--log-level", level)))
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
 }
@@ -358,7 +365,8 @@ mod tests {
             line(None),
             "--address 127.0.0.1:1 --cluster c --data-dir /d/.replcluster/nodes/127.0.0.1_1/data \
              --register file:/d/.replcluster/register --failure-timeout 300ms --handback-after never \
-             --heartbeat-interval 50ms --min-in-sync 1 --nonce n0 --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
+             --heartbeat-interval 50ms --log-keep 4 --log-max-size 16MiB --min-in-sync 1 --nonce n0 \
+             --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
         );
         assert!(line(Some(&config.nodes[1..])).contains(" --join 127.0.0.1:2 "));
     }

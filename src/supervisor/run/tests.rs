@@ -11,7 +11,8 @@ use crate::control::cause::Cause;
 use crate::proto::replcluster::describe_response::Role;
 use crate::proto::replcluster::node_server::{Node, NodeServer};
 use crate::proto::replcluster::{
-    DescribeRequest, RemoveRequest, RemoveResponse, ShutdownRequest, ShutdownResponse,
+    DescribeRequest, RemoveRequest, RemoveResponse, SetLogLevelRequest, SetLogLevelResponse, ShutdownRequest,
+    ShutdownResponse,
 };
 use crate::supervisor::record::{NodeRecord, Phase};
 use crate::supervisor::socket::Conversation;
@@ -494,6 +495,13 @@ impl Node for Answering {
             ..DescribeResponse::default()
         };
         Ok(tonic::Response::new(answer))
+    }
+
+    async fn set_log_level(
+        &self,
+        _: tonic::Request<SetLogLevelRequest>,
+    ) -> Result<tonic::Response<SetLogLevelResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked here"))
     }
 
     async fn remove(
