@@ -358,7 +358,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_shown_the_same_way() {
-        for (text, bytes) in [("16MiB", 16 << 20), ("512KiB", 512 << 10), ("1GiB", 1 << 30), ("4097B", 4097)] {
+        for (text, bytes) in [("16MiB", 16 << 20), ("512KiB", 512 << 10), ("1GiB", 1 << 30), ("4097B", 4097)]
+        {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
             assert_eq!(show_size(bytes), text);
         }

@@ -320,7 +320,8 @@ mod tests {
         assert_eq!(parts("debug"), ["info", "replcluster=debug"]);
         assert_eq!(parts("warn,h2=trace"), ["h2=trace", "warn"]);
         assert_eq!(filter("replcluster::node=trace"), "replcluster::node=trace");
-        for (text, reason) in [("debgu", "debgu"), ("", "empty"), ("replcluster=loud", "loud"), ("info,", "")] {
+        for (text, reason) in [("debgu", "debgu"), ("", "empty"), ("replcluster=loud", "loud"), ("info,", "")]
+        {
             match parse_level(text) {
                 Err(error) => assert!(error.to_string().contains(reason), "{text}: {error}"),
                 Ok(filter) => panic!("{text} became {filter}"),

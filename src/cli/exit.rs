@@ -138,7 +138,9 @@ fn said_something_later(stderr: &Path, log: &Path) -> bool {
         metadata.modified().ok()
     };
     match (written(stderr), written(log)) {
-        (Some(said), Some(logged)) => said.duration_since(logged).is_ok_and(|after| after > LAST_WORDS_WITHIN),
+        (Some(said), Some(logged)) => {
+            said.duration_since(logged).is_ok_and(|after| after > LAST_WORDS_WITHIN)
+        }
         (said, None) => said.is_some(),
         (None, Some(_)) => false,
     }

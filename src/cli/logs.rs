@@ -159,11 +159,7 @@ async fn sources(verb: &Logs, context: &Context) -> Result<Vec<Source>, Failure>
     if verb.nodes.iter().any(|name| name == SUPERVISOR) {
         logs.push((SUPERVISOR.to_owned(), context.layout.supervisor_log()));
     }
-    Ok(logs
-        .into_iter()
-        .enumerate()
-        .map(|(index, (label, path))| Source::new(index, label, path))
-        .collect())
+    Ok(logs.into_iter().enumerate().map(|(index, (label, path))| Source::new(index, label, path)).collect())
 }
 
 /// By time; lines of one node stay in their order.

@@ -495,7 +495,8 @@ mod tests {
 
     #[test]
     fn what_is_logged_and_kept_is_understood() {
-        let text = format!("{NODES}[logs]\nmax_size = \"64KiB\"\nkeep = 2\nlevel = \"info,replcluster=debug\"");
+        let text =
+            format!("{NODES}[logs]\nmax_size = \"64KiB\"\nkeep = 2\nlevel = \"info,replcluster=debug\"");
         let logs = parse(Path::new("/d/cluster.toml"), &text, &super::super::resolve).unwrap().logs;
         assert_eq!(logs.limits, Limits { max_size: 64 << 10, keep: 2 });
         assert_eq!(logs.level.as_deref(), Some("info,replcluster=debug"));

@@ -184,8 +184,7 @@ impl Fields {
     pub fn set(&mut self, name: &str, value: Value) {
         let plain =
             |letter: char| letter.is_alphanumeric() || matches!(letter, '_' | '.' | '-' | ':' | '@' | '/');
-        let mut name: String =
-            name.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect();
+        let mut name: String = name.chars().map(|letter| if plain(letter) { letter } else { '_' }).collect();
         if name.is_empty() {
             name.push('_');
         }
@@ -373,8 +372,9 @@ mod tests {
     fn a_line_reads_as_it_always_did() {
         let fields = [("pid", Value::Unsigned(4711)), ("node", text("127.0.0.1:2379")), ("why", text("a b"))];
         let line = line("cannot signal", &fields);
-        let written =
-            format!("{AT}  INFO replcluster::server: cannot signal  pid=4711 node=127.0.0.1:2379 why=\"a b\"");
+        let written = format!(
+            "{AT}  INFO replcluster::server: cannot signal  pid=4711 node=127.0.0.1:2379 why=\"a b\""
+        );
         assert_eq!(line.to_string(), written);
         assert_eq!(line.fields.number("pid"), Some(4711));
         assert_eq!(

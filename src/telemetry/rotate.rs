@@ -74,16 +74,7 @@ impl Rotated {
         let metadata = file.metadata()?;
         let (inode, length) = (metadata.ino(), metadata.len());
         let torn = metadata.is_file() && ends_within_a_line(path, length);
-        Ok(Rotated {
-            path: path.to_owned(),
-            limits,
-            file,
-            inode,
-            length,
-            torn,
-            held_up_until: 0,
-            lost: 0,
-        })
+        Ok(Rotated { path: path.to_owned(), limits, file, inode, length, torn, held_up_until: 0, lost: 0 })
     }
 
     /// Appends one line, which ends in a newline. What cannot be written is lost, and that is told.
@@ -103,7 +94,10 @@ impl Rotated {
         }
         if let Err(error) = self.write(line) {
             self.lost = 1;
-            complain(&format!("cannot write to {}: {error}; lines are lost until it can be", self.path.display()));
+            complain(&format!(
+                "cannot write to {}: {error}; lines are lost until it can be",
+                self.path.display()
+            ));
         }
     }
 
@@ -273,7 +267,9 @@ mod tests {
         assert_eq!(text_of(&older(&path, 1)), "line 6\nline 7\n");
         assert_eq!(text_of(&older(&path, 2)), "line 4\nline 5\n");
         assert!(!older(&path, 3).exists() && !suffixed(&path, "new").exists());
-        for (path, mode) in [(path.as_path(), 0o600), (&older(&path, 1), 0o600), (path.parent().unwrap(), 0o700)] {
+        for (path, mode) in
+            [(path.as_path(), 0o600), (&older(&path, 1), 0o600), (path.parent().unwrap(), 0o700)]
+        {
             assert_eq!(fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
         }
     }

@@ -13,6 +13,7 @@ mod full_disk;
 mod hung;
 mod kernel;
 mod ledger;
+mod logs;
 mod operator;
 mod refusals;
 mod tidy;
