@@ -21,7 +21,7 @@ use crate::view::NodeId;
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
 use super::render::{DIM, NODE_COLOURS, PLAIN};
-use super::{pipe, survey, target, targets};
+use super::{survey, target, targets};
 
 mod source;
 
@@ -112,7 +112,7 @@ pub(super) async fn run(verb: &Logs, context: &Context) -> Outcome {
                 let message = format!("cannot print: {error}\nmake room where the output goes");
                 return Err(Failure::new(Exit::Failed, message));
             }
-            Ok(()) if !verb.follow || pipe::reader_left() => return Ok(Exit::Done),
+            Ok(()) if !verb.follow => return Ok(Exit::Done),
             Ok(()) => tokio::time::sleep(FOLLOW_INTERVAL).await,
         }
         batch = Vec::new();

@@ -212,9 +212,11 @@ async fn interruptible(cli: Cli) -> Outcome {
         cli.verb,
         Verb::Kill(_) | Verb::Up(_) | Verb::Bench(_) | Verb::Torture(_) | Verb::Supervise(_)
     );
+    let only_shows = matches!(cli.verb, Verb::Logs(_) | Verb::Events(_) | Verb::Status(_));
     let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
     tokio::select! {
         outcome = &mut verb => return outcome,
+        () = pipe::reader_left(), if only_shows => return Ok(Exit::Done),
         () = interrupted() => {}
     }
     if puts_right {

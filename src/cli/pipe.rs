@@ -4,10 +4,12 @@
 
 use std::os::fd::AsFd;
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::sync::oneshot;
 
-/// Makes a line that cannot be printed because nobody reads the end of the command and not a panic. For `println` in
-/// all its forms, whose only way to fail is a panic with these words.
+/// Makes a line that cannot be printed because nobody reads an end of the command and not a panic: `anstream`'s macros
+/// pass over it, the standard library's have no other way to fail.
 pub(super) fn end_quietly_without_a_reader() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -22,13 +24,29 @@ fn is_of_a_missing_reader(words: &str) -> bool {
     words.starts_with("failed printing to std") && words.contains("Broken pipe")
 }
 
-/// True where nobody reads what is printed any more. A command that prints rarely asks, and need not wait for a line.
-pub(super) fn reader_left() -> bool {
-    let stdout = std::io::stdout();
-    let mut asked = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
-    // What cannot be asked is found out with the next line.
-    poll(&mut asked, PollTimeout::ZERO).is_ok()
-        && asked[0].revents().is_some_and(|said| said.contains(PollFlags::POLLERR))
+/// Returns when nobody reads what is printed any more: a command that follows something would go on for ever, and
+/// perhaps has no line to print by which to notice. Never returns where output goes to a terminal or a file.
+pub(super) async fn reader_left() {
+    let (tell, told) = oneshot::channel();
+    // It waits in the kernel and costs nothing; it is not owned, because only the end of the process ends it.
+    let waiting = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
+        let stdout = std::io::stdout();
+        let mut asked = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        let left = loop {
+            match poll(&mut asked, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                Err(_) => break false,
+                Ok(_) => break asked[0].revents().is_some_and(|said| said.contains(PollFlags::POLLERR)),
+            }
+        };
+        if left {
+            // Whoever does not wait any more has ended the command for another reason.
+            let _ = tell.send(());
+        }
+    });
+    if waiting.is_err() || told.await.is_err() {
+        std::future::pending::<()>().await;
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //!
 //! A log serves the database and not the other way round: what cannot be written is counted, told once on stderr, and
 //! told in the file when it can be written to again. Nothing here panics, and a line costs one `stat` and one `write`.
-//! The `file-rotate` crate was tried on these demands and falls short: it asserts that names exist between its own
+//! The `file-rotate` crate was weighed and falls short of that: it asserts that names exist between its own
 //! system calls (here an assertion aborts the process), closes the old file before it has a new one, and drops lines
 //! without a word while it has none.
 
