@@ -1,6 +1,7 @@
 //! `logs`: the nodes' log files merged by time. A node is followed, not a process: its log goes on over restarts, each
 //! marked with a line, and over files that are put aside. Reads files only, so it works with everything dead.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -162,10 +163,20 @@ async fn sources(verb: &Logs, context: &Context) -> Result<Vec<Source>, Failure>
     Ok(logs.into_iter().enumerate().map(|(index, (label, path))| Source::new(index, label, path)).collect())
 }
 
-/// By time; lines of one node stay in their order.
-fn merged(mut entries: Vec<Entry>) -> Vec<Entry> {
-    entries.sort_by(|one, other| one.stamp.cmp(&other.stamp));
-    entries
+/// By time; lines of one node stay in their order, also where two of its threads took their stamps in one order and
+/// wrote in the other: a line is nowhere before the one it follows in its file.
+fn merged(entries: Vec<Entry>) -> Vec<Entry> {
+    let mut latest: BTreeMap<usize, String> = BTreeMap::new();
+    let mut placed: Vec<(String, Entry)> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let latest = latest.entry(entry.source).or_default();
+        if entry.stamp > *latest {
+            latest.clone_from(&entry.stamp);
+        }
+        placed.push((latest.clone(), entry));
+    }
+    placed.sort_by(|(one, _), (other, _)| one.cmp(other));
+    placed.into_iter().map(|(_, entry)| entry).collect()
 }
 
 fn text(entries: &[Entry], sources: &[Source], verb: &Logs) -> String {
@@ -284,6 +295,17 @@ mod tests {
         );
         let without = Logs { no_prefix: true, ..verb() };
         assert_eq!(printed(&mut sources, &without)[0], format!("{ONE} a1"));
+    }
+
+    #[test]
+    fn lines_of_one_node_stay_in_the_order_of_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut sources = [
+            written(directory.path(), 0, &format!("{THREE} a1\n{ONE} a2\n")),
+            written(directory.path(), 1, &format!("{TWO} b1\n")),
+        ];
+        let expected = [format!("h:1 {TWO} b1"), format!("h:0 {THREE} a1"), format!("h:0 {ONE} a2")];
+        assert_eq!(printed(&mut sources, &verb()), expected);
     }
 
     #[test]
