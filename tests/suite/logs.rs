@@ -215,6 +215,13 @@ fn a_level_is_changed_while_a_node_runs_and_is_lost_when_it_starts_again() {
     while debug_lines() == 0 {
         assert!(start.elapsed() < PATIENCE, "{}", scene.done(&["logs", &leader]));
     }
+    scene.done(&["log-level", "trace"]);
+    scene.done(&["client", "put", "name-of-a-key", "what-nobody-may-read"]);
+    scene.done(&["client", "get", "name-of-a-key"]);
+    for file in ["log", "stderr"] {
+        let text = std::fs::read_to_string(node_file(&scene, 0, file)).unwrap();
+        assert!(!text.contains("what-nobody-may-read") && !text.contains("name-of-a-key"), "{text}");
+    }
     scene.done(&["log-level", "info"]);
     let before = debug_lines();
     scene.done(&["kill", &follower, "--no-probe"]);
@@ -224,7 +231,7 @@ fn a_level_is_changed_while_a_node_runs_and_is_lost_when_it_starts_again() {
     scene.done(&["restart", &follower]);
     assert_eq!(levels(), ["info", "info"]);
     let told = scene.done(&["logs", "--grep", "log level changed", &leader]);
-    assert_eq!(told.lines().count(), 2, "{told}");
+    assert_eq!(told.lines().count(), 3, "{told}");
     let (code, text) = scene.said(&["log-level", "debug", ":1"]);
     assert!(code == 2 && text.contains(&leader), "{code} {text}");
 }
