@@ -1,4 +1,4 @@
-//! Log lines of both programs: one line an event, in the form of [`line`], to a file of bounded size ([`rotate`]) or
+//! Log lines of both programs: one line an event, in the form of [`mod@line`], to a file of bounded size ([`rotate`]) or
 //! to stderr. Each process writes its own file, so no line depends on a supervisor that lives. Reading logs is not
 //! here but in `cli::logs`.
 //!
@@ -234,7 +234,7 @@ impl Write for &Shared {
     }
 }
 
-/// Events in the form of [`line`], with colours where a terminal shows them.
+/// Events in the form of [`mod@line`], with colours where a terminal shows them.
 struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines
