@@ -47,20 +47,20 @@ pub(super) async fn run(verb: &Events, context: &Context) -> Outcome {
         entries = kept;
     }
     print(context, &entries);
-    while verb.follow {
-        tokio::time::sleep(FOLLOW_INTERVAL).await;
-        print(context, &more(&mut history)?);
-    }
-    Ok(Exit::Done)
+    if verb.follow { go_on(context, &mut history).await } else { Ok(Exit::Done) }
 }
 
 /// Prints every event from now on.
 pub(super) async fn follow(context: &Context) -> Outcome {
     let mut history = Reader::new(context.layout.events());
     more(&mut history)?;
+    go_on(context, &mut history).await
+}
+
+async fn go_on(context: &Context, history: &mut Reader) -> Outcome {
     loop {
         tokio::time::sleep(FOLLOW_INTERVAL).await;
-        print(context, &more(&mut history)?);
+        print(context, &more(history)?);
     }
 }
 
