@@ -20,6 +20,7 @@ mod events;
 mod exit;
 mod init;
 mod kill;
+mod lines;
 mod log_level;
 mod logs;
 mod man;
@@ -34,6 +35,7 @@ mod status;
 mod supervise;
 mod survey;
 mod target;
+mod top;
 mod torture;
 mod up;
 mod wait;
@@ -96,6 +98,8 @@ enum Verb {
     Down(down::Down),
     /// Show how every node stands, by its own account [read-only]
     Status(status::Status),
+    /// Show the cluster in one window, with the verbs a key away; asks before each [read-only until you say yes]
+    Top(top::Top),
     /// Kill nodes and prove that no acknowledged write was lost [destructive]
     Kill(kill::Kill),
     /// Freeze nodes with SIGSTOP [changes the cluster]
@@ -210,7 +214,13 @@ async fn interruptible(cli: Cli) -> Outcome {
     let interrupt = CancellationToken::new();
     let puts_right = matches!(
         cli.verb,
-        Verb::Kill(_) | Verb::Up(_) | Verb::Bench(_) | Verb::Torture(_) | Verb::Supervise(_)
+        Verb::Kill(_)
+            | Verb::Up(_)
+            | Verb::Status(_)
+            | Verb::Top(_)
+            | Verb::Bench(_)
+            | Verb::Torture(_)
+            | Verb::Supervise(_)
     );
     let only_shows = matches!(cli.verb, Verb::Logs(_) | Verb::Events(_) | Verb::Status(_));
     let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
@@ -246,6 +256,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::Up(verb) => up::run(&verb, &context(false)?).await,
             Verb::Down(verb) => down::run(&verb, &context(false)?).await,
             Verb::Status(verb) => status::run(&verb, &context(verb.json)?).await,
+            Verb::Top(verb) => top::run(&verb, context(false)?).await,
             Verb::Kill(verb) => kill::run(&verb, &context(verb.json)?).await,
             Verb::Pause(verb) => pause::pause(&verb, &context(false)?).await,
             Verb::Resume(verb) => pause::resume(&verb, &context(false)?).await,

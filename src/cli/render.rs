@@ -100,6 +100,13 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>) -> Vec<String> {
     table.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
+/// How old an answer is: `0.1s` below ten seconds, then as a [`span`].
+#[must_use]
+pub fn age(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 10.0 { format!("{seconds:.1}s") } else { span(duration) }
+}
+
 /// The time of day in a stamp such as `2026-11-22T14:03:11.123456Z`, in local time where the machine knows it.
 #[must_use]
 pub fn time_of_day(stamp: &str) -> String {
@@ -125,6 +132,14 @@ mod tests {
         let cases = [(0, "0s"), (4, "4s"), (192, "3m12s"), (7500, "2h05m"), (273_600, "3d04h")];
         for (seconds, text) in cases {
             assert_eq!(span(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn ages_have_a_tenth_while_it_matters() {
+        let cases = [(0, "0.0s"), (140, "0.1s"), (9_900, "9.9s"), (10_200, "10s"), (192_000, "3m12s")];
+        for (milliseconds, text) in cases {
+            assert_eq!(age(Duration::from_millis(milliseconds)), text);
         }
     }
 

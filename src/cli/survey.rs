@@ -49,6 +49,8 @@ pub struct NodeSurvey {
     pub stat: Option<Stat>,
     /// What it says of itself.
     pub answer: Option<DescribeResponse>,
+    /// How old its own last answer is: this one, or else the last that a supervisor got.
+    pub seen: Option<Duration>,
 }
 
 /// Looks at everything, all nodes at once.
@@ -57,8 +59,18 @@ pub struct NodeSurvey {
 /// Where the cluster's directory cannot be read.
 pub async fn survey(context: &Context) -> Result<Survey, Failure> {
     let (supervisor, record) = remembered(context).await?;
-    let looks = context.config.nodes.iter().map(|node| look(context, &record, node));
-    let nodes: Vec<NodeSurvey> = futures_util::future::join_all(looks).await;
+    let looks = context.config.nodes.iter().map(|node| async {
+        let one = look(context, &record, node).await;
+        (one, clock::now())
+    });
+    // One that is slow to answer makes the answers of the others old.
+    let mut nodes: Vec<NodeSurvey> = Vec::new();
+    for (mut one, at) in futures_util::future::join_all(looks).await {
+        if one.answer.is_some() {
+            one.seen = Some(at.elapsed());
+        }
+        nodes.push(one);
+    }
     let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
     let sum = health::sum(&found, context.config.replication.min_in_sync);
     let unlisted = record
@@ -95,7 +107,14 @@ async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
     let answer = if frozen { None } else { context.asker.describe(node, PATIENCE).await.ok() };
     let answer = answer.filter(|answer| answer.cluster_name == context.config.name);
     let stat = stat.or_else(|| answer.as_ref().and_then(|answer| os::stat(answer.pid).ok()));
-    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer }
+    let seen = of_node.last_answer.as_ref().and_then(|last| age(&last.at));
+    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer, seen }
+}
+
+/// How long ago a stamp was written, by this machine's clock.
+fn age(stamp: &str) -> Option<Duration> {
+    let at: std::time::SystemTime = stamp.parse::<jiff::Timestamp>().ok()?.into();
+    Some(clock::wall().duration_since(at).unwrap_or_default())
 }
 
 impl NodeSurvey {

@@ -60,6 +60,24 @@ pub struct NodeRecord {
     /// Milliseconds until it is started again, where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_in_ms: Option<u64>,
+    /// What it last said, whether or not its process lives.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_answer: Option<LastAnswer>,
+}
+
+/// What a node last said of itself: shown with its age where the node says nothing now, and never as how it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastAnswer {
+    /// When, UTC.
+    pub at: String,
+    /// The epoch of its view.
+    pub epoch: u64,
+    /// Whom it took for the leader; empty where it knew none.
+    pub leader: String,
+    /// How far it had applied, as an index.
+    pub applied: u64,
+    /// Its revision.
+    pub revision: i64,
 }
 
 /// How a node's process stands, without the moments that only its supervisor understands.

@@ -12,7 +12,7 @@ use crate::control::life::{Life, Moment, State};
 use crate::telemetry::stamp;
 
 use super::os::{self, Handle};
-use super::record::{Fault, LastExit, NodeRecord, Phase};
+use super::record::{Fault, LastAnswer, LastExit, NodeRecord, Phase};
 
 /// One node.
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub(super) struct Slot {
     pub asking: bool,
     /// Last answer named this epoch.
     pub epoch: u64,
+    /// What it last said, for when it says nothing any more.
+    pub last_answer: Option<LastAnswer>,
 }
 
 /// A node's process.
@@ -127,6 +129,7 @@ impl Slot {
             last_exit: self.last_exit.clone(),
             cpu_percent: self.process.as_ref().and_then(|process| process.cpu_percent),
             restart_in_ms,
+            last_answer: self.last_answer.clone(),
         }
     }
 

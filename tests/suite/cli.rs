@@ -65,7 +65,7 @@ impl Scene {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
         command.args(arguments).current_dir(self.directory.path()).stdin(Stdio::null());
-        command.env_remove("REPLCLUSTER_CONFIG").env("NO_COLOR", "1");
+        command.env_remove("REPLCLUSTER_CONFIG").env_remove("COLUMNS").env("NO_COLOR", "1");
         if let Some(server) = &self.server {
             command.env("REPLSERVER", server);
         }

@@ -17,4 +17,5 @@ mod logs;
 mod operator;
 mod refusals;
 mod tidy;
+mod top;
 mod torture;

@@ -38,6 +38,7 @@ impl Supervisor {
                 wanted: remembered.wanted && any_lives,
                 spawns: remembered.spawns,
                 last_exit: newer(remembered.last_exit.clone(), of_past.last_exit.clone()),
+                last_answer: remembered.last_answer.clone(),
                 life: Life { state: if gave_up { State::Failed } else { State::Down }, failures: 0 },
                 fault: remembered.fault.clone(),
                 settings: remembered.settings.clone(),

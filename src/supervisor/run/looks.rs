@@ -2,10 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use crate::clock;
 use crate::control::life::{Event, State};
 use crate::proto::replcluster::DescribeResponse;
+use crate::telemetry::stamp;
 use crate::view::NodeId;
 
+use super::super::record::LastAnswer;
 use super::super::{adopt, ask, events};
 use super::{EAGER_LOOK_INTERVAL, LOOK_INTERVAL, Message, Supervisor};
 
@@ -45,6 +48,13 @@ impl Supervisor {
             return;
         }
         slot.epoch = answer.epoch;
+        slot.last_answer = Some(LastAnswer {
+            at: stamp(clock::wall()),
+            epoch: answer.epoch,
+            leader: answer.leader.clone(),
+            applied: answer.applied_index,
+            revision: answer.revision,
+        });
         if ask::is_in_sync(&answer) && slot.life.state == State::Starting {
             let after = process.since.elapsed();
             let after_ms = (!process.adopted).then(|| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));

@@ -1,0 +1,70 @@
+//! The status as the JSON object that scripts depend on. Fields are added, never changed.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::control::health::Role;
+use crate::supervisor::ask::account;
+
+use super::super::survey::{NodeSurvey, Survey};
+
+pub(super) fn json(cluster: &str, found: &Survey) -> Value {
+    let sum = &found.sum;
+    let supervisor = match found.supervisor {
+        Some(pid) => json!({"state": "running", "pid": pid}),
+        None => json!({"state": "dead", "pid": null}),
+    };
+    let nodes: Vec<Value> =
+        found.nodes.iter().enumerate().map(|(index, one)| json_node(found, index, one)).collect();
+    json!({
+        "schema": 1,
+        "cluster": cluster,
+        "state": sum.state,
+        "epoch": sum.epoch,
+        "leader": sum.leader.as_ref().map(ToString::to_string),
+        "in_sync": sum.in_sync.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "failures_tolerated": sum.failures_tolerated,
+        "agreement": sum.agreement,
+        "supervisor": supervisor,
+        "opinions": found.nodes.iter().filter_map(opinion).collect::<Vec<_>>(),
+        "nodes": nodes,
+    })
+}
+
+/// What a node that answered takes for the view.
+fn opinion(one: &NodeSurvey) -> Option<Value> {
+    let account = account(one.answer.as_ref()?);
+    Some(json!({
+        "address": one.node.to_string(),
+        "epoch": account.epoch,
+        "leader": account.leader.as_ref().map(ToString::to_string),
+        "in_sync": account.in_sync.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    }))
+}
+
+fn json_node(found: &Survey, index: usize, one: &NodeSurvey) -> Value {
+    let answer = one.answer.as_ref();
+    let milliseconds = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+    let uptime_ms = one.uptime().map(milliseconds);
+    json!({
+        "address": one.node.to_string(),
+        "role": answer.map_or(Role::None, |answer| account(answer).role),
+        "state": found.sum.states[index],
+        "in_sync": found.sum.in_sync.contains(&one.node),
+        "epoch": answer.map(|answer| answer.epoch),
+        "applied": answer.map(|answer| answer.applied_index),
+        "lag": found.sum.lags[index],
+        "revision": answer.map(|answer| answer.revision),
+        "pid": one.pid(),
+        "uptime_ms": uptime_ms,
+        "restarts": one.record.spawns.saturating_sub(1),
+        "cpu_percent": one.cpu_percent(),
+        "memory_bytes": one.stat.as_ref().map(|stat| stat.resident_bytes),
+        "disk_bytes": answer.map(|answer| answer.disk_bytes),
+        "last_exit": one.record.last_exit,
+        "seen_ms": one.seen.map(milliseconds),
+        "last_said": one.record.last_answer.as_ref().filter(|_| answer.is_none()),
+        "waiting_for": answer.map(|answer| &answer.waiting_for).filter(|text| !text.is_empty()),
+    })
+}
