@@ -68,7 +68,7 @@ pub(super) fn disagreement(found: &Survey) -> Vec<Line> {
             let account = account(one.answer.as_ref()?);
             // On its way in it has no opinion yet.
             let has_opinion = account.role != Role::Joining || account.leader.is_some();
-            has_opinion.then(|| (&one.node, account.epoch, account.leader, account.in_sync))
+            has_opinion.then_some((&one.node, account.epoch, account.leader, account.in_sync))
         })
         .collect();
     let Some((_, epoch, leader, in_sync)) = opinions.first() else { return Vec::new() };
