@@ -7,6 +7,7 @@
 //! - `gather`: where events come from
 //! - `screen`: the terminal, taken and given back
 
+use std::future::Future;
 use std::io::{self, IsTerminal};
 
 use clap::Args;
@@ -92,30 +93,61 @@ impl Dashboard {
             tokio::spawn(gather::follow(layout, tx, followed_rx)),
         ]
         .map(AbortOnDropHandle::new);
+        let told = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+                () = interrupt.cancelled() => {}
+            }
+        };
+        let outcome = self.drive(&mut screen, &mut rx, &followed_tx, told).await;
+        // Whoever waits to send something, such as the keyboard's thread, need not wait any more.
+        rx.close();
+        outcome
+    }
+
+    /// Draws, waits, takes in: until something says that it is over.
+    async fn drive(
+        &mut self,
+        screen: &mut Screen,
+        rx: &mut mpsc::Receiver<Event>,
+        followed: &watch::Sender<Option<NodeId>>,
+        told: impl Future<Output = ()>,
+    ) -> Outcome {
+        let mut told = std::pin::pin!(told);
         loop {
             screen.draw(&self.model).map_err(cannot)?;
             let event = tokio::select! {
                 Some(event) = rx.recv() => event,
                 Some(Ok(ended)) = self.acts.join_next(), if !self.acts.is_empty() => ended,
-                _ = terminate.recv() => Event::Told,
-                _ = hangup.recv() => Event::Told,
-                () = interrupt.cancelled() => Event::Told,
+                () = &mut told => Event::Told,
             };
             let mut next = Some(event);
             // What has come meanwhile is drawn with it.
             while let Some(event) = next {
                 for effect in self.model.update(event) {
-                    match effect {
-                        Effect::Follow(node) => drop(followed_tx.send_replace(Some(node))),
-                        Effect::Begin { number, act } => {
-                            self.acts.spawn(gather::perform(self.config.clone(), number, act));
-                        }
-                        Effect::Quit(exit) => return Ok(exit),
+                    if let Some(exit) = self.carry_out(effect, followed) {
+                        return Ok(exit);
                     }
                 }
                 next = rx.try_recv().ok();
             }
         }
+    }
+
+    fn carry_out(&mut self, effect: Effect, followed: &watch::Sender<Option<NodeId>>) -> Option<Exit> {
+        match effect {
+            Effect::Follow(node) => drop(followed.send_replace(Some(node))),
+            Effect::Begin { number, act } => match gather::begin(&self.config, act.clone()) {
+                Ok(begun) => drop(self.acts.spawn(gather::ended(number, begun))),
+                Err(error) => {
+                    let said = format!("{act}: cannot be run: {error}");
+                    self.model.update(Event::Ended { number, done: false, said });
+                }
+            },
+            Effect::Quit(exit) => return Some(exit),
+        }
+        None
     }
 }
 

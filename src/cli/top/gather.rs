@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,7 +83,7 @@ fn reachable(found: &Survey) -> Vec<String> {
     endpoints
 }
 
-fn modified(path: &std::path::Path) -> Option<SystemTime> {
+fn modified(path: &Path) -> Option<SystemTime> {
     std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok()
 }
 
@@ -230,30 +230,47 @@ impl Drop for Keyboard {
     }
 }
 
-/// Does what a user at a shell would do: runs our own program with the verb, and takes what it says.
-pub async fn perform(config: PathBuf, number: u64, act: Act) -> Event {
-    let (done, said) = match run(config, &act).await {
-        Err(error) => (false, format!("{act}: cannot be run: {error}")),
-        Ok((true, out, _)) => (true, act.result(&out)),
+/// Our own program while it does what was asked.
+#[derive(Debug)]
+pub struct Begun {
+    act: Act,
+    child: tokio::process::Child,
+    out: File,
+    err: File,
+}
+
+/// Does what a user at a shell would do: runs our own program with the verb. It goes on when the dashboard is left.
+///
+/// # Errors
+/// What the system said.
+pub fn begin(config: &Path, act: Act) -> io::Result<Begun> {
+    // Not pipes: it can go on printing when nobody listens any more.
+    let (out, err) = (in_memory()?, in_memory()?);
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
+    command.arg("--config").arg(config).args(act.arguments()).args(["--color", "never"]);
+    // Of its own group: a Ctrl-C that ends the dashboard does not end what it began.
+    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?).process_group(0);
+    Ok(Begun { act, child: command.spawn()?, out, err })
+}
+
+/// Waits until it has ended; what it said.
+pub async fn ended(number: u64, mut begun: Begun) -> Event {
+    let (done, said) = match outcome(&mut begun).await {
+        Err(error) => (false, format!("{}: what became of it is not known: {error}", begun.act)),
+        Ok((true, out, _)) => (true, begun.act.result(&out)),
         Ok((false, out, err)) => {
             let why = err.lines().find_map(|line| line.strip_prefix("error: "));
             // Without an error it is a verdict that is not good.
-            (false, why.map_or_else(|| act.result(&out), |why| format!("{act}: {why}")))
+            (false, why.map_or_else(|| begun.act.result(&out), |why| format!("{}: {why}", begun.act)))
         }
     };
     Event::Ended { number, done, said }
 }
 
 /// Whether it did what was asked, and what it printed.
-async fn run(config: PathBuf, act: &Act) -> io::Result<(bool, String, String)> {
-    // Not pipes: it goes on, and can go on printing, when the dashboard is left before it has ended.
-    let (mut out, mut err) = (in_memory()?, in_memory()?);
-    let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command.arg("--config").arg(config).args(act.arguments()).args(["--color", "never"]);
-    // Of its own group: a Ctrl-C that ends the dashboard does not end what it began.
-    command.stdin(Stdio::null()).stdout(out.try_clone()?).stderr(err.try_clone()?).process_group(0);
-    let status = command.status().await?;
-    Ok((status.success(), text_of(&mut out)?, text_of(&mut err)?))
+async fn outcome(begun: &mut Begun) -> io::Result<(bool, String, String)> {
+    let status = begun.child.wait().await?;
+    Ok((status.success(), text_of(&mut begun.out)?, text_of(&mut begun.err)?))
 }
 
 fn in_memory() -> io::Result<File> {
