@@ -44,7 +44,7 @@ use exit::{Exit, Failure, Outcome};
 
 /// A replicated key-value cluster that speaks the etcd v3 API: start it, break it, and prove what survived.
 #[derive(Debug, Parser)]
-#[command(name = "replcluster", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "replcluster", version = crate::VERSION, max_term_width = 110, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
