@@ -8,6 +8,7 @@ use clap_complete::engine::ArgValueCandidates;
 use crate::client::probe;
 use crate::config::{Register, parse_duration};
 use crate::control::plan::{self, Spec, Step};
+use crate::notify;
 use crate::supervisor::ports;
 use crate::supervisor::run::Options;
 use crate::supervisor::socket::Conversation;
@@ -227,6 +228,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         };
         let found = carry_out(verb, context, spec, begin, conversation).await?;
         status::print_table(context, &found);
+        notify::tell(notify::READY);
         anstream::println!(
             "\nrunning {} in the foreground; end the cluster with Ctrl-C",
             list(&found.running())
@@ -245,6 +247,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         () = context.interrupt.cancelled() => Ok(Exit::Interrupted),
     };
     // A failed start leaves nothing behind in the foreground either; its data stays.
+    notify::tell(notify::STOPPING);
     anstream::eprintln!("ending the cluster; Ctrl-C again to leave at once");
     let ended = down::end_all(context, false, down::PATIENCE).await;
     if let Err(failure) = ended
