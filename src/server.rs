@@ -156,6 +156,12 @@ impl Failure {
     }
 }
 
+/// The command line, for the manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// The whole program.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {

@@ -45,8 +45,17 @@ pub(super) fn run(verb: &Completions) -> Outcome {
         |error| Failure::new(Exit::Failed, format!("cannot write the script: {error}\ntry another shell")),
     )?;
     anstream::print!("{}", String::from_utf8_lossy(&script));
+    if verb.shell == "zsh" {
+        anstream::print!("{ZSH}");
+    }
     Ok(Exit::Done)
 }
+
+/// Zsh loads a file of its completion directories when it is first needed, and takes it for the function itself.
+const ZSH: &str = r#"if [ "${funcstack[1]}" = "_replcluster" ]; then
+    _clap_dynamic_completer_replcluster "$@"
+fi
+"#;
 
 /// Bash takes `127.0.0.1:2379` for three words. They are put together again before the program is asked, and what bash
 /// holds for done is cut off from the answers.

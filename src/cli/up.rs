@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::probe;
 use crate::config::{Register, parse_duration};
@@ -21,7 +22,7 @@ use super::down;
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, recover, remove, start, status, target};
+use super::{nodes, orphans, recover, remove, start, status, target};
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
@@ -219,6 +220,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
     super::supervise::log(&context.config)?;
     let options = Options { config: context.config.path.clone(), server: None, foreground: true };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
+    let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
     let serving = async {
         let conversation = loop {
             match context.supervisor().await? {
