@@ -13,5 +13,5 @@ for shell in bash zsh fish; do
 done
 # The paths of the package in place of those of this directory.
 "$program" --config packaging/cluster.toml export systemd --user replcluster 2>/dev/null | sed \
-    -e 's|^ExecStart=.*|ExecStart=/usr/bin/replcluster up --foreground --config /etc/replcluster/cluster.toml|' \
+    -e 's|^\(Exec[A-Za-z]*=-\{0,1\}\).* \([a-z]*\) --config .*|\1/usr/bin/replcluster \2 --config /etc/replcluster/cluster.toml|' \
     -e 's|^ProtectHome=.*|ProtectHome=yes|' -e 's|^PrivateTmp=.*|PrivateTmp=yes|' > "$out/replcluster.service"

@@ -118,39 +118,19 @@ fn nothing_is_written_with_dry_run_and_a_unit_alone_can_go_into_a_file() {
     assert!(unit.contains(&format!("--join {},{}", scene.address(0), scene.address(2))), "{unit}");
 }
 
-/// `up --foreground` as a service manager runs it.
-struct Service {
-    child: Child,
-    told: UnixDatagram,
+/// What a service manager is told in this scene.
+fn listening(scene: &Scene) -> UnixDatagram {
+    let socket = scene.path("notify");
+    let _ = std::fs::remove_file(&socket);
+    let told = UnixDatagram::bind(&socket).unwrap();
+    told.set_read_timeout(Some(PATIENCE)).unwrap();
+    told
 }
 
-impl Service {
-    fn start(scene: &Scene) -> Service {
-        let socket = scene.path("notify");
-        let _ = std::fs::remove_file(&socket);
-        let told = UnixDatagram::bind(&socket).unwrap();
-        told.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
-        command.args(["up", "--foreground"]).current_dir(scene.directory.path());
-        command.env_remove("REPLCLUSTER_CONFIG").env("NOTIFY_SOCKET", &socket);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        Service { child: command.spawn().unwrap(), told }
-    }
-
-    fn hears(&self) -> String {
-        let mut buffer = [0; 64];
-        let length = self.told.recv(&mut buffer).unwrap();
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
-    }
-
-    fn ended(mut self, signal: Signal) -> Option<i32> {
-        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
-        let status = self.child.wait().unwrap();
-        if signal == Signal::SIGTERM {
-            assert_eq!(self.hears(), "STOPPING=1\n");
-        }
-        status.code()
-    }
+fn heard(told: &UnixDatagram) -> String {
+    let mut buffer = [0; 64];
+    let length = told.recv(&mut buffer).unwrap();
+    String::from_utf8_lossy(&buffer[..length]).into_owned()
 }
 
 fn pids(scene: &Scene) -> Vec<serde_json::Value> {
@@ -158,27 +138,57 @@ fn pids(scene: &Scene) -> Vec<serde_json::Value> {
 }
 
 #[test]
-fn a_service_manager_is_told_and_stopping_the_service_ends_the_cluster() {
+fn a_service_manager_is_told_by_a_cluster_in_the_foreground_and_stopping_it_ends_the_cluster() {
     let scene = Scene::new(2);
-    let service = Service::start(&scene);
-    assert_eq!(service.hears(), "READY=1\n");
+    let told = listening(&scene);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
+    command.args(["up", "--foreground"]).current_dir(scene.directory.path());
+    command.env_remove("REPLCLUSTER_CONFIG").env("NOTIFY_SOCKET", scene.path("notify"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(heard(&told), "READY=1\n");
     assert_eq!(scene.status()["state"], "healthy");
-    assert_eq!(service.ended(Signal::SIGTERM), Some(130));
+    kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
+    assert_eq!(heard(&told), "STOPPING=1\n");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(scene.status()["state"], "stopped");
 }
 
+/// The command of a unit: program and arguments. The paths of this test need no quotes.
+fn of_unit(unit: &str, key: &str) -> Command {
+    let line = unit.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('=')).unwrap();
+    let mut words = line.trim_start_matches('-').split_whitespace();
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).env_remove("REPLCLUSTER_CONFIG").current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// The main process of a unit, once it has said that it is ready.
+fn started(scene: &Scene, unit: &str) -> Child {
+    let told = listening(scene);
+    let child = of_unit(unit, "ExecStart").env("NOTIFY_SOCKET", scene.path("notify")).spawn().unwrap();
+    assert_eq!(heard(&told), "READY=1\n");
+    child
+}
+
 #[test]
-fn a_service_that_is_killed_loses_no_node_and_takes_them_over_when_it_is_started_again() {
+fn a_service_whose_supervisor_is_killed_loses_no_node_and_stops_as_one() {
     let scene = Scene::new(2);
-    let service = Service::start(&scene);
-    assert_eq!(service.hears(), "READY=1\n");
+    let output = scene.run(&["export", "systemd"]);
+    let unit = String::from_utf8(output.stdout).unwrap();
+    let mut supervisor = started(&scene, &unit);
+    assert!(of_unit(&unit, "ExecStartPost").status().unwrap().success());
     let before = pids(&scene);
-    service.ended(Signal::SIGKILL);
+    assert_eq!(scene.status()["supervisor"]["pid"], supervisor.id());
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
     assert_eq!(pids(&scene), before);
-    let service = Service::start(&scene);
-    assert_eq!(service.hears(), "READY=1\n");
+    let mut supervisor = started(&scene, &unit);
+    assert!(of_unit(&unit, "ExecStartPost").status().unwrap().success());
     assert_eq!(pids(&scene), before);
-    service.ended(Signal::SIGTERM);
+    assert!(of_unit(&unit, "ExecStop").status().unwrap().success());
+    assert!(supervisor.wait().unwrap().success());
     assert_eq!(scene.status()["state"], "stopped");
 }
 

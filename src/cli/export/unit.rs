@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Config;
 use crate::supervisor::layout::Layout;
-use crate::supervisor::spawn::server_arguments;
+use crate::supervisor::spawn::{NONCE_FLAG, server_arguments};
 use crate::view::NodeId;
 
 /// A unit.
@@ -23,21 +23,25 @@ pub(super) struct Unit {
     pub(super) node: Option<NodeId>,
 }
 
-/// The supervisor with all its nodes.
+/// The supervisor with all its nodes. Not `up --foreground`, whose nodes die with it: systemd runs the supervisor that
+/// otherwise stands in the background, and `up` and `down` talk to it as they do by hand.
 pub(super) fn of_cluster(config: &Config, layout: &Layout, program: &Path, user: &str) -> Unit {
-    let arguments: [OsString; 4] =
-        ["up".into(), "--foreground".into(), "--config".into(), config.path.clone().into()];
+    let line = |verb: &str| command(program, &[verb.into(), "--config".into(), config.path.clone().into()]);
     let mut text = head(&format!("replcluster {}: the supervisor and its nodes", config.name));
     let _ = write!(
         text,
-        "\n[Service]\nType=notify\nNotifyAccess=main\nExecStart={}\nUser={user}\n\
-         # Told to end, the supervisor ends the nodes, followers first. If it dies, they go on and the next one takes\n\
-         # them over: systemd must end neither them with it, nor all when one was out of memory.\n\
-         KillMode=process\nKillSignal=SIGTERM\nSuccessExitStatus=130\nOOMPolicy=continue\n\
+        "\n[Service]\nType=notify\nNotifyAccess=main\nExecStart={}\n\
+         # A node that cannot come to serve keeps nobody from the others: `replcluster status` shows it.\n\
+         ExecStartPost=-{}\nExecStop={}\nUser={user}\n\
+         # If the supervisor dies, the nodes go on and the next one takes them over: systemd must end neither them with\n\
+         # it, nor all when one was out of memory.\n\
+         KillMode=process\nKillSignal=SIGTERM\nOOMPolicy=continue\n\
          Restart=on-failure\nRestartSec=1\n\
          # A wrong configuration is not put right by trying again.\n\
          RestartPreventExitStatus=2\nTimeoutStartSec=120\nTimeoutStopSec=90\n",
-        command(program, &arguments)
+        line("supervise"),
+        line("up"),
+        line("down"),
     );
     let read = [program, &config.path, layout.root()];
     text.push_str(&confinement(&config.nodes, &read, layout.root()));
@@ -69,7 +73,7 @@ pub(super) fn of_node(config: &Config, layout: &Layout, node: &NodeId, program: 
 
 /// What tells a supervisor its own nodes apart: here there is none.
 fn without_nonce(arguments: Vec<OsString>) -> Vec<OsString> {
-    match arguments.iter().position(|argument| argument == "--nonce") {
+    match arguments.iter().position(|argument| argument == NONCE_FLAG) {
         Some(at) => arguments.iter().take(at).chain(arguments.iter().skip(at + 2)).cloned().collect(),
         None => arguments,
     }
@@ -210,7 +214,7 @@ mod tests {
             "/usr/bin/replserver --address 127.0.0.1:2000 --cluster c \
              --data-dir \"/srv/my cluster/100%%/.replcluster/nodes/127.0.0.1_2000/data\" \
              --register \"file:/srv/my cluster/100%%/.replcluster/register\" --join 127.0.0.1:1 \
-             --heartbeat-interval 50ms --failure-timeout 300ms --min-in-sync 1 --handback-after 5s \
+             --failure-timeout 300ms --handback-after 5s --heartbeat-interval 50ms --min-in-sync 1 \
              --log-file \"/srv/my cluster/100%%/.replcluster/nodes/127.0.0.1_2000/log\""
         );
         assert_eq!(line(&unit, "ReadWritePaths"), "\"/srv/my cluster/100%%/.replcluster\"");
@@ -229,10 +233,16 @@ mod tests {
         let unit = of_cluster(&config, &layout, Path::new("/usr/bin/replcluster"), "replcluster");
         assert_eq!(
             line(&unit, "ExecStart"),
-            "/usr/bin/replcluster up --foreground --config /etc/replcluster/cluster.toml"
+            "/usr/bin/replcluster supervise --config /etc/replcluster/cluster.toml"
+        );
+        assert_eq!(
+            (line(&unit, "ExecStartPost"), line(&unit, "ExecStop")),
+            (
+                "-/usr/bin/replcluster up --config /etc/replcluster/cluster.toml",
+                "/usr/bin/replcluster down --config /etc/replcluster/cluster.toml"
+            )
         );
         assert_eq!((line(&unit, "KillMode"), line(&unit, "OOMPolicy")), ("process", "continue"));
-        assert_eq!(line(&unit, "SuccessExitStatus"), "130");
     }
 
     #[test]
