@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::{self, Config, ConfigError};
 use crate::control::cause::Ended;
 use crate::control::life::{Event, Moment};
+use crate::notify;
 use crate::proto::replcluster::DescribeResponse;
 use crate::view::NodeId;
 
