@@ -6,6 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 out=${1:-target/package}
 program=${2:-${CARGO_TARGET_DIR:-target}/release/replcluster}
+rm -rf "$out/man" "$out/completions"
 mkdir -p "$out/man" "$out/completions"
 "$program" man --out "$out/man"
 for shell in bash zsh fish; do

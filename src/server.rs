@@ -42,7 +42,7 @@ const INSPECT_HELP: &str = "replserver inspect --data-dir DIRECTORY shows what t
 
 /// One node of a replicated key-value cluster that speaks the etcd v3 API.
 #[derive(Parser, Debug)]
-#[command(name = "replserver", version = crate::VERSION, about, max_term_width = 100, after_help = INSPECT_HELP)]
+#[command(name = "replserver", version = crate::VERSION, max_term_width = 100, after_help = INSPECT_HELP)]
 struct Arguments {
     /// Where clients and the other nodes call this node; the lowest in-sync address (by bytes) leads.
     #[arg(long, value_parser = parse_address)]
