@@ -144,7 +144,7 @@ fn installation(units: &[Unit], written: Option<&Path>, user: &str, root: &Path)
             lines.push(format!("… | sudo tee /etc/systemd/system/{names} >/dev/null"));
         }
         None => {
-            lines.push("the same again with --out DIR, and its files into /etc/systemd/system".to_owned())
+            lines.push("the same again with --out DIR, and its files into /etc/systemd/system".to_owned());
         }
     }
     lines.push("sudo systemctl daemon-reload".to_owned());

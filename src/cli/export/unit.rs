@@ -92,7 +92,7 @@ fn head(description: &str) -> String {
 fn confinement(nodes: &[NodeId], paths: &[&Path], writable: &Path) -> String {
     let home = if paths.iter().any(|path| is_in_home(path)) { "read-only" } else { "yes" };
     let own_temporary = !paths.iter().any(|path| path.starts_with("/tmp") || path.starts_with("/var/tmp"));
-    let low = nodes.iter().any(|node| is_low_port(node));
+    let low = nodes.iter().any(is_low_port);
     let capability = if low { "CAP_NET_BIND_SERVICE" } else { "" };
     format!(
         "LimitNOFILE=65536\nOOMScoreAdjust=-100\nUMask=0077\n\
