@@ -12,8 +12,6 @@ ENV REPLCLUSTER_COMMIT=$COMMIT
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY proto proto
 COPY src src
-# The manifest names the tests; they are not built.
-COPY tests tests
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --release --locked --bins \
     && install -D -t /out target/release/replcluster target/release/replserver
