@@ -9,7 +9,8 @@ WORKDIR /src
 # What stands behind the version; the repository itself is not copied.
 ARG COMMIT=""
 ENV REPLCLUSTER_COMMIT=$COMMIT
-COPY Cargo.toml Cargo.lock build.rs ./
+# cluster.toml is what `replcluster init` writes.
+COPY Cargo.toml Cargo.lock build.rs cluster.toml ./
 COPY proto proto
 COPY src src
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
