@@ -171,6 +171,7 @@ fn in_name(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::supervisor::spawn::settings;
 
     fn config(text: &str, path: &str) -> Config {
         crate::config::parse(Path::new(path), text, &crate::config::resolve).unwrap()
@@ -209,14 +210,15 @@ mod tests {
         let layout = Layout::new(&config);
         let unit = of_node(&config, &layout, &config.nodes[1], Path::new("/usr/bin/replserver"), "someone");
         assert_eq!(unit.name, "replserver-c-127.0.0.1_2000.service");
-        assert_eq!(
-            line(&unit, "ExecStart"),
+        let settings = settings(&config).into_iter().map(|(name, value)| format!("{name} {value} "));
+        let expected = [
             "/usr/bin/replserver --address 127.0.0.1:2000 --cluster c \
              --data-dir \"/srv/my cluster/100%%/.replcluster/nodes/127.0.0.1_2000/data\" \
-             --register \"file:/srv/my cluster/100%%/.replcluster/register\" --join 127.0.0.1:1 \
-             --failure-timeout 300ms --handback-after 5s --heartbeat-interval 50ms --min-in-sync 1 \
-             --log-file \"/srv/my cluster/100%%/.replcluster/nodes/127.0.0.1_2000/log\""
-        );
+             --register \"file:/srv/my cluster/100%%/.replcluster/register\" --join 127.0.0.1:1 ",
+            &settings.collect::<String>(),
+            "--log-file \"/srv/my cluster/100%%/.replcluster/nodes/127.0.0.1_2000/log\"",
+        ];
+        assert_eq!(line(&unit, "ExecStart"), expected.concat());
         assert_eq!(line(&unit, "ReadWritePaths"), "\"/srv/my cluster/100%%/.replcluster\"");
         assert_eq!((line(&unit, "User"), line(&unit, "Type")), ("someone", "notify"));
         assert_eq!((line(&unit, "ProtectHome"), line(&unit, "PrivateTmp")), ("yes", "yes"));
