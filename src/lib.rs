@@ -8,7 +8,7 @@
 //!                  brain             hands
 //!  replserver      protocol   kv     node   register   api   server
 //!  replcluster     control   check   supervisor   cli   client   config
-//!  shared          view              proto   telemetry   clock   inspection
+//!  shared          view              proto   telemetry   clock   notify   inspection
 //! ```
 //!
 //! Arrows go from hands to brains, never back, and never between the two brains of a program; a table in
@@ -54,6 +54,7 @@ pub mod kv;
 #[cfg(test)]
 mod mutations;
 pub mod node;
+pub mod notify;
 pub mod proto;
 pub mod protocol;
 pub mod register;
@@ -62,3 +63,6 @@ pub mod server;
 pub mod supervisor;
 pub mod telemetry;
 pub mod view;
+
+/// The version of both programs, and in a release also the commit it was built from, such as `0.1.0 (abc1234 2026-11-23)`.
+pub const VERSION: &str = env!("REPLCLUSTER_VERSION");

@@ -29,7 +29,7 @@ use crate::register::{
 use crate::supervisor::ports;
 use crate::telemetry::{LogFile, TelemetryError, rotate::Limits};
 use crate::view::{Index, NodeId};
-use crate::{api, telemetry};
+use crate::{api, notify, telemetry};
 
 /// How long clients may take to get their answers when the node is told to stop; those that only watch are cut off then.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ const INSPECT_HELP: &str = "replserver inspect --data-dir DIRECTORY shows what t
 
 /// One node of a replicated key-value cluster that speaks the etcd v3 API.
 #[derive(Parser, Debug)]
-#[command(name = "replserver", version, about, max_term_width = 100, after_help = INSPECT_HELP)]
+#[command(name = "replserver", version = crate::VERSION, max_term_width = 100, after_help = INSPECT_HELP)]
 struct Arguments {
     /// Where clients and the other nodes call this node; the lowest in-sync address (by bytes) leads.
     #[arg(long, value_parser = parse_address)]
@@ -154,6 +154,12 @@ impl Failure {
     fn new(exit: Exit, text: impl Into<String>) -> Failure {
         Failure { exit, text: text.into() }
     }
+}
+
+/// The command line, for the manual.
+#[must_use]
+pub fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// The whole program.
@@ -320,6 +326,7 @@ type Serving = (JoinHandle<()>, oneshot::Sender<()>, JoinHandle<()>);
 /// refused when it comes back, which is a sure "not done", and turns to another node (T25).
 fn stop(handle: &Handle, running: Option<Serving>) {
     let Some((accepting, last_call, serving)) = running else { return };
+    notify::tell(notify::STOPPING);
     let handle = handle.clone();
     tokio::spawn(async move {
         accepting.abort();
@@ -479,19 +486,13 @@ async fn say_what_is_waited_for(handle: Handle) {
     }
 }
 
-/// Tells a service manager that waits on `$NOTIFY_SOCKET` (`sd_notify(3)`).
+/// Tells a service manager that waits for it.
 async fn notify_when_ready(handle: Handle) {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let mut changes = handle.changes();
     while !handle.is_ready() {
         if changes.changed().await.is_err() {
             return;
         }
     }
-    let path = PathBuf::from(path);
-    let sent =
-        std::os::unix::net::UnixDatagram::unbound().and_then(|socket| socket.send_to(b"READY=1\n", &path));
-    if let Err(error) = sent {
-        tracing::warn!("cannot tell {} that this node serves: {error}", path.display());
-    }
+    notify::tell(notify::READY);
 }

@@ -1,10 +1,11 @@
 //! `replcluster bench`: load against any etcd v3 endpoints; with `--versus etcd`, ours and a stock etcd side by side
 //! on one disk; with `--failover`, how long a killed or stopped node keeps everybody from writing, and whether one that
-//! was stopped says anything stale when it wakes. The machines this runs on are shared: only ratios taken in one run
+//! was stopped says anything stale when it wakes; with `--controller`, how long an operator waits for this program. The machines this runs on are shared: only ratios taken in one run
 //! mean anything.
 
 mod awakening;
 mod cluster;
+mod controller;
 mod data;
 mod failover;
 mod load;
@@ -21,16 +22,17 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use self::cluster::Scratch;
 use self::load::LoadError;
 use self::request::Mix;
+use super::scratch::Scratch;
 use crate::client::ClientError;
+use crate::supervisor::spawn::SpawnError;
 
 /// What the user typed after `bench`.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
     /// Addresses of any etcd v3 servers, host:port with commas between; the cluster of the config where none is given
-    #[arg(long, value_delimiter = ',', value_name = "ADDR,…", conflicts_with_all = ["versus", "failover"])]
+    #[arg(long, value_delimiter = ',', value_name = "ADDR,…", conflicts_with_all = ["versus", "failover", "controller"])]
     pub endpoints: Vec<String>,
     /// Start ours and another in temporary directories, load them in turn, and print ratios
     #[arg(long, value_enum)]
@@ -38,6 +40,12 @@ pub struct BenchArguments {
     /// Kill leaders of a cluster started for it and measure for how long no write is acknowledged
     #[arg(long)]
     failover: bool,
+    /// Time the commands of this program on a cluster started for it: up, status, kill, down
+    #[arg(long, conflicts_with_all = ["versus", "failover"])]
+    controller: bool,
+    /// With --controller: how often everything is done
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
     /// With --failover: KILL, or STOP and CONT with a look for stale reads after waking
     #[arg(long, value_enum, ignore_case = true, default_value = "KILL")]
     signal: Fault,
@@ -74,7 +82,7 @@ pub struct BenchArguments {
     /// With --failover: how many clients write at the same time
     #[arg(long, default_value_t = 4, value_parser = parse_writers)]
     writers: usize,
-    /// Where the temporary directory of --versus and --failover is made; its disk is the one that is measured
+    /// Where the temporary directory of --versus, --failover and --controller is made; its disk is the one that is measured
     #[arg(long, default_value = ".", value_name = "DIR")]
     dir: PathBuf,
     /// Print JSON
@@ -122,7 +130,11 @@ impl BenchArguments {
     /// True where the load goes to the cluster of the configuration.
     #[must_use]
     pub fn uses_configuration(&self) -> bool {
-        self.endpoints.is_empty() && self.versus.is_none() && !self.failover
+        self.endpoints.is_empty() && !self.starts_its_own()
+    }
+
+    fn starts_its_own(&self) -> bool {
+        self.versus.is_some() || self.failover || self.controller
     }
 }
 
@@ -138,6 +150,9 @@ pub enum BenchFailure {
     /// A directory or file could not be made.
     #[error("{0}: {1}\nchoose another place with --dir")]
     Directory(PathBuf, std::io::Error),
+    /// There is no server to start.
+    #[error(transparent)]
+    NoProgram(#[from] SpawnError),
     /// A server could not be started.
     #[error("{0} cannot be started: {1}\nis it installed beside this program or on the PATH?")]
     Spawn(PathBuf, std::io::Error),
@@ -154,6 +169,18 @@ pub enum BenchFailure {
         tail: String,
         /// Where the log is.
         log: PathBuf,
+    },
+    /// A command of the controller failed.
+    #[error("`replcluster {command}` ended with {status}:\n{said}\nread the logs in {}", .directory.display())]
+    Command {
+        /// What was typed.
+        command: &'static str,
+        /// How it ended.
+        status: std::process::ExitStatus,
+        /// Everything it printed.
+        said: String,
+        /// Where its cluster is.
+        directory: PathBuf,
     },
     /// The disk is too small for what was asked.
     #[error(
@@ -209,7 +236,9 @@ impl BenchFailure {
             BenchFailure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
             | BenchFailure::Load(_)
             | BenchFailure::Directory(..)
+            | BenchFailure::NoProgram(_)
             | BenchFailure::Spawn(..)
+            | BenchFailure::Command { .. }
             | BenchFailure::Cluster { .. }
             | BenchFailure::Space { .. }
             | BenchFailure::NoWrites(..)
@@ -223,11 +252,13 @@ impl BenchFailure {
     fn keeps_logs(&self) -> bool {
         match self {
             BenchFailure::Interrupted
+            | BenchFailure::NoProgram(_)
             | BenchFailure::Spawn(..)
             | BenchFailure::Directory(..)
             | BenchFailure::Space { .. } => false,
             BenchFailure::Client(_)
             | BenchFailure::Load(_)
+            | BenchFailure::Command { .. }
             | BenchFailure::Cluster { .. }
             | BenchFailure::NoWrites(..)
             | BenchFailure::Violated { .. }
@@ -241,8 +272,9 @@ impl BenchFailure {
 /// # Errors
 /// [`BenchFailure`].
 pub async fn run(arguments: BenchArguments, configured: &[String]) -> Result<(), BenchFailure> {
-    let outcome = if arguments.versus.is_some() || arguments.failover {
-        let mut scratch = Scratch::new(&arguments.dir)?;
+    let outcome = if arguments.starts_its_own() {
+        let made = Scratch::new(&arguments.dir, "bench");
+        let mut scratch = made.map_err(|(path, error)| BenchFailure::Directory(path, error))?;
         // Dropping the work ends the servers; the directory goes after them.
         let outcome = tokio::select! {
             biased;
@@ -274,7 +306,9 @@ pub async fn run(arguments: BenchArguments, configured: &[String]) -> Result<(),
 }
 
 async fn own_clusters(arguments: &BenchArguments, scratch: &Scratch) -> Result<Report, BenchFailure> {
-    if arguments.failover {
+    if arguments.controller {
+        controller::run(arguments, scratch).await
+    } else if arguments.failover {
         failover::run(arguments, scratch).await
     } else {
         throughput::versus(arguments, scratch).await

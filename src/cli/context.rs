@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock;
 use crate::config::{self, Config};
+use crate::notify;
 use crate::supervisor::ask::Asker;
 use crate::supervisor::events::{self, Event, EventLog};
 use crate::supervisor::heal;
@@ -148,6 +149,8 @@ impl Context {
             .arg("--config")
             .arg(&self.config.path)
             .current_dir("/")
+            // It is for whoever started this command.
+            .env_remove(notify::SOCKET_VARIABLE)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);

@@ -63,7 +63,8 @@ pub(super) struct Kill {
 /// What can be killed, for the shell.
 fn victims() -> Vec<clap_complete::CompletionCandidate> {
     let mut all = targets();
-    all.push(clap_complete::CompletionCandidate::new(SUPERVISOR));
+    let what = "the process behind it all; no node";
+    all.push(clap_complete::CompletionCandidate::new(SUPERVISOR).help(Some(what.into())));
     all
 }
 

@@ -1,12 +1,12 @@
 //! The command line: a file a verb. Verbs render from values; what runs is asked of the supervisor and of the nodes.
 
-use std::ffi::OsStr;
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
-use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
+use clap_complete::engine::ArgValueCandidates;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 mod add_follower;
@@ -18,6 +18,7 @@ mod context;
 mod down;
 mod events;
 mod exit;
+mod export;
 mod init;
 mod kill;
 mod lines;
@@ -25,11 +26,13 @@ mod log_level;
 mod logs;
 mod man;
 mod move_leader;
+mod orphans;
 mod pause;
 mod pipe;
 mod recover;
 mod remove;
 mod render;
+mod scratch;
 mod start;
 mod status;
 mod supervise;
@@ -41,12 +44,13 @@ mod up;
 mod wait;
 mod waiting;
 
+use completions::{nodes, targets};
 use context::Context;
 use exit::{Exit, Failure, Outcome};
 
 /// A replicated key-value cluster that speaks the etcd v3 API: start it, break it, and prove what survived.
 #[derive(Debug, Parser)]
-#[command(name = "replcluster", version, max_term_width = 110, after_help = EXIT_CODES)]
+#[command(name = "replcluster", version = crate::VERSION, max_term_width = 110, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -134,6 +138,8 @@ enum Verb {
     /// Kill the nodes of a cluster of its own again and again, and check every answer that clients got [destructive, to
     /// its own cluster only]
     Torture(torture::Torture),
+    /// Print what another service manager needs to run the cluster, or write it to a directory [read-only]
+    Export(export::Export),
     /// Print what makes a shell complete commands and node names [read-only]
     Completions(completions::Completions),
     /// Print the manual page, or write all of them to a directory [read-only]
@@ -240,9 +246,17 @@ async fn interruptible(cli: Cli) -> Outcome {
     Ok(Exit::Interrupted)
 }
 
+/// Ends at a Ctrl-C, or at the request to terminate that service managers and containers send.
 async fn interrupted() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending::<()>().await;
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        // Without handlers the signals end the program themselves.
+        (Err(_), _) | (_, Err(_)) => std::future::pending().await,
     }
 }
 
@@ -285,27 +299,12 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 Ok(Exit::Done)
             }
             Verb::Torture(verb) => torture::run(&verb, interrupt.clone()).await,
+            Verb::Export(verb) => export::run(&verb, &context(false)?),
             Verb::Completions(verb) => completions::run(&verb),
             Verb::Man(verb) => man::run(&verb),
             Verb::Supervise(verb) => supervise::run(&verb, config.clone()).await,
         }
     }
-}
-
-/// What can stand for a node, for the shell: it asks the configuration, not the cluster, so it answers at once.
-fn targets() -> Vec<CompletionCandidate> {
-    let roles = ["leader", "follower", "followers", "all"];
-    nodes()
-        .into_iter()
-        .chain(roles.into_iter().map(|role| CompletionCandidate::new(OsStr::new(role))))
-        .collect()
-}
-
-/// The nodes of the configuration, for the shell.
-fn nodes() -> Vec<CompletionCandidate> {
-    let config = context::config_path(None).ok().and_then(|path| crate::config::load(&path).ok());
-    let nodes = config.map(|config| config.nodes).unwrap_or_default();
-    nodes.iter().map(|node| CompletionCandidate::new(node.as_str())).collect()
 }
 
 #[cfg(test)]

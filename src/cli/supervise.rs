@@ -1,4 +1,4 @@
-//! `supervise`: the background process that `up` starts. Not for hands: `up --foreground` is.
+//! `supervise`: the background process that `up` starts, or a service manager. Not for hands: `up --foreground` is.
 
 use std::path::PathBuf;
 

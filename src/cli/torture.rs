@@ -19,17 +19,19 @@ use nix::errno::Errno;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use self::cluster::{Cluster, Scratch};
+use self::cluster::Cluster;
 use self::faults::{Done, Kind, Plan, Torturer};
 use self::judge::{Demands, Judgement};
 use self::load::{Board, Clients, Load};
 use self::machine::Watch;
 use self::record::Record;
 use super::exit::{Exit, Failure, Outcome};
+use super::scratch::Scratch;
 use crate::check::{self, Freshness, History, Key, Request};
 use crate::client::ClientError;
 use crate::client::probe::Verdict;
 use crate::clock;
+use crate::supervisor::spawn::SpawnError;
 
 /// How long the cluster may take to serve for the first time.
 const START: Duration = Duration::from_secs(60);
@@ -88,6 +90,9 @@ pub(super) enum TortureFailure {
     /// A directory or file could not be made.
     #[error("{0}: {1}\nchoose another place with --dir")]
     Directory(PathBuf, std::io::Error),
+    /// There is no server to start.
+    #[error(transparent)]
+    NoProgram(#[from] SpawnError),
     /// A server could not be started, or not be waited for.
     #[error("{0} cannot be started: {1}\nis it installed beside this program or on the PATH?")]
     Spawn(PathBuf, std::io::Error),
@@ -111,6 +116,7 @@ impl From<TortureFailure> for Failure {
             TortureFailure::Interrupted => Exit::Interrupted,
             TortureFailure::NotServing(..) => Exit::TimedOut,
             TortureFailure::Directory(..)
+            | TortureFailure::NoProgram(_)
             | TortureFailure::Spawn(..)
             | TortureFailure::Signal(..)
             | TortureFailure::Client(_) => Exit::Failed,
@@ -121,7 +127,8 @@ impl From<TortureFailure> for Failure {
 
 pub(super) async fn run(verb: &Torture, interrupt: CancellationToken) -> Outcome {
     let seed = verb.seed.unwrap_or_else(rand::random);
-    let mut scratch = Scratch::new(&verb.dir)?;
+    let mut scratch =
+        Scratch::new(&verb.dir, "torture").map_err(|(path, error)| TortureFailure::Directory(path, error))?;
     eprintln!("seed {seed}, {} nodes, in {}", verb.nodes, scratch.path().display());
     let began = clock::now();
     // Dropping the work ends clients and servers; the directory goes after them.

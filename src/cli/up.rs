@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::probe;
 use crate::config::{Register, parse_duration};
 use crate::control::plan::{self, Spec, Step};
+use crate::notify;
 use crate::supervisor::ports;
 use crate::supervisor::run::Options;
 use crate::supervisor::socket::Conversation;
@@ -20,7 +22,7 @@ use super::down;
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, recover, remove, start, status, target};
+use super::{nodes, orphans, recover, remove, start, status, target};
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
@@ -218,6 +220,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
     super::supervise::log(&context.config)?;
     let options = Options { config: context.config.path.clone(), server: None, foreground: true };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
+    let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
     let serving = async {
         let conversation = loop {
             match context.supervisor().await? {
@@ -227,6 +230,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         };
         let found = carry_out(verb, context, spec, begin, conversation).await?;
         status::print_table(context, &found);
+        notify::tell(notify::READY);
         anstream::println!(
             "\nrunning {} in the foreground; end the cluster with Ctrl-C",
             list(&found.running())
@@ -245,6 +249,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         () = context.interrupt.cancelled() => Ok(Exit::Interrupted),
     };
     // A failed start leaves nothing behind in the foreground either; its data stays.
+    notify::tell(notify::STOPPING);
     anstream::eprintln!("ending the cluster; Ctrl-C again to leave at once");
     let ended = down::end_all(context, false, down::PATIENCE).await;
     if let Err(failure) = ended

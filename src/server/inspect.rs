@@ -18,7 +18,7 @@ pub(super) const VERB: &str = "inspect";
 
 /// Show what the data directory of a stopped node holds. Nothing is changed and nothing is started.
 #[derive(Parser, Debug)]
-#[command(name = "replserver inspect", bin_name = "replserver inspect", version, max_term_width = 100)]
+#[command(name = "replserver inspect", bin_name = "replserver inspect", version = crate::VERSION, max_term_width = 100)]
 struct Arguments {
     /// The node's directory.
     #[arg(long)]

@@ -25,6 +25,7 @@ use crate::clock;
 use crate::config::{self, Config, ConfigError};
 use crate::control::cause::Ended;
 use crate::control::life::{Event, Moment};
+use crate::notify;
 use crate::proto::replcluster::DescribeResponse;
 use crate::view::NodeId;
 
@@ -182,6 +183,10 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
     };
     supervisor.tell(events::Event::SupervisorStarted { pid: std::process::id() });
     supervisor.take_over(&record, &past).await;
+    if !options.foreground {
+        // In the foreground it is the cluster that has to be ready.
+        notify::tell(notify::READY);
+    }
     let reason = match supervisor.serve(listener, messages, !options.foreground).await? {
         End::Asked => "asked to".to_owned(),
         End::Signalled(name) => format!("got {name}"),

@@ -4,6 +4,7 @@
 
 mod cli;
 mod cluster;
+mod completions;
 mod disaster;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
@@ -15,6 +16,7 @@ mod kernel;
 mod ledger;
 mod logs;
 mod operator;
+mod packaging;
 mod refusals;
 mod tidy;
 mod top;

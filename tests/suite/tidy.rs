@@ -53,6 +53,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "rand::",
         ],
     ),
+    ("notify", &["crate::", "tokio", "tonic", "std::time", "std::thread", "rand::"]),
     ("check", &["crate::", "tokio", "tonic", "std::fs", "std::net", "std::time", "std::thread", "rand::"]),
     (
         "control",

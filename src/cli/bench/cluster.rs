@@ -2,9 +2,8 @@
 //! started again by process id, and gone when this value is.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -18,12 +17,14 @@ use serde::Serialize;
 use super::BenchFailure;
 use super::load::{cpu_time, wait_for};
 use super::request::PREFIX;
+use crate::cli::scratch::free_addresses;
 use crate::client::{Client, ClientError, Link, Options};
 use crate::clock;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::replcluster::describe_response::Role;
 use crate::proto::replcluster::node_client::NodeClient;
 use crate::proto::replcluster::{DescribeRequest, DescribeResponse};
+use crate::supervisor::spawn::{self, SpawnError};
 
 /// How long a cluster may take to serve, or a node to be in sync again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -49,16 +50,11 @@ impl Kind {
         }
     }
 
-    /// Ours stands beside this program, or else where `$REPLSERVER` says, or on the PATH.
-    fn program(self) -> PathBuf {
+    /// What is started.
+    fn program(self) -> Result<PathBuf, SpawnError> {
         match self {
-            Kind::Etcd => PathBuf::from("etcd"),
-            Kind::Ours => std::env::current_exe()
-                .ok()
-                .map(|exe| exe.with_file_name("replserver"))
-                .filter(|path| path.is_file())
-                .or_else(|| std::env::var_os("REPLSERVER").map(PathBuf::from))
-                .unwrap_or_else(|| PathBuf::from("replserver")),
+            Kind::Etcd => Ok(PathBuf::from("etcd")),
+            Kind::Ours => spawn::find_server(),
         }
     }
 }
@@ -85,7 +81,7 @@ struct Node {
 impl Cluster {
     /// Starts `count` nodes at once in `dir` and waits until all of them serve and are in sync.
     pub(super) async fn start(kind: Kind, dir: PathBuf, count: usize) -> Result<Cluster, BenchFailure> {
-        let program = kind.program();
+        let program = kind.program()?;
         std::fs::create_dir_all(&dir).map_err(|error| BenchFailure::Directory(dir.clone(), error))?;
         let mut ports =
             free_addresses(count * 2).map_err(|error| BenchFailure::Directory(dir.clone(), error))?;
@@ -356,76 +352,5 @@ impl Drop for Cluster {
         for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
             let _ = child.wait();
         }
-    }
-}
-
-/// Loopback addresses that nobody listens on, all different; somebody else may still take one before the server does.
-fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect()
-}
-
-/// The benchmark's directory; removed with everything in it unless it is kept.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Scratch {
-    /// Makes `.replcluster-bench/<pid>` in `parent`.
-    pub(super) fn new(parent: &Path) -> Result<Scratch, BenchFailure> {
-        let path = parent.join(".replcluster-bench").join(std::process::id().to_string());
-        std::fs::create_dir_all(&path).map_err(|error| BenchFailure::Directory(path.clone(), error))?;
-        // Servers get it on their command line and may have another working directory.
-        let path = path.canonicalize().map_err(|error| BenchFailure::Directory(path.clone(), error))?;
-        Ok(Scratch { path, keep: false })
-    }
-
-    /// A directory inside it.
-    pub(super) fn join(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-
-    /// Leaves the logs behind for whoever looks into a failure.
-    pub(super) fn keep(&mut self) {
-        self.keep = true;
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Nothing depends on their being gone.
-            let _ = std::fs::remove_dir_all(&self.path);
-            let _ = self.path.parent().map(std::fs::remove_dir);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_different() {
-        let addresses = free_addresses(6).unwrap();
-        let different: std::collections::BTreeSet<_> = addresses.iter().collect();
-        assert_eq!(different.len(), 6);
-    }
-
-    #[test]
-    fn the_directory_goes_unless_it_is_kept() {
-        let parent = tempfile::tempdir().unwrap();
-        let scratch = Scratch::new(parent.path()).unwrap();
-        std::fs::write(scratch.join("file"), "").unwrap();
-        drop(scratch);
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
-        let mut scratch = Scratch::new(parent.path()).unwrap();
-        scratch.keep();
-        let path = scratch.join("");
-        drop(scratch);
-        assert!(path.is_dir());
     }
 }

@@ -4,11 +4,12 @@
 use std::time::Duration;
 
 use super::awakening::{Awakening, Sleeper};
-use super::cluster::{Cluster, Kind, Scratch};
+use super::cluster::{Cluster, Kind};
 use super::load::wait_for;
 use super::tally::Tally;
 use super::{BenchArguments, BenchFailure, Fault, Report, Victim, data, note};
 use crate::cli::client::print::table;
+use crate::cli::scratch::Scratch;
 use crate::client::probe::{Evidence, Probe};
 
 /// Writes that are acknowledged before a node is struck, and again after.

@@ -146,7 +146,7 @@ impl Tally {
 }
 
 /// The smallest number that at least this share of the numbers does not exceed.
-fn nearest_rank(numbers: &[f64], quantile: f64) -> f64 {
+pub(super) fn nearest_rank(numbers: &[f64], quantile: f64) -> f64 {
     let mut sorted = numbers.to_vec();
     sorted.sort_unstable_by(f64::total_cmp);
     #[expect(

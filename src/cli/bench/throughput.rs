@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
-use super::cluster::{Cluster, Kind, Scratch};
+use super::cluster::{Cluster, Kind};
 use super::load::{self, Load, Sample};
 use super::request::Mix;
 use super::{BenchArguments, BenchFailure, Report, note};
 use crate::cli::client::print::table;
+use crate::cli::scratch::Scratch;
 
 /// One cell of the plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

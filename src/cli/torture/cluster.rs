@@ -2,29 +2,25 @@
 //! started again by process id, and gone when this value is.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rand::RngExt as _;
 
 use super::TortureFailure;
 use crate::cli::exit::last_lines;
+use crate::cli::scratch::free_addresses;
 use crate::client::Link;
 use crate::proto::replcluster::node_client::NodeClient;
 use crate::proto::replcluster::{DescribeRequest, DescribeResponse};
+use crate::supervisor::spawn;
 
 /// How long one question about a node's state may take.
 const ASK: Duration = Duration::from_secs(1);
-/// Ports below this are for programs with a fixed place.
-const FIRST_PORT: u16 = 10_000;
-/// Where the ports begin that the kernel gives to outgoing connections, where it does not say.
-const FIRST_OUTGOING_PORT: u16 = 32_768;
 
 /// A cluster whose nodes may be down.
 #[derive(Debug)]
@@ -56,7 +52,7 @@ impl Cluster {
             Ok(Node { address, link, child: None })
         });
         let nodes = nodes.collect::<Result<_, TortureFailure>>()?;
-        let mut cluster = Cluster { program: program(), dir, flags, nodes };
+        let mut cluster = Cluster { program: spawn::find_server()?, dir, flags, nodes };
         for position in 0..count {
             cluster.spawn(position, position > 0)?;
         }
@@ -169,106 +165,5 @@ impl Drop for Cluster {
         for child in self.nodes.iter_mut().filter_map(|node| node.child.as_mut()) {
             let _ = child.wait();
         }
-    }
-}
-
-/// The server beside this program, or else where `$REPLSERVER` says, or on the PATH.
-fn program() -> PathBuf {
-    std::env::current_exe()
-        .ok()
-        .map(|exe| exe.with_file_name("replserver"))
-        .filter(|path| path.is_file())
-        .or_else(|| std::env::var_os("REPLSERVER").map(PathBuf::from))
-        .unwrap_or_else(|| PathBuf::from("replserver"))
-}
-
-/// Loopback addresses that nobody listens on, all different. A node that is down must find its port free when it comes
-/// back, so none of them is one that the kernel gives to outgoing connections.
-fn free_addresses(count: usize) -> std::io::Result<Vec<String>> {
-    let mut random = rand::rng();
-    let end = first_outgoing_port().max(FIRST_PORT + 1000);
-    let mut listeners: Vec<TcpListener> = Vec::new();
-    let mut refused = None;
-    for _ in 0..1000 {
-        if listeners.len() == count {
-            break;
-        }
-        match TcpListener::bind(("127.0.0.1", random.random_range(FIRST_PORT..end))) {
-            Ok(listener) => listeners.push(listener),
-            Err(error) => refused = Some(error),
-        }
-    }
-    match refused {
-        Some(error) if listeners.len() < count => Err(error),
-        Some(_) | None => listeners.iter().map(|listener| Ok(listener.local_addr()?.to_string())).collect(),
-    }
-}
-
-fn first_outgoing_port() -> u16 {
-    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    range.split_whitespace().next().and_then(|first| first.parse().ok()).unwrap_or(FIRST_OUTGOING_PORT)
-}
-
-/// The directory of one run; removed with everything in it unless it is kept.
-#[derive(Debug)]
-pub(super) struct Scratch {
-    path: PathBuf,
-    keep: bool,
-}
-
-impl Scratch {
-    /// Makes `.replcluster-torture/<pid>` in `parent`.
-    pub(super) fn new(parent: &Path) -> Result<Scratch, TortureFailure> {
-        let path = parent.join(".replcluster-torture").join(std::process::id().to_string());
-        let made = std::fs::create_dir_all(&path).and_then(|()| path.canonicalize());
-        // Servers get it on their command line and may have another working directory.
-        let path = made.map_err(|error| TortureFailure::Directory(path, error))?;
-        Ok(Scratch { path, keep: false })
-    }
-
-    /// The directory.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Leaves everything behind for whoever looks into it.
-    pub(super) fn keep(&mut self) {
-        self.keep = true;
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        if !self.keep {
-            // Nothing depends on their being gone.
-            let _ = std::fs::remove_dir_all(&self.path);
-            let _ = self.path.parent().map(std::fs::remove_dir);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_different_and_none_is_the_kernels_to_give() {
-        let addresses = free_addresses(8).unwrap();
-        let ports: std::collections::BTreeSet<u16> =
-            addresses.iter().map(|address| address.rsplit_once(':').unwrap().1.parse().unwrap()).collect();
-        assert_eq!(ports.len(), 8);
-        assert!(ports.iter().all(|port| (FIRST_PORT..first_outgoing_port()).contains(port)), "{ports:?}");
-    }
-
-    #[test]
-    fn the_directory_goes_unless_it_is_kept() {
-        let parent = tempfile::tempdir().unwrap();
-        let mut scratch = Scratch::new(parent.path()).unwrap();
-        scratch.keep();
-        let path = scratch.path().to_owned();
-        drop(scratch);
-        assert!(path.is_dir());
-        drop(Scratch::new(parent.path()).unwrap());
-        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }
 }
