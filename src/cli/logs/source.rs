@@ -126,7 +126,8 @@ impl Source {
     pub(super) fn more(&mut self) -> io::Result<Vec<Entry>> {
         let mut bytes = std::mem::take(&mut self.partial);
         if self.held.is_none() {
-            self.held = open(&self.path)?;
+            // There was no file when we looked, so all that are there now are new, the oldest too.
+            self.held = open_all(&self.path)?.pop().map(|(_, oldest)| oldest);
         }
         while let Some(held) = &mut self.held {
             held.read(&mut bytes)?;
