@@ -278,6 +278,7 @@ async fn serve(
         incarnation: start.directory.incarnation(),
         register: start.register.clone(),
         register_path: arguments.register.clone(),
+        is_of_the_past: !arguments.join.is_empty() && !is_member(&start),
     };
     let running =
         node::start(start).map_err(|error| aside::refused_to_start(&error, &copy, &arguments.data_dir))?;
@@ -316,6 +317,14 @@ async fn serve(
                 };
             }
         }
+    }
+}
+
+/// True where the newest view lists this very directory, or cannot be read.
+fn is_member(start: &Start) -> bool {
+    match start.register.read() {
+        Ok(Some(view)) => view.members.get(&start.address) == Some(&start.directory.incarnation()),
+        Ok(None) | Err(_) => true,
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Copy {
     pub(super) register: Arc<dyn Register>,
     /// Knows who lives.
     pub(super) register_path: PathBuf,
+    /// It is to join, and was a member no more before it was started: it belongs to the cluster's past.
+    pub(super) is_of_the_past: bool,
 }
 
 /// What the cluster loses if this copy goes.
@@ -114,6 +116,13 @@ pub(super) fn conclude(
     };
     let halt = match end {
         Ended::Stopped => return Ok(exit),
+        // Whoever starts it again, with nodes to join, wants it back.
+        Ended::Removed | Ended::Halted(Halt::Removed) if copy.is_of_the_past => {
+            return give_up(
+                "this node was removed from the cluster before it was started".to_owned(),
+                Epoch(0),
+            );
+        }
         Ended::Removed | Ended::Halted(Halt::Removed) => {
             tracing::info!("this node was removed from the cluster");
             eprintln!("replserver: this node was removed from the cluster");

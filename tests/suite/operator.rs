@@ -359,3 +359,21 @@ fn a_draw_is_repeated_by_its_seed() {
     assert_eq!(scene.said(&["kill"]).0, 2, "a target or --random is needed");
     assert_eq!(scene.said(&["kill", "all", "--seed", "1"]).0, 2);
 }
+
+#[test]
+fn an_address_that_was_removed_joins_again_and_its_former_data_is_kept() {
+    let scene = Scene::new(2);
+    scene.done(&["up"]);
+    scene.done(&["client", "put", "k", "v"]);
+    for round in 0..2 {
+        scene.done(&["add-follower"]);
+        check_processes(&scene, "added");
+        let added = scene.status()["nodes"][2]["address"].as_str().unwrap().to_owned();
+        let data = scene.path(&format!(".replcluster/nodes/{}/data", added.replace(':', "_")));
+        let aside = data.join(format!("aside-{}", round + 1));
+        scene.done(&["remove", &added]);
+        assert!(data.join("identity").exists() && !aside.exists(), "what is removed keeps its data in place");
+        assert_eq!(data.join("aside-1").exists(), round > 0);
+    }
+    check_history(&scene, "after it all");
+}

@@ -7,76 +7,27 @@ use std::sync::atomic::Ordering;
 use tokio::time::Instant;
 
 use super::clients::Clients;
-use super::disk::{Fault, Operation};
 use super::machine::Timing;
 use super::world::{Broken, Flight, Shipment, Wish, World};
-use crate::check::{Freshness, Key, Request};
-use crate::node::event::{self, Internal};
+use crate::node::event::Internal;
 use crate::node::registrar::Ask;
 use crate::node::state::FlushJob;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
-use crate::protocol::{Millis, RegisterUnreachable, Role, Swapped};
+use crate::protocol::{Millis, RegisterUnreachable, Swapped};
 use crate::view::View;
+
+mod after;
+mod climate;
+mod faults;
+
+use climate::Climate;
 
 /// How long faults go on, in virtual milliseconds.
 const STORM: Millis = 900;
 /// Within this time after the last fault all must be well.
 const RECOVERY: Millis = 4_000;
 const TICK: Millis = 5;
-
-/// How hard a seed is.
-#[derive(Clone, Debug)]
-struct Climate {
-    machines: usize,
-    clients: usize,
-    network_delay: Millis,
-    disk_delay: Millis,
-    register_delay: Millis,
-    /// Per mille of operations whose outcome is lost.
-    register_failures: u64,
-    /// Per mille of deaths that are proved to the others.
-    proofs: u64,
-    between_faults: Millis,
-    between_requests: Millis,
-    power_cuts: bool,
-    wipes: bool,
-    disk_faults: bool,
-    /// Clocks run at rates up to so many per mille apart.
-    drift: u64,
-    log_keep_bytes: u64,
-}
-
-impl Climate {
-    fn draw(random: &mut Random) -> Climate {
-        Climate {
-            machines: random.pick(&[2, 3, 3, 3, 4]),
-            clients: random.pick(&[2, 4, 8]),
-            network_delay: random.pick(&[0, 1, 4, 20]),
-            disk_delay: random.pick(&[0, 1, 5, 20]),
-            register_delay: random.pick(&[0, 2, 10]),
-            register_failures: random.pick(&[0, 0, 50, 300]),
-            proofs: random.pick(&[0, 500, 1000, 1000]),
-            between_faults: random.pick(&[30, 60, 120]),
-            between_requests: random.pick(&[1, 3, 10]),
-            power_cuts: random.chance(700),
-            wipes: random.chance(400),
-            disk_faults: random.chance(400),
-            drift: random.pick(&[0, 10, 100]),
-            log_keep_bytes: random.pick(&[0, 4 << 10, 1 << 20]),
-        }
-    }
-
-    fn calm(&self) -> Climate {
-        Climate {
-            network_delay: self.network_delay.min(4),
-            disk_delay: self.disk_delay.min(5),
-            register_failures: 0,
-            proofs: 1000,
-            ..self.clone()
-        }
-    }
-}
 
 enum Event {
     Tick { machine: usize, session: u64 },
@@ -103,8 +54,6 @@ struct Place {
     disk_busy: bool,
     turn_due: bool,
     restarting: bool,
-    /// Its directory must be replaced before it starts: what is there cannot be trusted.
-    damaged: bool,
 }
 
 /// See the head of the file.
@@ -468,193 +417,6 @@ impl Storm {
         self.turn_soon(machine)
     }
 
-    // --- faults ---
-
-    fn fault(&mut self) -> Result<(), Broken> {
-        if !self.raging {
-            return Ok(());
-        }
-        let delay = self.random.between(1, self.climate.between_faults);
-        self.at(delay, Event::Fault);
-        let now = self.world.now;
-        let victim = self.victim();
-        let long = self.random.pick(&[10, 40, 100, 250]);
-        let until = now + self.random.between(1, long);
-        match self.random.below(100) {
-            0..20 => self.crash(victim, false, false),
-            20..30 => self.crash(victim, true, false),
-            30..38 => self.crash(victim, true, true),
-            38..53 => {
-                self.world.note(|| format!("{} stops until {until}", letter(victim)));
-                self.places[victim].paused_until = until;
-                self.world.excused_until[victim] = until;
-            }
-            53..68 => self.partition(victim, until),
-            68..74 => {
-                let other = self.random.below(self.places.len() as u64) as usize;
-                self.world.note(|| format!("the connection {} -> {} breaks", letter(victim), letter(other)));
-                self.world.disconnect(victim, other);
-            }
-            74..81 => {
-                self.world.note(|| format!("{} cannot reach the register until {until}", letter(victim)));
-                self.cut_register(victim, until);
-            }
-            81..84 => {
-                self.world.note(|| format!("nobody can reach the register until {until}"));
-                for machine in 0..self.places.len() {
-                    self.cut_register(machine, until);
-                }
-            }
-            84..88 => {
-                let until = now + self.random.between(10, 400);
-                self.world.note(|| format!("the disk of {} hangs until {until}", letter(victim)));
-                self.places[victim].disk_hangs_until = until;
-            }
-            88..94 => self.disk_fault(victim),
-            94..97 => self.move_leader(victim),
-            _ => {
-                let power = self.climate.power_cuts && self.random.chance(600);
-                for machine in 0..self.places.len() {
-                    self.crash(machine, power, false);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn victim(&mut self) -> usize {
-        if self.random.chance(400)
-            && let Some(view) = self.world.register()
-        {
-            return self.world.machine_of(&view.leader);
-        }
-        self.random.below(self.places.len() as u64) as usize
-    }
-
-    fn cut_register(&mut self, machine: usize, until: Millis) {
-        self.places[machine].register_gone_until = until;
-        self.world.machines[machine].register_cut.store(true, Ordering::Relaxed);
-        self.at(until - self.world.now, Event::RegisterBack(machine));
-    }
-
-    /// One direction, both, or all of a machine's; what is under way is lost or delayed.
-    fn partition(&mut self, victim: usize, until: Millis) {
-        let shape = self.random.below(4);
-        let breaks = self.random.chance(500);
-        let other = self.random.below(self.places.len() as u64) as usize;
-        let mut directions = Vec::new();
-        for peer in 0..self.places.len() {
-            match shape {
-                0 if peer == other => directions.push((victim, peer)),
-                1 if peer == other => directions.extend([(victim, peer), (peer, victim)]),
-                2 => directions.extend([(victim, peer), (peer, victim)]),
-                3 => directions.push((victim, peer)),
-                _ => {}
-            }
-        }
-        self.world.note(|| format!("cut {directions:?} until {until}, connections break: {breaks}"));
-        for (from, to) in directions {
-            self.cut.insert((from, to), until);
-            if breaks {
-                self.world.disconnect(from, to);
-            }
-        }
-    }
-
-    fn disk_fault(&mut self, victim: usize) {
-        if !self.climate.disk_faults {
-            return;
-        }
-        let operation = self.random.pick(&[
-            Operation::Write,
-            Operation::Write,
-            Operation::Sync,
-            Operation::Rename,
-            Operation::Create,
-            Operation::SyncDirectory,
-        ]);
-        let nth = self.random.below(6);
-        let fault = match self.random.below(4) {
-            0 => Fault::Io,
-            1 => Fault::Short(self.random.below(400) as usize),
-            2 => Fault::SyncDrops,
-            _ => Fault::SyncForgets,
-        };
-        self.world.note(|| format!("{}: {operation:?} number {nth} from now: {fault:?}", letter(victim)));
-        self.world.machines[victim].disk.fail(operation, nth, fault);
-    }
-
-    fn move_leader(&mut self, asked: usize) {
-        let to = self.random.below(self.places.len() as u64) as usize;
-        let node = self.world.machines[to].id.clone();
-        let clock = self.world.machines[asked].clock(self.world.base, self.world.now);
-        if let Some(process) = &mut self.world.machines[asked].process {
-            let (answer, _) = tokio::sync::oneshot::channel();
-            let deadline = clock + std::time::Duration::from_millis(300);
-            process.requests.push(event::Request::MoveLeader { node, deadline, answer });
-        }
-    }
-
-    fn process_ended(&mut self, machine: usize) {
-        let place = &mut self.places[machine];
-        place.disk_busy = false;
-        place.turn_due = false;
-        place.paused_until = 0;
-        if !std::mem::replace(&mut place.restarting, true) {
-            let long = self.random.pick(&[1, 20, 200]);
-            let delay = self.random.between(0, long);
-            self.at(delay, Event::Start(machine));
-        }
-    }
-
-    /// Kills a process, perhaps with the power of its machine, perhaps in the middle of a write. Wipes it too, where
-    /// others hold everything it has.
-    fn crash(&mut self, machine: usize, power: bool, wipe: bool) {
-        let Some(session) = self.world.session(machine) else { return };
-        if power && self.climate.power_cuts {
-            // The power goes while something is being written.
-            let steps = self.random.below(8);
-            self.world.machines[machine].disk.power_off_after(steps);
-            if let Some(process) = &mut self.world.machines[machine].process {
-                let count = process.writes.len();
-                let operations: Vec<_> = process.writes.drain(..count).collect();
-                let _ = process.writer.turn(operations);
-            }
-            let mut random = Random::new(self.random.next());
-            self.world.kill(machine, Some(&mut random));
-        } else {
-            self.world.kill(machine, None);
-        }
-        if wipe && self.climate.wipes && self.may_wipe(machine) {
-            self.world.wipe(machine);
-        }
-        for to in (0..self.places.len()).filter(|to| *to != machine) {
-            if self.random.chance(self.climate.proofs) {
-                let delay = self.random.between(0, 15);
-                let session = if self.random.chance(800) { Some(session) } else { None };
-                self.at(delay, Event::Died { to, machine, session });
-            }
-        }
-        self.process_ended(machine);
-    }
-
-    /// In whatever view stands, or may come to stand through a swap on its way, another node has the data.
-    fn may_wipe(&self, machine: usize) -> bool {
-        let on_the_way = self.queue.values().filter_map(|event| match event {
-            Event::AtRegister { swap: Some(view), .. } => Some(view.clone()),
-            _ => None,
-        });
-        let Some(stands) = self.world.register() else { return false };
-        std::iter::once(stands).chain(on_the_way).all(|view| {
-            view.in_sync.iter().any(|(node, incarnation)| {
-                let counted = self.world.machine_of(node);
-                counted != machine
-                    && self.world.machines[counted].incarnation == *incarnation
-                    && !self.places[counted].damaged
-            })
-        })
-    }
-
     fn start(&mut self, machine: usize) -> Result<(), Broken> {
         self.places[machine].restarting = false;
         if self.world.machines[machine].process.is_some() {
@@ -681,108 +443,5 @@ impl Storm {
             }
         }
         Ok(())
-    }
-
-    // --- after the storm ---
-
-    fn calm_down(&mut self) {
-        self.world.note(|| "the storm is over".to_owned());
-        self.raging = false;
-        self.climate = self.climate.calm();
-        self.cut.clear();
-        let now = self.world.now;
-        for machine in 0..self.places.len() {
-            self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
-            self.world.machines[machine].disk.heal();
-            let place = &mut self.places[machine];
-            place.paused_until = place.paused_until.min(now + 1);
-            if std::mem::take(&mut place.disk_hangs_until) > now
-                && let Some(session) = self.world.session(machine)
-            {
-                self.at(1, Event::Disk { machine, session });
-            }
-            if self.world.machines[machine].process.is_none() && !self.places[machine].restarting {
-                self.places[machine].restarting = true;
-                self.at(1, Event::Start(machine));
-            }
-        }
-    }
-
-    fn recover(&mut self) -> Result<(), Broken> {
-        let deadline = self.world.now + RECOVERY;
-        loop {
-            let next = self.world.now + 20;
-            self.run_until(next)?;
-            match self.is_whole() {
-                Ok(()) => return Ok(()),
-                Err(broken) if self.world.now >= deadline => return Err(broken),
-                Err(_) => {}
-            }
-        }
-    }
-
-    fn is_whole(&self) -> Result<(), Broken> {
-        let wish = |sentence, detail: String| Err(Broken(sentence, detail));
-        let Some(view) = self.world.register() else {
-            return wish("once faults end, one leader serves", "the register is empty".to_owned());
-        };
-        let leader = self.world.machine_of(&view.leader);
-        let serves = self.world.machines[leader].process.as_ref().is_some_and(|process| {
-            let node = process.engine.node();
-            node.can_propose() && node.epoch() == view.epoch && matches!(node.role(), Role::Leader(_))
-        });
-        if !serves {
-            return wish("once faults end, one leader serves", format!("{} does not", letter(leader)));
-        }
-        for (number, machine) in self.world.machines.iter().enumerate() {
-            let ready = machine.process.as_ref().is_some_and(|process| {
-                process.shared.ready.load(Ordering::Relaxed)
-                    && process.engine.node().epoch() == view.epoch
-                    && process.writes.is_empty()
-                    && !process.engine.is_busy()
-            });
-            let counted = view.is_in_sync(&machine.id, machine.incarnation);
-            if !counted || !ready || view.members != view.in_sync {
-                let detail = format!("{}: in sync {counted}, ready {ready}", letter(number));
-                return wish("once faults end, everyone is in sync and ready again", detail);
-            }
-        }
-        if self.world.timing.handback_after.is_some() && leader != 0 {
-            return wish(
-                "once faults end, the lowest address leads again",
-                format!("{} does", letter(leader)),
-            );
-        }
-        if !self.world.clients.all_idle() {
-            return wish("once faults end, every request is answered", self.world.clients.waiting());
-        }
-        Ok(())
-    }
-
-    /// Every key, on every node; and one more write.
-    fn read_everything_back(&mut self) -> Result<(), Broken> {
-        let all = Request::Read { first: Key(0), last: Key(9), freshness: Freshness::Linearizable };
-        let write = Request::Put { key: Key(9), value: crate::check::Token(u64::MAX) };
-        for (request, everywhere) in [(all, true), (write, false), (all, true)] {
-            let machines = if everywhere { self.places.len() } else { 1 };
-            for machine in 0..machines {
-                let world = &mut self.world;
-                world.clients.send(0, &mut world.machines, machine, request, world.base, world.now);
-                self.take_up();
-                let deadline = self.world.now + 500;
-                while !self.world.clients.is_idle(0) {
-                    let next = self.world.now + 5;
-                    self.run_until(next)?;
-                    if next > deadline {
-                        return Err(Broken(
-                            "once faults end, a request is answered soon",
-                            format!("{request:?}"),
-                        ));
-                    }
-                }
-            }
-        }
-        let settle = self.world.now + 200;
-        self.run_until(settle)
     }
 }

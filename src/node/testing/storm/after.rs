@@ -1,0 +1,115 @@
+//! After the storm: without faults all must become whole again, and everything must be readable.
+
+use super::Event;
+use super::RECOVERY;
+use super::Storm;
+use crate::check::Freshness;
+use crate::check::Key;
+use crate::check::Request;
+use crate::node::testing::world::Broken;
+use crate::protocol::Role;
+use crate::protocol::testing::spread::letter;
+use std::sync::atomic::Ordering;
+
+impl Storm {
+    pub(super) fn calm_down(&mut self) {
+        self.world.note(|| "the storm is over".to_owned());
+        self.raging = false;
+        self.climate = self.climate.calm();
+        self.cut.clear();
+        let now = self.world.now;
+        for machine in 0..self.places.len() {
+            self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
+            self.world.machines[machine].disk.heal();
+            let place = &mut self.places[machine];
+            place.paused_until = place.paused_until.min(now + 1);
+            if std::mem::take(&mut place.disk_hangs_until) > now
+                && let Some(session) = self.world.session(machine)
+            {
+                self.at(1, Event::Disk { machine, session });
+            }
+            if self.world.machines[machine].process.is_none() && !self.places[machine].restarting {
+                self.places[machine].restarting = true;
+                self.at(1, Event::Start(machine));
+            }
+        }
+    }
+
+    pub(super) fn recover(&mut self) -> Result<(), Broken> {
+        let deadline = self.world.now + RECOVERY;
+        loop {
+            let next = self.world.now + 20;
+            self.run_until(next)?;
+            match self.is_whole() {
+                Ok(()) => return Ok(()),
+                Err(broken) if self.world.now >= deadline => return Err(broken),
+                Err(_) => {}
+            }
+        }
+    }
+
+    fn is_whole(&self) -> Result<(), Broken> {
+        let wish = |sentence, detail: String| Err(Broken(sentence, detail));
+        let Some(view) = self.world.register() else {
+            return wish("once faults end, one leader serves", "the register is empty".to_owned());
+        };
+        let leader = self.world.machine_of(&view.leader);
+        let serves = self.world.machines[leader].process.as_ref().is_some_and(|process| {
+            let node = process.engine.node();
+            node.can_propose() && node.epoch() == view.epoch && matches!(node.role(), Role::Leader(_))
+        });
+        if !serves {
+            return wish("once faults end, one leader serves", format!("{} does not", letter(leader)));
+        }
+        for (number, machine) in self.world.machines.iter().enumerate() {
+            let ready = machine.process.as_ref().is_some_and(|process| {
+                process.shared.ready.load(Ordering::Relaxed)
+                    && process.engine.node().epoch() == view.epoch
+                    && process.writes.is_empty()
+                    && !process.engine.is_busy()
+            });
+            let counted = view.is_in_sync(&machine.id, machine.incarnation);
+            if !counted || !ready || view.members != view.in_sync {
+                let detail = format!("{}: in sync {counted}, ready {ready}", letter(number));
+                return wish("once faults end, everyone is in sync and ready again", detail);
+            }
+        }
+        if self.world.timing.handback_after.is_some() && leader != 0 {
+            return wish(
+                "once faults end, the lowest address leads again",
+                format!("{} does", letter(leader)),
+            );
+        }
+        if !self.world.clients.all_idle() {
+            return wish("once faults end, every request is answered", self.world.clients.waiting());
+        }
+        Ok(())
+    }
+
+    /// Every key, on every node; and one more write.
+    pub(super) fn read_everything_back(&mut self) -> Result<(), Broken> {
+        let all = Request::Read { first: Key(0), last: Key(9), freshness: Freshness::Linearizable };
+        let write = Request::Put { key: Key(9), value: crate::check::Token(u64::MAX) };
+        for (request, everywhere) in [(all, true), (write, false), (all, true)] {
+            let machines = if everywhere { self.places.len() } else { 1 };
+            for machine in 0..machines {
+                let world = &mut self.world;
+                world.clients.send(0, &mut world.machines, machine, request, world.base, world.now);
+                self.take_up();
+                let deadline = self.world.now + 500;
+                while !self.world.clients.is_idle(0) {
+                    let next = self.world.now + 5;
+                    self.run_until(next)?;
+                    if next > deadline {
+                        return Err(Broken(
+                            "once faults end, a request is answered soon",
+                            format!("{request:?}"),
+                        ));
+                    }
+                }
+            }
+        }
+        let settle = self.world.now + 200;
+        self.run_until(settle)
+    }
+}
