@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::config::parse_duration;
-use crate::control::health::ClusterState;
+use crate::control::health::{Agreement, ClusterState};
 use crate::supervisor::events;
 
 use super::context::Context;
@@ -37,6 +37,11 @@ pub(super) struct Status {
 /// So much of the end of the history is looked through for what happened last.
 pub(super) const HISTORY_BYTES: u64 = 256 * 1024;
 
+/// So often nodes that disagree are asked again.
+const DISAGREEMENT_LOOKS: u32 = 5;
+/// After this long each time: several times what a new view takes to reach everybody.
+const DISAGREEMENT_INTERVAL: Duration = Duration::from_millis(20);
+
 pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
     tokio::select! {
         outcome = show(verb, context) => outcome,
@@ -50,10 +55,24 @@ pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
     }
 }
 
+/// The nodes are asked at one moment but answer at several: in the middle of a change of view one may tell of it before
+/// another. A disagreement is real when it lasts.
+async fn settled(context: &Context) -> Result<Survey, Failure> {
+    let mut found = survey::survey(context).await?;
+    for _ in 0..DISAGREEMENT_LOOKS {
+        if found.sum.agreement != Agreement::Disagree {
+            break;
+        }
+        tokio::time::sleep(DISAGREEMENT_INTERVAL).await;
+        found = survey::survey(context).await?;
+    }
+    Ok(found)
+}
+
 async fn show(verb: &Status, context: &Context) -> Outcome {
     let mut first = true;
     loop {
-        let found = survey::survey(context).await?;
+        let found = settled(context).await?;
         let text = if context.json {
             format!("{}\n", object::json(&context.config.name, &found))
         } else if verb.watch.is_some() && io::stdout().is_terminal() {

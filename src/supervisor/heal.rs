@@ -56,7 +56,7 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>
             pid: fault.pid,
             phase,
             for_ms: None,
-            why: Some(WHY.to_owned()),
+            why: Some(why(phase).to_owned()),
         })?;
         if let Some(of_node) = record.nodes.get_mut(&node) {
             of_node.fault = None;
@@ -67,8 +67,17 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>
     Ok(healed)
 }
 
-/// Why a fault ended that no command ended.
-pub(super) const WHY: &str = "its supervisor died";
+/// Why a fault ended in this phase that no command ended.
+pub(super) fn why(phase: fault::Phase) -> &'static str {
+    match phase {
+        fault::Phase::Healed => "its time was over, or somebody else ended it",
+        fault::Phase::Abandoned
+        | fault::Phase::Intent
+        | fault::Phase::Applied
+        | fault::Phase::Seen
+        | fault::Phase::Held => "its supervisor died in the middle",
+    }
+}
 
 fn due(record: &Record, order: Option<&str>) -> Vec<(String, Fault, fault::Phase)> {
     let now = os::milliseconds_since_boot();

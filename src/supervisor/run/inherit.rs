@@ -150,7 +150,7 @@ impl Supervisor {
         match open.duty(process.as_ref(), now_ms) {
             Duty::Thaw(phase) => {
                 self.thaw_anyway(node);
-                self.close(node, open.kind, phase, heal::WHY);
+                self.close(node, open.kind, phase, heal::why(phase));
             }
             Duty::Keep => {
                 let left = open.until_ms.map(|until| Duration::from_millis(until.saturating_sub(now_ms)));
@@ -163,7 +163,7 @@ impl Supervisor {
                 if open.kind == Kind::Kill {
                     self.unkill(node);
                 }
-                self.close(node, open.kind, phase, heal::WHY);
+                self.close(node, open.kind, phase, heal::why(phase));
             }
             Duty::Dead => {
                 if told.is_some_and(|told| told < Phase::Seen) {
