@@ -20,6 +20,9 @@ use super::waiting;
 /// What `replserver` exits with where somebody else holds its address or directory.
 const SERVER_EXIT_CONFLICT: i32 = 5;
 
+/// So often a supervisor that died is replaced while something is waited for.
+const REVIVALS_MAX: u32 = 3;
+
 /// What lasts shorter than this is not worth a word.
 const PASSING: Duration = Duration::from_secs(2);
 
@@ -55,6 +58,7 @@ async fn in_sync_quietly(
     let mut waiting_told = None;
     let mut arrived: Vec<(NodeId, u128)> = Vec::new();
     let mut looks = 0;
+    let mut revived = 0;
     loop {
         let survey = survey::survey(context).await?;
         let wanted: Vec<&NodeSurvey> = survey.nodes.iter().filter(|one| nodes.contains(&one.node)).collect();
@@ -100,6 +104,14 @@ async fn in_sync_quietly(
                     .suspend(|| say(&format!("{}\n  {}", waiting.what.replace('\n', "\n  "), waiting.next)));
             }
             waiting_told = waiting.or(waiting_told);
+        }
+        // What runs needs no supervisor to come in sync; what does not run needs one to be started.
+        let idle = wanted.iter().any(|one| !one.runs());
+        if idle && survey.supervisor.is_none() && context.supervisor_pid().is_none() && revived < REVIVALS_MAX
+        {
+            revived += 1;
+            progress.suspend(|| say("the supervisor died; starting another one, which takes over"));
+            context.ensure_supervisor().await?;
         }
         for one in &wanted {
             cannot_start(context, one)?;
