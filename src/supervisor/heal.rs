@@ -5,10 +5,11 @@ use std::io;
 
 use crate::control::fault::{self, Duty};
 
-use super::events::{Event, EventLog};
+use super::events::{self, Event, EventLog};
 use super::layout::Layout;
 use super::lock::Lock;
 use super::os::{self, Handle};
+use super::past::Past;
 use super::record::{self, Fault, Record};
 
 /// A process that was thawed.
@@ -42,12 +43,21 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>
     // Whoever holds the lock is a supervisor and does this itself, or another command that does it now.
     let Ok(_lock) = Lock::take(&layout.lock()) else { return Ok(Vec::new()) };
     let mut record = record::load(&layout.state())?;
+    // It may have been told to be over by a supervisor that died before it could forget it.
+    let past = Past::of(&events::recent(&layout.events(), HISTORY_BYTES)?);
     let mut history = EventLog::open(&layout.events())?;
     let mut healed = Vec::new();
     for (node, fault, phase) in due(&record, order) {
         let process = record.nodes.get(&node).and_then(|of_node| of_node.process.clone());
         if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
             handle.signal(crate::control::life::SIGCONT)?;
+        }
+        let told = past.node(&node).fault.filter(|(id, _)| *id == fault.id).map(|(_, phase)| phase);
+        if let Some(of_node) = record.nodes.get_mut(&node) {
+            of_node.fault = None;
+        }
+        if told.is_some_and(fault::Phase::is_over) {
+            continue;
         }
         history.append(Event::Fault {
             fault: fault.id.clone(),
@@ -58,14 +68,14 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>
             for_ms: None,
             why: Some(why(phase).to_owned()),
         })?;
-        if let Some(of_node) = record.nodes.get_mut(&node) {
-            of_node.fault = None;
-        }
         healed.push(Healed { node, pid: fault.pid, unconfirmed: phase == fault::Phase::Abandoned });
     }
     record::save(&layout.state(), &record)?;
     Ok(healed)
 }
+
+/// So much of the end of the history is looked through for what became of a fault.
+const HISTORY_BYTES: u64 = 1 << 20;
 
 /// Why a fault ended in this phase that no command ended.
 pub(super) fn why(phase: fault::Phase) -> &'static str {
