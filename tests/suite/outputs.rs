@@ -83,8 +83,8 @@ const TABLE: &[Row] = &[
     row("down",         "down --purge",                      "down NODE1",                         [2, 2, 2, 2]),
     row("down",         "down --purge --yes",                "down --purge=yes",                   [2, 0, 0, 0]),
     row("top",          "top",                               "top NODE1",                          [2, 2, 2, 2]),
-    row("export",       "export systemd",                    "export launchd",                     [2, 0, 0, 0]),
-    row("export",       "export systemd --node NODE2",       "export systemd --node :9",           [2, 0, 0, 0]),
+    row("export",       "export systemd --user replcluster",  "export launchd",                     [2, 0, 0, 0]),
+    row("export",       "export systemd --user replcluster --node NODE2", "export systemd --node :9",           [2, 0, 0, 0]),
     row("completions",  "completions bash",                  "completions tcsh",                   [0, 0, 0, 0]),
     row("man",          "man",                               "man kill",                           [0, 0, 0, 0]),
     row("help",         "help",                              "help nonsense",                      [0, 0, 0, 0]),
@@ -203,8 +203,9 @@ static PATTERNS: LazyLock<Vec<(Regex, &str)>> = LazyLock::new(|| {
         (r"\bentries \d+ to \d+", "entries # to #"),
         (r"\b\d+(?: \d{3})* (acknowledged|indeterminate|refused|unknown|revisions)\b", "# $1"),
         (r"(-torture)/\d+", "$1/#"),
+        (r"^errors +\d+ ", "errors # "),
         (
-            r#""(pid|epoch|applied|revision|uptime_ms|restarts|cpu_percent|memory_bytes|disk_bytes|unavailable_ms|acknowledged|indeterminate)":[\d.]+"#,
+            r#""(pid|epoch|applied|revision|uptime_ms|restarts|cpu_percent|memory_bytes|disk_bytes|unavailable_ms|seen_ms|lag|errors|acknowledged|indeterminate)":[\d.]+"#,
             "\"$1\":#",
         ),
         (r"^replcluster \d.*", "replcluster VERSION"),
@@ -227,6 +228,7 @@ static TABLE_LINE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^(?:▶ |  )?(?:NODE\d|ADDRESS|put)  +\S").unwrap());
 static MEASURE: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"^[\d.]+(?:%|[a-zA-Z]{1,2})?$|^SPAN$").unwrap());
+static LAST: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(?m)^last: .*(?:\n  \S.*)*").unwrap());
 static GAP: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"(\S)  +").unwrap());
 
 impl Names {
@@ -257,6 +259,8 @@ impl Names {
             text = text.replace(node, &name).replace(&node.replace(':', "_"), &name);
             text = text.replace(&format!(":{port}"), &format!(":{name}"));
         }
+        // Whether what followed is told already decides where it is wrapped.
+        let text = LAST.replace_all(&text, |found: &regex::Captures<'_>| found[0].replace("\n  ", " "));
         let mut lines: Vec<String> = text.lines().map(plain_line).collect();
         // How many there are differs.
         lines.dedup_by(|next, line| next == line && (*line == "a line of a log" || *line == "an event"));
@@ -445,12 +449,14 @@ fn help_fits_into_forty_columns() {
 /// A full disk and a reader that left, for all that prints without a cluster.
 #[test]
 fn no_verb_falls_over_where_its_output_cannot_go() {
-    let scene = Scene::new(1);
+    let scene = Scene::new(2);
+    let names = Names::of(&scene);
     let is_cheap = |row: &&Row| {
         !row.typed.contains(';') && !["torture", "up", "bench", "add-follower"].contains(&row.verb)
     };
     for row in TABLE.iter().filter(is_cheap) {
-        let arguments: Vec<&str> = row.typed.split(' ').collect();
+        let typed = names.typed(row.typed);
+        let arguments: Vec<&str> = typed.split(' ').collect();
         for full in [true, false] {
             let mut command = scene.command(&arguments);
             if full {
