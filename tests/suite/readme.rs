@@ -101,7 +101,7 @@ fn the_tour_is_compared_by_its_words() {
 /// The tasks' commands. An option or a bare verb in backquotes goes on from the command before it.
 fn tasks() -> Vec<String> {
     let readme = readme();
-    let table = readme.split("## Common tasks").nth(1).unwrap().split("\nA node is named").next().unwrap();
+    let table = readme.split("## Common tasks").nth(1).unwrap().split("\n\n`kill` and").next().unwrap();
     let mut commands = Vec::new();
     for line in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
         let Some(column) = line.trim_end_matches('|').rsplit('|').next() else { continue };
@@ -130,7 +130,8 @@ fn shortened(command: &str) -> Vec<String> {
         ["bench"] => words.extend(["--seconds", "0.1", "--clients", "1"]),
         ["bench" | "torture", ..] => words.extend(NOWHERE),
         ["down" | "kill" | "pause" | "recover", rest @ ..]
-            if rest.iter().any(|word| ["--purge", "all", "--accept-data-loss"].contains(word)) =>
+            if !rest.contains(&"--yes")
+                && rest.iter().any(|word| ["--purge", "all", "--accept-data-loss"].contains(word)) =>
         {
             words.push("--yes");
         }
