@@ -379,13 +379,13 @@ fn write_out(bytes: &[u8]) -> std::io::Result<()> {
     }
 }
 
-/// Reads "5s", "100ms", "1m 30s".
+/// Reads "5s", "100ms", "1m 30s", as the configuration does; but nothing can be done in no time.
 pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let signed: jiff::SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
-    Duration::try_from(signed)
-        .ok()
-        .filter(|duration| !duration.is_zero())
-        .ok_or_else(|| "expected a time above zero, such as 5s or 100ms".to_owned())
+    let duration = crate::config::parse_duration(text)?;
+    if duration.is_zero() {
+        return Err("expected a time above zero, such as 5s or 100ms".to_owned());
+    }
+    Ok(duration)
 }
 
 #[cfg(test)]

@@ -74,8 +74,10 @@ pub(super) async fn end_all(
     if !stray.is_empty() {
         say(&format!("{} was not started by this supervisor and is left running", stray.join(", ")));
     }
-    let mine: Vec<NodeId> =
+    let mut mine: Vec<NodeId> =
         running.iter().filter(|node| !stray.contains(&node.to_string())).cloned().collect();
+    // Edited out of the configuration while they ran: nobody else would ever end them.
+    mine.extend(found.unlisted_running.iter().cloned());
     if mine.is_empty() && found.supervisor.is_none() {
         return Ok(mine);
     }

@@ -46,6 +46,9 @@ pub(super) async fn run(verb: &Events, context: &Context) -> Outcome {
         let kept: Vec<Entry> = wanted[first..].iter().map(|entry| (*entry).clone()).collect();
         entries = kept;
     }
+    if entries.is_empty() && !verb.follow && !context.layout.events().exists() {
+        anstream::eprintln!("nothing has happened yet\nstart the cluster with `replcluster up`");
+    }
     print(context, &entries);
     if verb.follow { go_on(context, &mut history).await } else { Ok(Exit::Done) }
 }

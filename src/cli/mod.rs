@@ -242,7 +242,12 @@ async fn interruptible(cli: Cli) -> Outcome {
             () = interrupted() => {}
         }
     }
-    anstream::eprintln!("interrupted: what was begun may go on; see how it stands with `replcluster status`");
+    // What only shows has begun nothing that could go on.
+    if !only_shows {
+        anstream::eprintln!(
+            "interrupted: what was begun may go on; see how it stands with `replcluster status`"
+        );
+    }
     Ok(Exit::Interrupted)
 }
 

@@ -70,6 +70,9 @@ pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
 
 pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
     let found = survey::survey(context).await?;
+    if found.running().is_empty() {
+        return Err(Failure::not_running(&context.config.name));
+    }
     // By role a frozen node is hard to name: it has none while it cannot answer. "all" means all that are frozen.
     let nodes: Vec<NodeId> = match verb.target.target.as_str() {
         "all" => found.nodes.iter().filter(|one| one.is_paused()).map(|one| one.node.clone()).collect(),

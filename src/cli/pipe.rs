@@ -1,20 +1,33 @@
-//! What becomes of a command whose reader leaves, as in `replcluster logs | head`: it ends quietly, with exit code 0.
+//! What becomes of a command whose reader leaves, as in `replcluster logs | head`: it ends quietly, with exit code 0. One
+//! whose output cannot be written for another reason, such as a full disk, says so and ends with exit code 1.
 //! The signal that ends other programs then is ignored by Rust's, and is left so: it would also end us for a socket
 //! whose other side has gone, which is an ordinary failure here.
 
+use std::io::Write as _;
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
+use super::exit::Exit;
+
 /// Makes a line that cannot be printed because nobody reads an end of the command and not a panic: `anstream`'s macros
 /// pass over it, the standard library's have no other way to fail.
 pub(super) fn end_quietly_without_a_reader() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        if is_of_a_missing_reader(panic.payload_as_str().unwrap_or_default()) {
+        let words = panic.payload_as_str().unwrap_or_default();
+        if is_of_a_missing_reader(words) {
             std::process::exit(0);
+        }
+        if let Some(why) = is_of_a_full_place(words) {
+            // Where not even this can be written, the exit code has to do.
+            let _ = writeln!(
+                std::io::stderr(),
+                "error: cannot print: {why}\n  make room where the output goes; what was asked for may be done"
+            );
+            std::process::exit(i32::from(Exit::Failed as u8));
         }
         print(panic);
     }));
@@ -22,6 +35,11 @@ pub(super) fn end_quietly_without_a_reader() {
 
 fn is_of_a_missing_reader(words: &str) -> bool {
     words.starts_with("failed printing to std") && words.contains("Broken pipe")
+}
+
+/// Why a line could not be printed, where its reader is not what is missing.
+fn is_of_a_full_place(words: &str) -> Option<&str> {
+    words.strip_prefix("failed printing to std")?.split_once(": ").map(|(_, why)| why)
 }
 
 /// Returns when nobody reads what is printed any more: a command that follows something would go on for ever, and
@@ -58,5 +76,8 @@ mod tests {
         assert!(is_of_a_missing_reader("failed printing to stdout: Broken pipe (os error 32)"));
         assert!(!is_of_a_missing_reader("failed printing to stdout: No space left on device (os error 28)"));
         assert!(!is_of_a_missing_reader("Broken pipe"));
+        let why = is_of_a_full_place("failed printing to stdout: No space left on device (os error 28)");
+        assert_eq!(why, Some("No space left on device (os error 28)"));
+        assert_eq!(is_of_a_full_place("an assertion failed: x"), None);
     }
 }

@@ -34,6 +34,8 @@ pub struct Survey {
     pub sum: Sum,
     /// Nodes that were started here once and are not in the configuration any more.
     pub unlisted: Vec<NodeId>,
+    /// Those of them whose process lives.
+    pub unlisted_running: Vec<NodeId>,
 }
 
 /// One node as found.
@@ -73,13 +75,15 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
     }
     let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
     let sum = health::sum(&found, context.config.replication.min_in_sync);
-    let unlisted = record
+    let unlisted: Vec<NodeId> = record
         .nodes
         .keys()
         .filter_map(|name| NodeId::parse(name).ok())
         .filter(|node| !context.config.nodes.contains(node))
         .collect();
-    Ok(Survey { supervisor, nodes, sum, unlisted })
+    let lives = |node: &&NodeId| adopt::living(&context.layout, &record, node).is_some();
+    let unlisted_running = unlisted.iter().filter(lives).cloned().collect();
+    Ok(Survey { supervisor, nodes, sum, unlisted, unlisted_running })
 }
 
 async fn remembered(context: &Context) -> Result<(Option<u32>, Record), Failure> {

@@ -13,18 +13,20 @@ pub struct Known<'a> {
     pub followers: &'a [NodeId],
 }
 
+const ROLES: &str = "; leader, follower, followers and all name some too";
+
 /// Why a text names no node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It fits nothing.
-    #[error(
-        "no node is called \"{text}\"\nthe nodes are {nodes}; leader, follower, followers and all name some too"
-    )]
+    #[error("no node is called \"{text}\"\nthe nodes are {nodes}{}", if *.by_role { ROLES } else { "" })]
     Unknown {
         /// What was given.
         text: String,
         /// What could be.
         nodes: String,
+        /// A role could be as well.
+        by_role: bool,
     },
     /// It fits several.
     #[error("\"{text}\" could be {nodes}\ngive more of the address")]
@@ -52,7 +54,10 @@ pub fn resolve(text: &str, known: Known<'_>) -> Result<Vec<NodeId>, TargetError>
         }
         "followers" if known.followers.is_empty() => Err(TargetError::Vacant("follower")),
         "followers" => Ok(known.followers.to_vec()),
-        address => by_address(address, known.nodes).map(|node| vec![node]),
+        address => by_address(address, known.nodes).map(|node| vec![node]).map_err(|error| match error {
+            TargetError::Unknown { text, nodes, .. } => TargetError::Unknown { text, nodes, by_role: true },
+            TargetError::Ambiguous { .. } | TargetError::Vacant(_) => error,
+        }),
     }
 }
 
@@ -68,7 +73,7 @@ pub fn by_address(text: &str, nodes: &[NodeId]) -> Result<NodeId, TargetError> {
         nodes.iter().filter(|node| !text.is_empty() && node.as_str().ends_with(text)).collect();
     match fitting.as_slice() {
         [one] => Ok((*one).clone()),
-        [] => Err(TargetError::Unknown { text: text.to_owned(), nodes: list(nodes.iter()) }),
+        [] => Err(TargetError::Unknown { text: text.to_owned(), nodes: list(nodes.iter()), by_role: false }),
         several => {
             Err(TargetError::Ambiguous { text: text.to_owned(), nodes: list(several.iter().copied()) })
         }
@@ -113,7 +118,14 @@ mod tests {
         );
         let error = resolved(":9").unwrap_err();
         assert!(error.to_string().contains("the nodes are 127.0.0.1:2379, 127.0.0.1:2380"), "{error}");
+        assert!(error.to_string().contains("leader, follower"), "{error}");
         assert!(matches!(resolved(""), Err(TargetError::Unknown { .. })));
+        let error = by_address("leader", &nodes(&["h:1"])).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no node is called \"leader\"\nthe nodes are h:1",
+            "no role is offered"
+        );
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub(super) struct Top {}
 
 pub(super) async fn run(_: &Top, context: Context) -> Outcome {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
-        return Err(Failure::usage("top needs a terminal; for scripts: replcluster status --watch --json"));
+        return Err(Failure::usage("top needs a terminal\nfor scripts: `replcluster status --watch --json`"));
     }
     let mut dashboard = Dashboard::new(&context);
     let outcome = dashboard.run(context).await;

@@ -17,14 +17,21 @@ use replcluster::proto::replcluster::{DescribeRequest, DescribeResponse};
 /// Long enough for any machine; nothing waits for it to pass.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Ports that no other test of this run gets; outside the range that the kernel gives to outgoing connections.
+/// A port that no other test of this run gets.
 pub fn free_port() -> u16 {
+    free_ports(1)[0]
+}
+
+/// Ports one after another that no other test of this run gets; outside the range that the kernel gives to outgoing
+/// connections.
+pub fn free_ports(count: u16) -> Vec<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let start = 12_000 + u16::try_from(std::process::id() % 150).unwrap() * 100;
     loop {
-        let port = start + NEXT.fetch_add(1, Ordering::Relaxed);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
+        let first = start + NEXT.fetch_add(count, Ordering::Relaxed);
+        let ports: Vec<u16> = (first..first + count).collect();
+        if ports.iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()) {
+            return ports;
         }
     }
 }

@@ -398,7 +398,7 @@ fn the_operator_may_choose_another_source_than_the_recommended_one() {
 fn commands_under(heading: &str) -> Vec<(String, Vec<String>)> {
     let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
     let section = readme.split(&format!("## {heading}\n")).nth(1).unwrap_or_else(|| panic!("no {heading}"));
-    super::cli::tour(section)
+    super::readme::tour(section)
 }
 
 #[test]
@@ -417,10 +417,10 @@ fn the_readme_shows_what_a_recovery_prints() {
             let line = (0..3).fold(line.clone(), |line, node| {
                 line.replace(&format!("127.0.0.1:{}", 2379 + node), &scene.address(node))
             });
-            super::cli::shape(&line)
+            super::readme::shape(&line)
         };
         let expected: Vec<String> = printed.iter().map(here).collect();
-        let found: Vec<String> = text.lines().map(super::cli::shape).collect();
+        let found: Vec<String> = text.lines().map(super::readme::shape).collect();
         assert_eq!(found, expected, "{command} prints:\n{text}");
         compared += 1;
     }

@@ -166,7 +166,7 @@ fn top_without_a_terminal_says_what_a_script_should_use() {
     let scene = Scene::new(1);
     let (code, text) = scene.said(&["top"]);
     assert_eq!(code, 2, "{text}");
-    assert!(text.contains("top needs a terminal; for scripts: replcluster status --watch --json"), "{text}");
+    assert!(text.contains("for scripts: `replcluster status --watch --json`"), "{text}");
 }
 
 #[test]

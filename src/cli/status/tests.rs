@@ -74,7 +74,7 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
             account: one.answer.as_ref().map(account),
         })
         .collect();
-    Survey { supervisor, sum: health::sum(&found, 1), nodes, unlisted: vec![] }
+    Survey { supervisor, sum: health::sum(&found, 1), nodes, unlisted: vec![], unlisted_running: vec![] }
 }
 
 fn shown(found: &Survey, width: Option<usize>) -> Vec<String> {
