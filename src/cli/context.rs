@@ -181,9 +181,11 @@ impl Context {
 }
 
 /// Ends what a supervisor that died had begun and nobody is there to end; this order too, however far it has come.
-pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) {
+/// `false` where a supervisor runs, whose task that is.
+pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) -> bool {
     match heal::heal_also(layout, order) {
-        Ok(healed) => {
+        Ok(None) => return false,
+        Ok(Some(healed)) => {
             for one in healed {
                 let why =
                     if one.unconfirmed { "its supervisor died in the middle" } else { "its time was over" };
@@ -197,6 +199,7 @@ pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) {
             );
         }
     }
+    true
 }
 
 /// The configuration file to use.

@@ -9,8 +9,9 @@ use crate::clock;
 use crate::config::parse_duration;
 use crate::control::life::SIGKILL;
 use crate::control::plan::{self, Step};
+use crate::supervisor::events;
+use crate::supervisor::lock::{self, Lock, LockError};
 use crate::supervisor::wire::Request;
-use crate::supervisor::{events, lock};
 use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask, ask_nodes, confirm, list, names};
@@ -91,8 +92,12 @@ pub(super) async fn end_all(
     for step in plan::down(&mine, found.sum.leader.as_ref(), now) {
         match step {
             Step::Kill(nodes) => {
-                let request =
-                    Request::Kill { nodes: names(&nodes), signal: SIGKILL, fault: events::new_id() };
+                let request = Request::Kill {
+                    nodes: names(&nodes),
+                    signal: SIGKILL,
+                    fault: events::new_id(),
+                    only: vec![],
+                };
                 ask_nodes(&mut supervisor, &request).await?;
                 wait::ended_all(&mut supervisor, &nodes, patience).await?;
             }
@@ -158,6 +163,10 @@ fn purge(context: &Context) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     };
+    // No supervisor may begin in what is being deleted; the lock itself goes last.
+    let conflict = |error: LockError| Failure::new(Exit::Conflict, error.to_string());
+    let _lock =
+        if root.exists() { Some(Lock::take_briefly(&layout.lock()).map_err(conflict)?) } else { None };
     for directory in [layout.register(), root.join("nodes")] {
         missing_is_fine(std::fs::remove_dir_all(&directory)).map_err(failed(directory))?;
     }

@@ -12,6 +12,7 @@ use crate::clock;
 use crate::supervisor::events::{self, Event};
 use crate::supervisor::os;
 use crate::supervisor::wire::Request;
+use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask_nodes, names};
 use super::exit::{Exit, Failure, Outcome};
@@ -74,7 +75,10 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         return Err(Failure::not_running(&context.config.name));
     }
     let intent = intend(verb, context, &found)?;
-    interlock("killing", &found, &intent.nodes(), &intent.survivors, verb.yes)?;
+    let awake = found.awake();
+    let survivors: Vec<NodeId> =
+        intent.survivors.iter().filter(|node| awake.contains(node)).cloned().collect();
+    interlock("killing", &found, &intent.nodes(), &survivors, verb.yes)?;
     if let Some(seed) = intent.seed
         && !context.json
     {
@@ -87,6 +91,13 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         leader: intent.leader_before.as_ref().map(ToString::to_string),
     };
     let probe = if verb.no_probe { None } else { Some(load(context, &found).await?) };
+    let still = still_allowed(verb, context, &intent).await;
+    if let Err(failure) = still {
+        if let Some(probe) = probe {
+            probe.finish(found.endpoints()).await;
+        }
+        return Err(failure);
+    }
     if context.interrupt.is_cancelled() {
         if let Some(probe) = probe {
             probe.finish(found.endpoints()).await;
@@ -94,7 +105,17 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         anstream::eprintln!("interrupted before anything was killed");
         return Ok(Exit::Interrupted);
     }
-    let after = strike(verb, context, &intent, command, probe.as_ref()).await?;
+    let struck = strike(verb, context, &intent, command, probe.as_ref()).await;
+    let after = match struck {
+        Ok(after) => after,
+        Err(failure) => {
+            // Its keys go with it.
+            if let Some(probe) = probe {
+                probe.finish(found.endpoints()).await;
+            }
+            return Err(failure);
+        }
+    };
     let evidence = match probe {
         None => None,
         Some(probe) => Some(gather(probe, context, &after).await),
@@ -143,6 +164,14 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
     })
 }
 
+/// While the load began another command may have taken away what this kill was to leave.
+async fn still_allowed(verb: &Kill, context: &Context, intent: &Intent) -> Result<(), Failure> {
+    let found = survey::survey(context).await?;
+    let survivors: Vec<NodeId> =
+        found.awake().into_iter().filter(|node| intent.survivors.contains(node)).collect();
+    interlock("killing", &found, &intent.nodes(), &survivors, verb.yes)
+}
+
 async fn load(context: &Context, found: &Survey) -> Result<Probe, Failure> {
     let probe = Probe::start(found.endpoints()).await.map_err(|error| {
         Failure::new(
@@ -182,7 +211,8 @@ async fn strike(
         }
     } else {
         let nodes = names(&intent.nodes());
-        let request = Request::Kill { nodes, signal: verb.signal as i32, fault: events::new_id() };
+        let only = intent.handles.iter().map(|handle| handle.id.pid).collect();
+        let request = Request::Kill { nodes, signal: verb.signal as i32, fault: events::new_id(), only };
         ask_nodes(&mut supervisor, &request).await?;
     }
     gone(context, intent).await?;

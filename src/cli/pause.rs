@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::clock;
 use crate::config::{parse_duration, show};
 use crate::supervisor::events;
 use crate::supervisor::wire::{OutcomeKind, Request};
@@ -13,8 +14,11 @@ use crate::view::NodeId;
 
 use super::context::{self, Context, ask, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
-use super::survey::{self, NodeSurvey, Survey};
+use super::survey::{self, Survey};
 use super::{Target, kill};
+
+/// How long a pause that failed is tried to be undone.
+const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Args)]
 pub(super) struct Pause {
@@ -38,8 +42,7 @@ pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
     let (found, nodes) = targets(context, &verb.target.target).await?;
     // What ends by itself is no danger to the data or to the cluster.
     if verb.span.is_none() {
-        let awake = |one: &&NodeSurvey| one.runs() && !one.is_paused() && !nodes.contains(&one.node);
-        let survivors: Vec<NodeId> = found.nodes.iter().filter(awake).map(|one| one.node.clone()).collect();
+        let survivors: Vec<NodeId> = found.awake().into_iter().filter(|node| !nodes.contains(node)).collect();
         kill::interlock("freezing", &found, &nodes, &survivors, verb.yes)?;
     }
     let mut supervisor = context.ensure_supervisor().await?;
@@ -53,8 +56,7 @@ pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
         ask(&mut supervisor, &Request::Hold { fault: fault.clone() }).await
     };
     if let Err(failure) = ordered.await {
-        // A supervisor that refused has undone it by itself; one that died has not.
-        context::heal_leftovers(&context.layout, Some(&fault));
+        undo(context, &fault).await;
         return Err(failure);
     }
     match verb.span {
@@ -66,6 +68,23 @@ pub(super) async fn pause(verb: &Pause, context: &Context) -> Outcome {
         }
     }
     Ok(Exit::Done)
+}
+
+/// A pause whose order failed must not stand, however far it had come: a supervisor that runs is told, be it another one
+/// by now, and where none runs this command undoes it.
+async fn undo(context: &Context, fault: &str) {
+    let deadline = clock::now() + UNDO_PATIENCE;
+    while clock::now() < deadline {
+        if let Ok(Some(mut supervisor)) = context.supervisor().await
+            && ask(&mut supervisor, &Request::Forsake { fault: fault.to_owned() }).await.is_ok()
+        {
+            return;
+        }
+        if context::heal_leftovers(&context.layout, Some(fault)) {
+            return;
+        }
+        tokio::time::sleep(context::POLL_INTERVAL).await;
+    }
 }
 
 pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {

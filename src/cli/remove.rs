@@ -118,7 +118,12 @@ async fn leave_view(
     } else {
         leader
     };
-    context.asker.remove(&through, node, PATIENCE).await.map_err(|error| {
+    let removed = match context.asker.remove(&through, node, PATIENCE).await {
+        // It was taken out before, by a command that did not come to its end.
+        Err(error) if error.is_not_found() => Ok(0),
+        result => result,
+    };
+    removed.map_err(|error| {
         let message = format!(
             "{node} is still in the cluster: {error}\ntry again when `replcluster status` is healthy"
         );

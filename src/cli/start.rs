@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::clock;
 use crate::config::parse_duration;
 use crate::control::plan::{self, Step};
 use crate::supervisor::ports;
@@ -12,7 +13,7 @@ use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
 use super::Target;
-use super::context::{Context, ask_nodes, list, names};
+use super::context::{Context, POLL_INTERVAL, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
@@ -102,13 +103,21 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
     Ok(Exit::Done)
 }
 
-/// Ends one node and starts it again. In two requests, so that the end is seen before the start is waited for.
+/// Ends one node and starts it again, and returns when its new process runs. One order, so that whoever dies in the
+/// middle leaves a node that is to run.
 pub(super) async fn restart_one(supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
     let nodes = vec![node.to_string()];
+    let before = wait::spawns(supervisor, node).await?;
     let patience_ms = u64::try_from(END_PATIENCE.as_millis()).unwrap_or(u64::MAX);
-    ask_nodes(supervisor, &Request::Stop { nodes: nodes.clone(), patience_ms }).await?;
-    wait::ended_all(supervisor, std::slice::from_ref(node), END_PATIENCE + Duration::from_secs(5)).await?;
-    ask_nodes(supervisor, &Request::Start { nodes }).await?;
+    ask_nodes(supervisor, &Request::Restart { nodes, patience_ms }).await?;
+    let deadline = clock::now() + END_PATIENCE + Duration::from_secs(5);
+    while wait::spawns(supervisor, node).await? == before {
+        if clock::now() >= deadline {
+            let message = format!("{node} did not end\nend it with `replcluster kill {node}`");
+            return Err(Failure::new(Exit::TimedOut, message));
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
     Ok(())
 }
 

@@ -77,8 +77,9 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
     let sum = health::sum(&found, context.config.replication.min_in_sync);
     let unlisted: Vec<NodeId> = record
         .nodes
-        .keys()
-        .filter_map(|name| NodeId::parse(name).ok())
+        .iter()
+        .filter(|(_, known)| known.spawns > 0 || known.process.is_some())
+        .filter_map(|(name, _)| NodeId::parse(name).ok())
         .filter(|node| !context.config.nodes.contains(node))
         .collect();
     let lives = |node: &&NodeId| adopt::living(&context.layout, &record, node).is_some();
@@ -189,6 +190,12 @@ impl Survey {
         self.nodes.iter().filter(|one| one.runs()).map(|one| one.node.clone()).collect()
     }
 
+    /// The nodes that run and are not frozen.
+    #[must_use]
+    pub fn awake(&self) -> Vec<NodeId> {
+        self.nodes.iter().filter(|one| one.runs() && !one.is_paused()).map(|one| one.node.clone()).collect()
+    }
+
     /// The nodes that answered, as endpoints for clients.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
@@ -255,6 +262,7 @@ impl Survey {
             running,
             unlisted: self.unlisted.clone(),
             leader: self.sum.leader.clone(),
+            in_sync: self.sum.in_sync.clone(),
         })
     }
 }

@@ -24,6 +24,9 @@ use super::survey::{self, Survey};
 use super::wait::{self, say};
 use super::{nodes, orphans, recover, remove, start, status, target};
 
+/// How long a leader that is to go may take to hand over.
+const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Args)]
 pub(super) struct Up {
     /// Start only these nodes
@@ -116,6 +119,7 @@ async fn carry_out(
     // One request for all: they are started together, and those that run are left alone.
     let started = ask_nodes(&mut supervisor, &Request::Start { nodes: names(&wanted) }).await?;
     tracing::debug!(?started, "asked the supervisor");
+    lead_from_within(context, found).await;
     let mut found = wait::in_sync(context, &wanted, verb.timeout).await?;
     for step in steps {
         match step {
@@ -140,6 +144,21 @@ async fn carry_out(
         }
     }
     survey::survey(context).await
+}
+
+/// A leader that the configuration lists no more hands over to a node that it lists, before anything else: the others
+/// are waited for by what the leader says. Where it cannot, the waiting tells what is missing.
+async fn lead_from_within(context: &Context, found: &Survey) {
+    let newest = found.nodes.iter().filter_map(|one| one.answer.as_ref()).max_by_key(|answer| answer.epoch);
+    let Some(answer) = newest else { return };
+    let leader = found.unlisted.iter().find(|node| node.as_str() == answer.leader);
+    let successor = context.config.nodes.iter().find(|node| answer.in_sync.contains(&node.to_string()));
+    if let (Some(leader), Some(successor)) = (leader, successor) {
+        say(&format!("have {successor} lead instead of {leader}, which the configuration lists no more"));
+        if let Err(error) = context.asker.move_leader(leader, successor, HANDOVER_PATIENCE).await {
+            say(&format!("{leader} did not hand over: {error}"));
+        }
+    }
 }
 
 /// Ends a node that the configuration lists no more, and takes it out of the cluster. Its data stays.

@@ -222,6 +222,17 @@ pub async fn ended_all(
     }
 }
 
+/// How many processes were started for a node, ever.
+///
+/// # Errors
+/// Where the supervisor does not say.
+pub async fn spawns(supervisor: &mut Conversation, node: &NodeId) -> Result<u64, Failure> {
+    match ask(supervisor, &Request::Snapshot).await? {
+        Reply::Snapshot { record } => Ok(record.nodes.get(node.as_str()).map_or(0, |node| node.spawns)),
+        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => Ok(0),
+    }
+}
+
 /// Has `target` lead: asks the leader to hand over, and waits until every node that answers says the same.
 ///
 /// # Errors

@@ -232,7 +232,8 @@ impl Life {
             ) => Answer::Denied(Denial::Spawning),
 
             (Spawning, Event::Spawned) => self.go(Starting, vec![]),
-            (Spawning, Event::SpawnFailed) => self.go(Failed, vec![Action::GaveUp]),
+            // Whoever failed to start it knows why, and tells.
+            (Spawning, Event::SpawnFailed) => self.go(Failed, vec![]),
             (
                 Down | Starting | Serving { .. } | Paused { .. } | Stopping { .. } | Waiting { .. } | Failed,
                 Event::Spawned | Event::SpawnFailed,
@@ -427,7 +428,7 @@ mod tests {
         // Rows are states, columns are events in the order of `events()`; the digit counts the actions.
         let table = [
             "spawning1 -         spawning1  no        no      no       -         -       starting0 -        -        -",
-            "-         no        no         no        no      no       starting0 failed1 -         -        -        -",
+            "-         no        no         no        no      no       starting0 failed0 -         -        -        -",
             "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         serving0 waiting0 -",
             "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         -        waiting0 -",
             "serving1  stopping2 stopping+2 stopping1 -       serving1 -         -       -         -        waiting0 -",

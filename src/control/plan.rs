@@ -39,6 +39,8 @@ pub struct Observed {
     pub unlisted: Vec<NodeId>,
     /// Who leads, where a node does.
     pub leader: Option<NodeId>,
+    /// Who is in sync and could lead.
+    pub in_sync: Vec<NodeId>,
 }
 
 /// A process of ours that runs.
@@ -191,7 +193,8 @@ pub fn up(spec: &Spec, observed: &Observed) -> Vec<Step> {
         .filter(|node| observed.running.get(node).is_some_and(|running| !running.changes.is_empty()))
         .cloned()
         .collect();
-    for step in roll(&outdated, observed.leader.as_ref(), &wanted) {
+    let successors = if observed.in_sync.is_empty() { &wanted } else { &observed.in_sync };
+    for step in roll(&outdated, observed.leader.as_ref(), successors) {
         steps.push(match step {
             Step::Restart { node, .. } => {
                 let changes = observed.running.get(&node).map(|running| running.changes.clone());
@@ -345,6 +348,7 @@ mod tests {
             running: BTreeMap::from([(node(1), running(11, &changes)), (node(2), running(12, &changes))]),
             unlisted: nodes(&[4]),
             leader: Some(node(1)),
+            in_sync: nodes(&[1, 2]),
         };
         let expected = [
             "keep h:1 (pid 11)",

@@ -39,6 +39,17 @@ pub enum AskError {
     },
 }
 
+impl AskError {
+    /// What was asked about is not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        match self {
+            AskError::Late { .. } => false,
+            AskError::Refused { status, .. } => status.code() == tonic::Code::NotFound,
+        }
+    }
+}
+
 /// Connections to nodes, made when first needed and kept. Cheap to clone: clones share the connections they have.
 #[derive(Clone, Debug, Default)]
 pub struct Asker {

@@ -28,20 +28,21 @@ pub struct Healed {
 /// # Errors
 /// What the system said.
 pub fn heal(layout: &Layout) -> io::Result<Vec<Healed>> {
-    heal_also(layout, None)
+    Ok(heal_also(layout, None)?.unwrap_or_default())
 }
 
-/// The same, and undoes this order too, however far it has come: its giver was not told that it stands.
+/// The same, and undoes this order too, however far it has come: its giver was not told that it stands. `None` where a
+/// supervisor runs, or another command does the same.
 ///
 /// # Errors
 /// What the system said.
-pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>> {
+pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Healed>>> {
     let seen = record::load(&layout.state())?;
-    if due(&seen, order).is_empty() {
-        return Ok(Vec::new());
+    if due(&seen, order).is_empty() && order.is_none() {
+        return Ok(Some(Vec::new()));
     }
     // Whoever holds the lock is a supervisor and does this itself, or another command that does it now.
-    let Ok(_lock) = Lock::take(&layout.lock()) else { return Ok(Vec::new()) };
+    let Ok(_lock) = Lock::take_briefly(&layout.lock()) else { return Ok(None) };
     let mut record = record::load(&layout.state())?;
     // It may have been told to be over by a supervisor that died before it could forget it.
     let past = Past::of(&events::recent(&layout.events(), HISTORY_BYTES)?);
@@ -71,7 +72,7 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Vec<Healed>
         healed.push(Healed { node, pid: fault.pid, unconfirmed: phase == fault::Phase::Abandoned });
     }
     record::save(&layout.state(), &record)?;
-    Ok(healed)
+    Ok(Some(healed))
 }
 
 /// So much of the end of the history is looked through for what became of a fault.

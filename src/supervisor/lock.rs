@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -47,42 +47,63 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock and writes our name into it.
+    /// Takes the lock and writes our name into it: the supervisor's.
     ///
     /// # Errors
     /// [`LockError`]; nothing changed then.
     pub fn take(path: &Path) -> Result<Lock, LockError> {
+        let own = os::identify(std::process::id())
+            .and_then(|id| Ok(serde_json::to_vec(&id)?))
+            .map_err(|cause| LockError::System { path: path.to_owned(), cause })?;
+        Lock::take_as(path, &own)
+    }
+
+    /// Takes the lock for a moment, so that no supervisor begins meanwhile; names nobody.
+    ///
+    /// # Errors
+    /// [`LockError`]; nothing changed then.
+    pub fn take_briefly(path: &Path) -> Result<Lock, LockError> {
+        Lock::take_as(path, b"")
+    }
+
+    fn take_as(path: &Path, name: &[u8]) -> Result<Lock, LockError> {
         let failed = |cause| LockError::System { path: path.to_owned(), cause };
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed)?;
         let deadline = clock::now() + INHERITED;
-        let locked = loop {
+        loop {
+            let mut file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)
+                .map_err(failed)?;
             match file.try_lock() {
+                Ok(()) => {}
                 // A dead holder's lock lives on in a child between its fork and its exec: until then nobody can tell
-                // what that supervisor started, so nobody may begin.
+                // what that supervisor started, so nobody may begin. One that names nobody is held for a moment only.
                 Err(TryLockError::WouldBlock) if holding(path).is_none() && clock::now() < deadline => {
                     std::thread::yield_now();
+                    continue;
                 }
-                result => break result,
+                Err(TryLockError::WouldBlock) => {
+                    let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+                    return Err(LockError::Held { directory, pid: read(&mut file).map(|id| id.pid) });
+                }
+                Err(TryLockError::Error(cause)) => return Err(failed(cause)),
             }
-        };
-        match locked {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
-                return Err(LockError::Held { directory, pid: read(&mut file).map(|id| id.pid) });
+            let lock = Lock { path: path.to_owned(), file };
+            // Deleted between the opening and the locking: that is no lock any more.
+            if !lock.is_in_place() && clock::now() < deadline {
+                continue;
             }
-            Err(TryLockError::Error(cause)) => return Err(failed(cause)),
+            let mut file = &lock.file;
+            file.set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| file.write_all(name))
+                .map_err(failed)?;
+            return Ok(lock);
         }
-        let own =
-            os::identify(std::process::id()).and_then(|id| Ok(serde_json::to_vec(&id)?)).map_err(failed)?;
-        file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(&own)).map_err(failed)?;
-        Ok(Lock { path: path.to_owned(), file })
     }
 
     /// False once the file was deleted or replaced: the cluster's directory is gone, or another's now.
@@ -143,5 +164,19 @@ mod tests {
         let path = directory.path().join("lock");
         std::fs::write(&path, r#"{"pid":1,"start_time":0,"boot_id":"earlier"}"#).unwrap();
         assert_eq!(holding(&path), None);
+    }
+
+    #[test]
+    fn a_lock_for_a_moment_names_nobody_and_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let brief = Lock::take_briefly(&path).unwrap();
+        assert_eq!(holding(&path), None);
+        let waiting = std::thread::spawn({
+            let path = path.clone();
+            move || Lock::take(&path).map(|lock| lock.is_in_place())
+        });
+        drop(brief);
+        assert!(waiting.join().unwrap().unwrap());
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::clock;
 use crate::config::{self, Config, ConfigError};
 use crate::control::cause::Ended;
+use crate::control::fault::{Kind, Phase};
 use crate::control::life::{Event, Moment};
 use crate::notify;
 use crate::proto::replcluster::DescribeResponse;
@@ -289,11 +290,19 @@ impl Supervisor {
                 let deadline = self.moment() + Duration::from_millis(patience_ms);
                 self.each(&nodes, |_| Event::Restart { deadline })
             }
-            Request::Kill { nodes, signal, fault } => self.kill(&nodes, signal, &fault),
+            Request::Kill { nodes, signal, fault, only } => self.kill(&nodes, signal, &fault, &only),
+            Request::Forsake { fault } => {
+                self.forsake(&fault);
+                Reply::Done
+            }
             Request::Resume { nodes } => self.resume(&nodes),
             Request::Hold { fault } => self.hold(&fault),
             Request::Reload => self.reload(),
             Request::Forget { nodes } => {
+                let known: Vec<NodeId> = nodes.iter().filter_map(|name| self.known(name)).collect();
+                for node in known {
+                    self.close(&node, Kind::Kill, Phase::Healed, "it is no node any more");
+                }
                 let listed = &self.config.nodes;
                 self.nodes.retain(|node, slot| {
                     let named = nodes.iter().any(|name| name == node.as_str());

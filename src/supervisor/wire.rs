@@ -42,6 +42,9 @@ pub enum Request {
         signal: i32,
         /// An id for the order.
         fault: String,
+        /// Only if the process is one of these; any where none is named.
+        #[serde(default)]
+        only: Vec<u32>,
     },
     /// Freeze these; answered when they are seen frozen. Undone when the conversation ends before `Hold`: an order whose
     /// giver does not know that it was carried out is none.
@@ -51,6 +54,11 @@ pub enum Request {
         /// Milliseconds until they are thawed again, where they are by themselves.
         for_ms: Option<u64>,
         /// An id for the order.
+        fault: String,
+    },
+    /// The operator was not told that this pause stands: undo it.
+    Forsake {
+        /// The order's id.
         fault: String,
     },
     /// The operator knows of this pause and wants it so.

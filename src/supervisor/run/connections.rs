@@ -51,6 +51,7 @@ async fn converse(
             Request::Pause { fault, .. } => unconfirmed.fault = Some(fault.clone()),
             Request::Hold { fault } if unconfirmed.fault.as_ref() == Some(fault) => unconfirmed.fault = None,
             Request::Hold { .. }
+            | Request::Forsake { .. }
             | Request::Snapshot
             | Request::Start { .. }
             | Request::Stop { .. }

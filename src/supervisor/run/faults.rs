@@ -69,6 +69,10 @@ impl Supervisor {
         match slot.life.clone().step(policy, now, Event::Pause) {
             Answer::Denied(denial) => return OutcomeKind::Denied { reason: denial.to_string() },
             Answer::Ignored => {
+                if slot.fault.as_ref().is_some_and(|open| open.id != fault && open.phase < Phase::Held) {
+                    let reason = "another command is just freezing it".to_owned();
+                    return OutcomeKind::Denied { reason };
+                }
                 // It is frozen already; a second order changes when that ends.
                 slot.resume_at = resume_at;
                 if let Some(open) = &mut slot.fault {
@@ -79,6 +83,8 @@ impl Supervisor {
             }
             Answer::Accepted(_) => {}
         }
+        self.close(node, Kind::Kill, Phase::Healed, "it runs again");
+        let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
         let Some(process) = &slot.process else { return unknown() };
         let (id, number) = (process.handle.id.clone(), process.number);
         slot.fault = Some(Fault {
@@ -182,12 +188,12 @@ impl Supervisor {
         result
     }
 
-    pub(super) fn kill(&mut self, names: &[String], signal: i32, fault: &str) -> Reply {
+    pub(super) fn kill(&mut self, names: &[String], signal: i32, fault: &str, only: &[u32]) -> Reply {
         let mut outcomes = Vec::with_capacity(names.len());
         for name in names {
             let result = match self.known(name) {
                 None => unknown(),
-                Some(node) => self.kill_one(&node, signal, fault),
+                Some(node) => self.kill_one(&node, signal, fault, only),
             };
             outcomes.push(self.outcome(name, result));
         }
@@ -195,23 +201,31 @@ impl Supervisor {
         Reply::Outcomes { outcomes }
     }
 
-    fn kill_one(&mut self, node: &NodeId, signal: i32, fault: &str) -> OutcomeKind {
-        // A pause of a process that is about to end is over with it.
-        self.close(node, Kind::Pause, Phase::Healed, "it is killed");
+    fn kill_one(&mut self, node: &NodeId, signal: i32, fault: &str, only: &[u32]) -> OutcomeKind {
         let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
-        slot.wanted = false;
         if let Some(process) = &slot.process {
-            slot.fault = Some(Fault {
-                id: fault.to_owned(),
-                kind: Kind::Kill,
-                pid: process.handle.id.pid,
-                phase: Phase::Intent,
-                until_ms: None,
-            });
-            self.phase(node, Phase::Intent, None, None);
+            let pid = process.handle.id.pid;
+            if !only.is_empty() && !only.contains(&pid) {
+                let reason = format!("another process runs by now (pid {pid})");
+                return OutcomeKind::Denied { reason };
+            }
+            // The new intent is remembered before the former fault is told to be over: at no moment is a frozen process
+            // without a fault that says what is owed to it.
+            let intent =
+                Fault { id: fault.to_owned(), kind: Kind::Kill, pid, phase: Phase::Intent, until_ms: None };
+            let former = slot.fault.replace(intent);
+            slot.resume_at = None;
+            self.remember();
+            if let Some(former) = former {
+                self.tell_fault(node, &former, Phase::Healed, None, Some("it is killed".to_owned()));
+            }
+            self.tell_phase(node, Phase::Intent, None, None);
         }
         let result = self.step(node, Event::Kill { signal });
         if result == OutcomeKind::Accepted {
+            if let Some(slot) = self.nodes.get_mut(node) {
+                slot.wanted = false;
+            }
             self.phase(node, Phase::Applied, None, None);
         } else if self.has_fault(node, fault) {
             self.close(node, Kind::Kill, Phase::Abandoned, "it cannot be killed now");
@@ -268,11 +282,22 @@ impl Supervisor {
         why: Option<String>,
     ) {
         let Some(open) = self.nodes.get(node).and_then(|slot| slot.fault.clone()) else { return };
+        self.tell_fault(node, &open, phase, for_ms, why);
+    }
+
+    fn tell_fault(
+        &mut self,
+        node: &NodeId,
+        fault: &Fault,
+        phase: Phase,
+        for_ms: Option<u64>,
+        why: Option<String>,
+    ) {
         self.tell(events::Event::Fault {
-            fault: open.id,
-            kind: open.kind,
+            fault: fault.id.clone(),
+            kind: fault.kind,
             node: node.to_string(),
-            pid: open.pid,
+            pid: fault.pid,
             phase,
             for_ms,
             why,

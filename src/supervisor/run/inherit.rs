@@ -60,6 +60,13 @@ impl Supervisor {
             }
         }
         self.remember();
+        for (node, of_node) in &record.nodes {
+            let of_past = past.node(node);
+            if of_node.phase == record::Phase::Failed && !of_past.gave_up && self.known(node).is_some() {
+                let reason = "restarts do not help".to_owned();
+                self.tell(events::Event::GaveUp { node: node.clone(), reason });
+            }
+        }
     }
 
     /// The configured nodes, and those that were taken out of the configuration while they ran.
@@ -137,12 +144,9 @@ impl Supervisor {
         let now_ms = os::milliseconds_since_boot();
         let told = past.fault.as_ref().filter(|(id, _)| *id == open.id).map(|(_, phase)| *phase);
         if told.is_none_or(Phase::is_over) {
-            // Never told, so nothing was done; or told to be over.
-            if told.is_none()
-                && open.kind == Kind::Kill
-                && process.as_ref().is_some_and(|id| id.pid == open.pid)
-            {
-                self.unkill(node);
+            // Never told, so hardly done; or told to be over. In either case nothing is to stay frozen.
+            if process.as_ref().is_some_and(|id| id.pid == open.pid) {
+                self.thaw_anyway(node);
             }
             self.forget(node);
             return;
@@ -158,10 +162,14 @@ impl Supervisor {
                 if let Some(slot) = self.nodes.get_mut(node) {
                     slot.resume_at = at;
                 }
+                if told.is_some_and(|told| told < open.phase) {
+                    self.tell_phase(node, open.phase, None, None);
+                }
             }
             Duty::End(phase) => {
                 if open.kind == Kind::Kill {
-                    self.unkill(node);
+                    // It may have been frozen before.
+                    self.thaw_anyway(node);
                 }
                 self.close(node, open.kind, phase, heal::why(phase));
             }
@@ -171,13 +179,6 @@ impl Supervisor {
                 }
             }
             Duty::Ending => {}
-        }
-    }
-
-    /// A kill that never happened: the node is to run, as before.
-    fn unkill(&mut self, node: &NodeId) {
-        if let Some(slot) = self.nodes.get_mut(node) {
-            slot.wanted = true;
         }
     }
 
@@ -207,8 +208,12 @@ impl Supervisor {
             record::Phase::Failed | record::Phase::Down => {}
             // Its process ended unseen: the policy decides.
             record::Phase::Serving | record::Phase::Paused | record::Phase::Stopping if any_lives => {
+                // Where its end was told its status is known.
+                let told = past.last_exit.as_ref().filter(|_| past.open.is_none());
+                let ended =
+                    told.map_or(Ended::default(), |exit| Ended { code: exit.code, signal: exit.signal });
                 self.step(node, Event::Adopted { paused: false });
-                self.step(node, Event::Exited { ended: Ended::default(), chance: rand::random() });
+                self.step(node, Event::Exited { ended, chance: rand::random() });
             }
             // It was about to be started.
             record::Phase::Starting | record::Phase::Waiting if any_lives => {

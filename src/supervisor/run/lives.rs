@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::clock;
 use crate::control::cause::Ended;
 use crate::control::fault::{Kind, Phase};
-use crate::control::life::{Action, Answer, Event, State};
+use crate::control::life::{Action, Answer, Event, SIGKILL, State};
 use crate::control::plan;
 use crate::view::NodeId;
 
@@ -185,11 +185,15 @@ impl Supervisor {
         };
         let (inbox, number, name) = (self.inbox.clone(), self.next_number, node.clone());
         self.next_number += 1;
-        spawn::watch_child(started.child, move |ended| {
+        let watched = spawn::watch_child(started.child, move |ended| {
             // The loop is gone only when the supervisor ends.
             let _ = inbox.blocking_send(Message::Ended { node: name, number, ended });
-        })
-        .map_err(system(self.server.clone()))?;
+        });
+        if let Err(error) = watched {
+            // A process that nobody watches must not live.
+            let _ = process.handle.signal(SIGKILL);
+            return Err(system(self.server.clone())(error));
+        }
         if let Some(slot) = self.nodes.get_mut(node) {
             slot.process = Some(process);
             slot.nonce.clear();

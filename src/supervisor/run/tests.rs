@@ -168,8 +168,11 @@ async fn quit(running: JoinHandle<Result<(), SupervisorError>>, conversation: &m
 }
 
 async fn end(conversation: &mut Conversation, node: &[String]) {
-    let _ = outcome(conversation, Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id() })
-        .await;
+    let _ = outcome(
+        conversation,
+        Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id(), only: vec![] },
+    )
+    .await;
     wait_for(conversation, node, |record| record.process.is_none()).await;
 }
 
@@ -189,9 +192,11 @@ fn a_killed_node_stays_down_and_its_end_is_the_operators() {
         let exit = record.last_exit.unwrap();
         assert_eq!((exit.signal, exit.cause), (Some(9), Cause::Operator));
         assert_eq!((record.phase, record.wanted, record.spawns), (Phase::Down, false, 1));
-        let (dead, _) =
-            outcome(&mut talk, Request::Kill { nodes: node.clone(), signal: 9, fault: events::new_id() })
-                .await;
+        let (dead, _) = outcome(
+            &mut talk,
+            Request::Kill { nodes: node.clone(), signal: 9, fault: events::new_id(), only: vec![] },
+        )
+        .await;
         assert_eq!(dead, OutcomeKind::Denied { reason: "it is not running".to_owned() });
         quit(running, &mut talk).await;
         assert_eq!(
