@@ -73,7 +73,7 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
     context.note(Some(&mut supervisor), event).await;
     ask_nodes(&mut supervisor, &Request::Start { nodes: names(&added) }).await?;
     wait::in_sync(context, &added, verb.timeout).await?;
-    status::print_table(context, &survey::survey(context).await?);
+    status::print_table(context, &status::after_change(context).await?);
     Ok(Exit::Done)
 }
 

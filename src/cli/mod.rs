@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 mod add_follower;
@@ -217,6 +217,7 @@ fn parse(
 
 /// The first Ctrl-C asks: a verb that has something to put right does so. The second forces.
 async fn interruptible(cli: Cli) -> Outcome {
+    let mut interrupts = Interrupts::new();
     let interrupt = CancellationToken::new();
     let puts_right = matches!(
         cli.verb,
@@ -233,13 +234,13 @@ async fn interruptible(cli: Cli) -> Outcome {
     tokio::select! {
         outcome = &mut verb => return outcome,
         () = pipe::reader_left(), if only_shows => return Ok(Exit::Done),
-        () = interrupted() => {}
+        () = interrupts.next() => {}
     }
     if puts_right {
         interrupt.cancel();
         tokio::select! {
             outcome = &mut verb => return outcome,
-            () = interrupted() => {}
+            () = interrupts.next() => {}
         }
     }
     // What only shows has begun nothing that could go on.
@@ -251,17 +252,33 @@ async fn interruptible(cli: Cli) -> Outcome {
     Ok(Exit::Interrupted)
 }
 
-/// Ends at a Ctrl-C, or at the request to terminate that service managers and containers send.
-async fn interrupted() {
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+/// Ctrl-C, and the request to terminate that service managers and containers send. Caught from its making on: a verb may
+/// print before it lets anybody else run. Without a handler a signal ends the program itself.
+struct Interrupts {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Interrupts {
+    fn new() -> Interrupts {
+        Interrupts {
+            interrupt: signal(SignalKind::interrupt()).ok(),
+            terminate: signal(SignalKind::terminate()).ok(),
         }
-        // Without handlers the signals end the program themselves.
-        (Err(_), _) | (_, Err(_)) => std::future::pending().await,
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            () = came(self.interrupt.as_mut()) => {}
+            () = came(self.terminate.as_mut()) => {}
+        }
+    }
+}
+
+async fn came(signal: Option<&mut Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
     }
 }
 

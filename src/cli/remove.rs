@@ -79,7 +79,7 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
         })?;
     }
     say(&format!("{node} is out of the cluster (asked {through}) and of {}", context.config.path.display()));
-    status::print_table(context, &survey::survey(context).await?);
+    status::print_table(context, &status::after_change(context).await?);
     Ok(Exit::Done)
 }
 

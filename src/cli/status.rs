@@ -42,6 +42,9 @@ const DISAGREEMENT_LOOKS: u32 = 5;
 /// After this long each time: several times what a new view takes to reach everybody.
 const DISAGREEMENT_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long a change may take until everybody has heard of it.
+const CHANGE_PATIENCE: Duration = Duration::from_millis(500);
+
 pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
     tokio::select! {
         outcome = show(verb, context) => outcome,
@@ -67,6 +70,18 @@ async fn settled(context: &Context) -> Result<Survey, Failure> {
         found = survey::survey(context).await?;
     }
     Ok(found)
+}
+
+/// The cluster after something was changed, when everybody who answers has heard of it. Whoever takes longer is shown as
+/// it is.
+///
+/// # Errors
+/// Where the cluster's directory cannot be read.
+pub(super) async fn after_change(context: &Context) -> Result<Survey, Failure> {
+    let all_know =
+        |found: &Survey| found.sum.agreeing == found.nodes.iter().filter(|one| one.answer.is_some()).count();
+    let found = survey::until(context, CHANGE_PATIENCE, all_know).await?;
+    Ok(found.unwrap_or_else(|unsettled| unsettled))
 }
 
 async fn show(verb: &Status, context: &Context) -> Outcome {

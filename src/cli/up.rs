@@ -143,7 +143,7 @@ async fn carry_out(
             | Step::EndSupervisor => {}
         }
     }
-    survey::survey(context).await
+    status::after_change(context).await
 }
 
 /// A leader that the configuration lists no more hands over to a node that it lists, before anything else: the others

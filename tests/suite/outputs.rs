@@ -60,7 +60,7 @@ const TABLE: &[Row] = &[
     row("up",           "up --dry-run",                      "up --timeout soon",                  [2, 0, 0, 0]),
     row("pause",        "pause NODE2",                       "pause leader --for 2",               [2, 3, 0, 0]),
     row("pause",        "pause all",                         "pause",                              [2, 3, 2, 2]),
-    row("pause",        "pause leader --for 10ms",           "pause nobody",                       [2, 3, 0, 0]),
+    row("pause",        "pause NODE2 --for 200ms",          "pause nobody",                       [2, 3, 0, 0]),
     row("resume",       "pause NODE2; resume all",           "resume",                             [2, 3, 0, 0]),
     row("resume",       "resume all",                        "resume nobody",                      [2, 3, 1, 1]),
     row("stop",         "stop NODE2",                        "stop :9",                            [2, 3, 0, 0]),
