@@ -138,6 +138,10 @@ fn frame(context: &Context, found: &Survey, width: Option<usize>) -> Vec<Line> {
 pub(super) fn notes(context: &Context, found: &Survey, history: &[events::Entry]) -> Vec<Line> {
     let mut told = words::disagreement(found);
     told.extend(words::given_up(found, history));
+    for node in &found.unlisted_running {
+        let what = format!("{node} runs and is not in cluster.toml any more: `replcluster up` takes it out");
+        told.extend(lines::lines(Tone::Warning, &what));
+    }
     if let Some(waiting) = waiting::waiting(context, found) {
         told.extend(lines::lines(Tone::Warning, &waiting.what));
         told.extend(lines::lines(Tone::Plain, &waiting.next));

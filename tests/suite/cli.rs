@@ -190,6 +190,26 @@ fn wrong_input_has_its_exit_code_and_says_what_to_do() {
     scene.done(&["up"]);
 }
 
+#[test]
+fn a_node_edited_out_while_it_runs_is_shown_and_ends_with_the_cluster() {
+    let scene = Scene::new(3);
+    let whole = std::fs::read_to_string(scene.path("cluster.toml")).unwrap();
+    let out = scene.address(2);
+    for supervisor_dies in [false, true] {
+        scene.config(&whole);
+        scene.done(&["up"]);
+        scene.config(&whole.replace(&format!(", \"{out}\""), ""));
+        let shown = scene.done(&["status"]);
+        assert!(shown.contains(&format!("{out} runs and is not in cluster.toml any more")), "{shown}");
+        if supervisor_dies {
+            scene.done(&["kill", "supervisor", "--no-probe"]);
+        }
+        let ended = scene.done(&["down"]);
+        assert!(ended.contains(&out), "{ended}");
+        std::net::TcpListener::bind(&out).unwrap();
+    }
+}
+
 /// A build that acknowledges before its followers hold an entry must be found out: the verdict can fail.
 #[cfg(feature = "full-tests")]
 #[test]

@@ -143,13 +143,15 @@ fn shortened(command: &str) -> Vec<String> {
 /// Follows it until it has printed a line, and ends it as a user does.
 fn followed(scene: &Scene, words: &[&str]) -> i32 {
     use std::io::BufRead as _;
-    let mut child = scene.command(words).stdout(Stdio::piped()).spawn().unwrap();
+    let mut child = scene.command(words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     std::io::BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
     assert!(!line.is_empty(), "{words:?}");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
-    child.wait().unwrap().code().unwrap_or(-1)
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "nothing was begun that could go on: {output:?}");
+    output.status.code().unwrap_or(-1)
 }
 
 #[test]
