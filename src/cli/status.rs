@@ -59,11 +59,11 @@ pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
 }
 
 /// The nodes are asked at one moment but answer at several: in the middle of a change of view one may tell of it before
-/// another. A disagreement is real when it lasts.
+/// another, and the leader of none. A disagreement, or that nobody leads, is real when it lasts.
 async fn settled(context: &Context) -> Result<Survey, Failure> {
     let mut found = survey::survey(context).await?;
     for _ in 0..DISAGREEMENT_LOOKS {
-        if found.sum.agreement != Agreement::Disagree {
+        if found.sum.agreement != Agreement::Disagree && found.sum.state != ClusterState::Unavailable {
             break;
         }
         tokio::time::sleep(DISAGREEMENT_INTERVAL).await;

@@ -356,14 +356,15 @@ fn walk(situation: Situation) {
     let mut wrong = Vec::new();
     for row in TABLE {
         situation.prepare(&scene, &config);
+        let before = transcript.len();
         let codes: Vec<i32> =
             row.typed.split("; ").map(|typed| type_in(&scene, &names, typed, &mut transcript)).collect();
         let (code, expected) = (*codes.last().unwrap(), situation.code(row));
         if code != expected {
-            wrong.push(format!("{}: {code} instead of {expected}", row.typed));
+            wrong.push(format!("{code} instead of {expected}:\n{}", &transcript[before..]));
         }
     }
-    assert!(wrong.is_empty(), "{}\n{transcript}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     compare(situation.file(), &transcript);
 }
 
