@@ -22,7 +22,7 @@ const READ_BYTES: usize = 256 << 10;
 pub struct Inbound {
     /// Our address, as the peer must have called us.
     pub address: NodeId,
-    /// Says the cluster, once it is known.
+    /// Says the cluster: its own, else that of its register, else 0.
     pub cluster: Box<dyn Fn() -> u64 + Send + Sync>,
     /// Where frames go.
     pub events: Events,
@@ -153,8 +153,10 @@ fn check(inbound: &Inbound, hello: &Hello) -> Result<NodeId, Closed> {
             hello.from, hello.format
         ));
     }
+    // Also a node that belongs to none yet listens to no other cluster: what it heard from there, such as a high epoch,
+    // would count against its own register for ever (R11).
     let ours = (inbound.cluster)();
-    if ours != 0 && ours != hello.cluster_id {
+    if ours != hello.cluster_id {
         return refuse(format!(
             "{} belongs to cluster {:016x}, this node to {ours:016x}",
             hello.from, hello.cluster_id

@@ -177,14 +177,18 @@ pub fn start(start: Start) -> Result<Running, StartError> {
     recovery::load_tail(&recent, node.log().commit(), last);
     let directory = Arc::new(directory);
     let writer = spawn_writer(log, directory.clone(), events.clone());
+    let of_register = register.clone();
     let registrar = spawn_registrar(register, start.watch, events.clone())?;
     let (peers, connections) = mpsc::channel(64);
     let (tell, ended) = oneshot::channel();
     let inbound = Inbound {
         address,
         cluster: {
-            let shared = shared.clone();
-            Box::new(move || shared.cluster.load(Ordering::Relaxed))
+            let (shared, register) = (shared.clone(), of_register);
+            Box::new(move || match shared.cluster.load(Ordering::Relaxed) {
+                0 => register.read().ok().flatten().map_or(0, |view| view.cluster.0),
+                known => known,
+            })
         },
         events: events.clone(),
         installer: snapshot::Place { directory: Arc::new(directory.path().to_owned()) },

@@ -26,6 +26,8 @@ const FREEZE_LOOK: Duration = Duration::from_millis(1);
 /// An order to freeze that was not answered yet.
 pub(super) struct Pausing {
     fault: String,
+    /// How long it is to last once it is seen.
+    span: Option<Duration>,
     /// Those whose threads have not all been seen frozen.
     awaited: Vec<NodeId>,
     outcomes: Vec<Outcome>,
@@ -55,7 +57,8 @@ impl Supervisor {
             };
             outcomes.push(self.outcome(name, result));
         }
-        self.pausing.push(Pausing { fault: fault.to_owned(), awaited, outcomes, reply });
+        let span = for_ms.map(Duration::from_millis);
+        self.pausing.push(Pausing { fault: fault.to_owned(), span, awaited, outcomes, reply });
         self.answer_pauses();
     }
 
@@ -94,7 +97,7 @@ impl Supervisor {
             phase: Phase::Intent,
             until_ms,
         });
-        slot.resume_at = resume_at;
+        slot.resume_at = None;
         self.phase(node, Phase::Intent, for_ms, None);
         self.step(node, Event::Pause);
         self.phase(node, Phase::Applied, None, None);
@@ -116,6 +119,7 @@ impl Supervisor {
     pub(super) fn felt(&mut self, node: &NodeId, fault: &str, frozen: bool) {
         if self.has_fault(node, fault) {
             if frozen {
+                self.begin_span(node, fault);
                 self.phase(node, Phase::Seen, None, None);
             } else {
                 self.thaw_as(node, Phase::Abandoned, "it did not freeze in time");
@@ -131,6 +135,18 @@ impl Supervisor {
             }
         }
         self.answer_pauses();
+    }
+
+    /// The time of a pause begins when it is seen: before, the process may not have been frozen at all.
+    fn begin_span(&mut self, node: &NodeId, fault: &str) {
+        let now = self.moment();
+        let span = self.pausing.iter().find(|pausing| pausing.fault == fault).and_then(|one| one.span);
+        let (Some(span), Some(slot)) = (span, self.nodes.get_mut(node)) else { return };
+        slot.resume_at = Some(now + span);
+        if let Some(open) = &mut slot.fault {
+            let milliseconds = u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
+            open.until_ms = Some(os::milliseconds_since_boot().saturating_add(milliseconds));
+        }
     }
 
     fn answer_pauses(&mut self) {
