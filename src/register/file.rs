@@ -416,6 +416,15 @@ pub(super) struct Epochs {
     pub highest: Epoch,
 }
 
+/// The views of the epochs between these two that still stand there, oldest first: what an onlooker has missed, who asks
+/// now and then. One that cannot be read is left out. Looks only.
+#[must_use]
+pub fn views_between(directory: &Path, after: Epoch, before: Epoch) -> Vec<View> {
+    let register = FileRegister::existing(directory);
+    let first = (after.0 + 1).max(before.0.saturating_sub(KEPT));
+    (first..before.0).filter_map(|epoch| register.view_of(Epoch(epoch))).collect()
+}
+
 /// What a directory holds, as far as it is ours.
 #[derive(Default)]
 struct Entries {

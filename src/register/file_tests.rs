@@ -42,6 +42,23 @@ fn what_was_swapped_in_is_read_by_everyone() {
 }
 
 #[test]
+fn an_onlooker_finds_the_views_it_missed_as_far_as_they_are_kept() {
+    let (directory, register) = register();
+    let missed = |after, before| -> Vec<u64> {
+        let views = views_between(directory.path(), Epoch(after), Epoch(before));
+        views.iter().map(|view| view.epoch.0).collect()
+    };
+    reach(&register, 5);
+    assert_eq!(missed(1, 5), [2, 3, 4]);
+    assert_eq!(missed(4, 5), [0; 0]);
+    assert_eq!(missed(0, 1), [0; 0]);
+    reach(&register, 100);
+    let kept = missed(0, 100);
+    assert!(kept.len() >= 30 && kept.last() == Some(&99), "{kept:?}");
+    assert!(kept.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{kept:?}");
+}
+
+#[test]
 fn of_many_swappers_exactly_one_wins_each_epoch() {
     const SWAPPERS: u64 = 8;
     const EPOCHS: u64 = 60;

@@ -21,7 +21,7 @@ pub mod operator;
 pub mod place;
 pub mod watch;
 
-pub use file::FileRegister;
+pub use file::{FileRegister, views_between};
 pub use held::{Held, HeldMark};
 pub use lock::{Holder, Liveness, LockError, NodeLock, probe};
 pub use watch::DeathWatch;

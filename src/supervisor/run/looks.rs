@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use crate::clock;
 use crate::control::life::{Event, State};
 use crate::proto::replcluster::DescribeResponse;
+use crate::register;
 use crate::telemetry::stamp;
-use crate::view::NodeId;
+use crate::view::{Epoch, NodeId};
 
 use super::super::record::LastAnswer;
 use super::super::{adopt, ask, events};
@@ -67,11 +68,25 @@ impl Supervisor {
             }
         }
         if answer.epoch > self.epoch && !answer.leader.is_empty() {
+            self.tell_missed_views(answer.epoch);
             self.epoch = answer.epoch;
             self.tell(events::Event::View {
                 epoch: answer.epoch,
                 leader: answer.leader.clone(),
                 in_sync: answer.in_sync.clone(),
+            });
+        }
+    }
+
+    /// Views may follow each other faster than nodes are asked: those in between stand in the register.
+    fn tell_missed_views(&mut self, before: u64) {
+        let missed = register::views_between(&self.layout.register(), Epoch(self.epoch), Epoch(before));
+        for view in missed {
+            self.epoch = view.epoch.0;
+            self.tell(events::Event::View {
+                epoch: view.epoch.0,
+                leader: view.leader.to_string(),
+                in_sync: view.in_sync.keys().map(ToString::to_string).collect(),
             });
         }
     }
