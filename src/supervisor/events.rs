@@ -6,10 +6,11 @@
 //! died, offers it again under the same id ([`EventLog::append_once`]); so every event is there once. The file is the
 //! journal of faults too: what was begun and not ended shows in it ([`super::past`]).
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -168,6 +169,8 @@ pub struct EventLog {
     file: File,
 }
 
+/// How long another writer may take; it writes one line.
+const LOCK_PATIENCE: Duration = Duration::from_millis(500);
 /// How far back an event is looked for that may have been written already.
 const LOOK_BACK_BYTES: u64 = 1 << 20;
 
@@ -206,11 +209,22 @@ impl EventLog {
         })
     }
 
-    /// Several processes may append: one at a time.
+    /// Several processes may append: one at a time. A writer that was frozen while it held the lock is not waited for
+    /// without end: a line is one write, so no line can be torn by another.
     fn locked<T>(&mut self, work: impl FnOnce(&mut EventLog) -> io::Result<T>) -> io::Result<T> {
-        self.file.lock()?;
+        let deadline = crate::clock::now() + LOCK_PATIENCE;
+        let held = loop {
+            match self.file.try_lock() {
+                Ok(()) => break true,
+                Err(TryLockError::WouldBlock) if crate::clock::now() < deadline => std::thread::yield_now(),
+                Err(TryLockError::WouldBlock) => break false,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        };
         let result = work(self);
-        self.file.unlock()?;
+        if held {
+            self.file.unlock()?;
+        }
         result
     }
 
@@ -327,6 +341,16 @@ mod tests {
         super::super::spawn::append(&path).unwrap().write_all(b"{\"at\":\"2026\n\xff\n{\"at\"").unwrap();
         EventLog::open(&path).unwrap().append(started("h:2")).unwrap();
         assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_writer_that_is_stuck_with_the_lock_stops_nobody_for_long() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let stuck = EventLog::open(&path).unwrap();
+        stuck.file.lock().unwrap();
+        EventLog::open(&path).unwrap().append(started("h:1")).unwrap();
+        assert_eq!(read(&path).unwrap().len(), 1);
     }
 
     #[test]
