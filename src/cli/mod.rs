@@ -314,10 +314,15 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 Ok(Exit::Done)
             }
             Verb::Bench(verb) => {
-                // Only a running cluster of the configuration needs one.
-                let configured =
-                    if verb.uses_configuration() { context(false)?.config.nodes } else { Vec::new() };
-                bench::run(verb, &context::names(&configured)).await?;
+                // Only a running cluster of the configuration needs one; of that the nodes that answer.
+                let endpoints = if verb.uses_configuration() {
+                    let context = context(false)?;
+                    let answering = survey::survey(&context).await?.endpoints();
+                    if answering.is_empty() { context::names(&context.config.nodes) } else { answering }
+                } else {
+                    Vec::new()
+                };
+                bench::run(verb, &endpoints).await?;
                 Ok(Exit::Done)
             }
             Verb::Torture(verb) => torture::run(&verb, interrupt.clone()).await,

@@ -177,7 +177,7 @@ async fn take_out(context: &Context, supervisor: &mut Conversation, node: &NodeI
 /// The node that a step makes run.
 fn begins(step: &Step) -> Option<&NodeId> {
     match step {
-        Step::Spawn { node, .. } | Step::Resume { node, .. } => Some(node),
+        Step::Spawn { node, .. } | Step::Resume { node, .. } | Step::Restart { node, .. } => Some(node),
         Step::StartSupervisor
         | Step::Keep { .. }
         | Step::AwaitInSync(_)
@@ -185,7 +185,6 @@ fn begins(step: &Step) -> Option<&NodeId> {
         | Step::ConfirmWrite
         | Step::Stop(_)
         | Step::Kill(_)
-        | Step::Restart { .. }
         | Step::TakeOut(_)
         | Step::EndSupervisor => None,
     }
