@@ -183,7 +183,7 @@ impl Context {
 /// Ends what a supervisor that died had begun and nobody is there to end; this order too, however far it has come.
 /// `false` where a supervisor runs, whose task that is.
 pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) -> bool {
-    match heal::heal_also(layout, order) {
+    match heal::heal(layout, order) {
         Ok(None) => return false,
         Ok(Some(healed)) => {
             for one in healed {

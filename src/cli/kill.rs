@@ -75,10 +75,7 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         return Err(Failure::not_running(&context.config.name));
     }
     let intent = intend(verb, context, &found)?;
-    let awake = found.awake();
-    let survivors: Vec<NodeId> =
-        intent.survivors.iter().filter(|node| awake.contains(node)).cloned().collect();
-    interlock("killing", &found, &intent.nodes(), &survivors, verb.yes)?;
+    let agreed = allowed(verb, &found, &intent)?;
     if let Some(seed) = intent.seed
         && !context.json
     {
@@ -91,13 +88,6 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         leader: intent.leader_before.as_ref().map(ToString::to_string),
     };
     let probe = if verb.no_probe { None } else { Some(load(context, &found).await?) };
-    let still = still_allowed(verb, context, &intent).await;
-    if let Err(failure) = still {
-        if let Some(probe) = probe {
-            probe.finish(found.endpoints()).await;
-        }
-        return Err(failure);
-    }
     if context.interrupt.is_cancelled() {
         if let Some(probe) = probe {
             probe.finish(found.endpoints()).await;
@@ -105,8 +95,14 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
         anstream::eprintln!("interrupted before anything was killed");
         return Ok(Exit::Interrupted);
     }
-    let struck = strike(verb, context, &intent, command, probe.as_ref()).await;
-    let after = match struck {
+    let struck = async {
+        // While the load began another command may have taken away what this kill was to leave.
+        if probe.is_some() && !agreed {
+            allowed(verb, &survey::survey(context).await?, &intent)?;
+        }
+        strike(verb, context, &intent, command, probe.as_ref()).await
+    };
+    let after = match struck.await {
         Ok(after) => after,
         Err(failure) => {
             // Its keys go with it.
@@ -164,12 +160,11 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
     })
 }
 
-/// While the load began another command may have taken away what this kill was to leave.
-async fn still_allowed(verb: &Kill, context: &Context, intent: &Intent) -> Result<(), Failure> {
-    let found = survey::survey(context).await?;
+/// Whether this kill may be done as things stand; `true` where somebody was asked and agreed.
+fn allowed(verb: &Kill, found: &Survey, intent: &Intent) -> Result<bool, Failure> {
     let survivors: Vec<NodeId> =
         found.awake().into_iter().filter(|node| intent.survivors.contains(node)).collect();
-    interlock("killing", &found, &intent.nodes(), &survivors, verb.yes)
+    interlock("killing", found, &intent.nodes(), &survivors, verb.yes)
 }
 
 async fn load(context: &Context, found: &Survey) -> Result<Probe, Failure> {

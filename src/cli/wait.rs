@@ -5,6 +5,7 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 
 use crate::clock;
+use crate::control::cause::EXIT_CONFLICT;
 use crate::control::health::Role;
 use crate::supervisor::ask::is_in_sync;
 use crate::supervisor::record::Phase;
@@ -16,9 +17,6 @@ use super::context::{Context, POLL_INTERVAL, ask, list};
 use super::exit::{Exit, Failure};
 use super::survey::{self, NodeSurvey, Survey};
 use super::waiting;
-
-/// What `replserver` exits with where somebody else holds its address or directory.
-const SERVER_EXIT_CONFLICT: i32 = 5;
 
 /// So often a supervisor that died is replaced while something is waited for.
 const REVIVALS_MAX: u32 = 3;
@@ -139,7 +137,7 @@ fn cannot_start(context: &Context, one: &NodeSurvey) -> Result<(), Failure> {
         .last_exit
         .as_ref()
         .map_or("it could not be run".to_owned(), |exit| ended(exit.code, exit.signal));
-    let conflict = record.last_exit.as_ref().is_some_and(|exit| exit.code == Some(SERVER_EXIT_CONFLICT));
+    let conflict = record.last_exit.as_ref().is_some_and(|exit| exit.code == Some(EXIT_CONFLICT));
     let failure = match record.phase {
         Phase::Waiting | Phase::Failed if conflict => {
             let message = format!(

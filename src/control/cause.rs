@@ -115,7 +115,7 @@ impl Trouble {
 }
 
 /// What `replserver` exits with where another holds its address or directory.
-const EXIT_CONFLICT: i32 = 5;
+pub const EXIT_CONFLICT: i32 = 5;
 /// How the system, and we, call a disk that cannot be written to.
 const DISK_WORDS: [&str; 7] = [
     "no space left",

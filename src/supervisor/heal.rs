@@ -23,20 +23,13 @@ pub struct Healed {
     pub unconfirmed: bool,
 }
 
-/// Ends what is due, where no supervisor runs to do so. Costs one look at a small file where nothing is.
+/// Ends what is due, where no supervisor runs to do so; and undoes this order too, however far it has come, whose giver
+/// was not told that it stands. `None` where a supervisor runs, or another command does the same. Costs one look at a
+/// small file where nothing is to be done.
 ///
 /// # Errors
 /// What the system said.
-pub fn heal(layout: &Layout) -> io::Result<Vec<Healed>> {
-    Ok(heal_also(layout, None)?.unwrap_or_default())
-}
-
-/// The same, and undoes this order too, however far it has come: its giver was not told that it stands. `None` where a
-/// supervisor runs, or another command does the same.
-///
-/// # Errors
-/// What the system said.
-pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Healed>>> {
+pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Healed>>> {
     let seen = record::load(&layout.state())?;
     if due(&seen, order).is_empty() && order.is_none() {
         return Ok(Some(Vec::new()));
@@ -53,7 +46,7 @@ pub fn heal_also(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<
         if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
             handle.signal(crate::control::life::SIGCONT)?;
         }
-        let told = past.node(&node).fault.filter(|(id, _)| *id == fault.id).map(|(_, phase)| phase);
+        let told = past.node(&node).told(&fault.id);
         if let Some(of_node) = record.nodes.get_mut(&node) {
             of_node.fault = None;
         }
@@ -135,8 +128,8 @@ mod tests {
         let of_node = NodeRecord { process: Some(id.clone()), fault: Some(fault), ..NodeRecord::default() };
         let nodes = BTreeMap::from([("127.0.0.1:1".to_owned(), of_node)]);
         record::save(&layout.state(), &Record { nodes, ..Record::default() }).unwrap();
-        let healed = heal(&layout).unwrap();
-        assert_eq!(heal(&layout).unwrap(), [], "what was healed is not healed again");
+        let healed = heal(&layout, None).unwrap().unwrap();
+        assert_eq!(heal(&layout, None).unwrap(), Some(vec![]), "what was healed is not healed again");
         let frozen = os::stat(id.pid).unwrap().is_frozen();
         let told = super::super::events::read(&layout.events()).unwrap().len();
         handle.signal(9).unwrap();

@@ -33,6 +33,14 @@ pub struct NodePast {
     pub fault: Option<(String, fault::Phase)>,
 }
 
+impl NodePast {
+    /// How far this fault was told to have come; `None` where nothing was told of it.
+    #[must_use]
+    pub fn told(&self, fault: &str) -> Option<fault::Phase> {
+        self.fault.as_ref().filter(|(id, _)| id == fault).map(|(_, phase)| *phase)
+    }
+}
+
 impl Past {
     /// The past as this history tells it.
     #[must_use]

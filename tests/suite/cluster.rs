@@ -22,6 +22,15 @@ pub fn free_port() -> u16 {
     free_ports(1)[0]
 }
 
+/// Looks again and again until it is so; fails loudly rather than hang.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        std::thread::yield_now();
+    }
+}
+
 /// Ports one after another that no other test of this run gets; outside the range that the kernel gives to outgoing
 /// connections.
 pub fn free_ports(count: u16) -> Vec<u16> {

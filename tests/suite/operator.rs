@@ -11,18 +11,10 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::cli::Scene;
-use super::cluster::PATIENCE;
+use super::cluster::until;
 
 /// Names a file that says after how many steps a supervisor dies (builds with debug assertions only).
 const DIES: &str = "REPLCLUSTER_SUPERVISOR_DIES";
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        std::thread::yield_now();
-    }
-}
 
 /// A process of a node of this scene.
 #[derive(Debug)]

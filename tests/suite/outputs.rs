@@ -8,14 +8,13 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::LazyLock;
-use std::time::Instant;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use regex::Regex;
 
 use super::cli::Scene;
-use super::cluster::PATIENCE;
+use super::cluster::until;
 
 /// A verb, what is typed, what is typed wrongly (exit code 2), and the exit codes of the first.
 struct Row {
@@ -150,14 +149,6 @@ impl Situation {
                 }
             }
         }
-    }
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        std::thread::yield_now();
     }
 }
 

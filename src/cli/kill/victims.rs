@@ -178,6 +178,7 @@ fn of_nodes(found: &Survey, nodes: &[NodeId], several: bool) -> Result<Intent, F
 }
 
 /// What a fault leaves: asks first where no in-sync copy would go on running, and says what could still fail after.
+/// `true` where it asked.
 ///
 /// # Errors
 /// Where the user says no, or nobody is there to ask.
@@ -187,12 +188,12 @@ pub(in super::super) fn interlock(
     victims: &[NodeId],
     survivors: &[NodeId],
     yes: bool,
-) -> Result<(), Failure> {
+) -> Result<bool, Failure> {
     let spared: Vec<NodeId> =
         found.sum.in_sync.iter().filter(|node| survivors.contains(node)).cloned().collect();
     let hit = found.sum.in_sync.iter().any(|node| victims.contains(node));
     if !spared.is_empty() || !hit {
-        return Ok(());
+        return Ok(false);
     }
     let standing = match found.sum.failures_tolerated {
         0 => "the cluster survives no failure now".to_owned(),
@@ -206,7 +207,8 @@ pub(in super::super) fn interlock(
             list(victims)
         ),
         yes,
-    )
+    )?;
+    Ok(true)
 }
 
 #[cfg(test)]

@@ -130,33 +130,17 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
     })?;
     let entry = &history[index];
     let mut text = format!("{} {}", render::time_of_day(&entry.at), sentence(&entry.event));
-    let leader_before = match &entry.event {
-        Event::Command { leader, .. } => leader.clone(),
-        Event::SupervisorStarted { .. }
-        | Event::SupervisorEnded { .. }
-        | Event::Started { .. }
-        | Event::Adopted { .. }
-        | Event::Ready { .. }
-        | Event::Exited { .. }
-        | Event::GaveUp { .. }
-        | Event::View { .. }
-        | Event::Fault { .. }
-        | Event::Verdict { .. } => {
-            history[..index].iter().rev().find_map(|entry| view_leader(&entry.event)).map(str::to_owned)
-        }
+    let leader_before = if let Event::Command { leader, .. } = &entry.event {
+        leader.clone()
+    } else {
+        history[..index].iter().rev().find_map(|entry| view_leader(&entry.event)).map(str::to_owned)
     };
-    let verdict = history[index..].iter().find_map(|entry| match &entry.event {
-        Event::Verdict { leader, unavailable_ms, .. } => Some((leader.clone(), *unavailable_ms)),
-        Event::SupervisorStarted { .. }
-        | Event::SupervisorEnded { .. }
-        | Event::Started { .. }
-        | Event::Adopted { .. }
-        | Event::Ready { .. }
-        | Event::Exited { .. }
-        | Event::GaveUp { .. }
-        | Event::View { .. }
-        | Event::Fault { .. }
-        | Event::Command { .. } => None,
+    let verdict = history[index..].iter().find_map(|entry| {
+        if let Event::Verdict { leader, unavailable_ms, .. } = &entry.event {
+            Some((leader.clone(), *unavailable_ms))
+        } else {
+            None
+        }
     });
     // Views are told a moment late, so the first one after the event can still be the one before it.
     let mut leaders_after = history[index..].iter().filter_map(|entry| view_leader(&entry.event));

@@ -142,7 +142,7 @@ impl Supervisor {
             .and_then(|slot| slot.process.as_ref())
             .map(|process| process.handle.id.clone());
         let now_ms = os::milliseconds_since_boot();
-        let told = past.fault.as_ref().filter(|(id, _)| *id == open.id).map(|(_, phase)| *phase);
+        let told = past.told(&open.id);
         if told.is_none_or(Phase::is_over) {
             // Never told, so hardly done; or told to be over. In either case nothing is to stay frozen.
             if process.as_ref().is_some_and(|id| id.pid == open.pid) {
