@@ -4,12 +4,11 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tokio::time::Instant;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
-use super::deadline::deadline;
 use super::header;
 use super::refusal::Rejection;
+use super::relay::{self, NotHere, Relay, Repeat};
 use crate::kv::{Applied, Limits, Refusal, check, check_range, check_txn, grows, is_read_only};
 use crate::node::{Handle, StateStore, Unavailable};
 use crate::proto::etcdserverpb::kv_server::Kv;
@@ -24,49 +23,88 @@ use crate::proto::replcluster::{Mutation, mutation};
 const REMOVAL_POLL: Duration = Duration::from_millis(10);
 
 pub(super) struct Service {
-    pub(super) handle: Handle,
+    handle: Handle,
+    relay: Relay,
 }
 
 #[tonic::async_trait]
 impl Kv for Service {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let until = self.admit(request.metadata())?;
-        let request = request.into_inner();
-        check_range(&request)?;
-        let mut answer =
-            self.handle.read(request.serializable, until, |store| store.range(&request)).await??;
-        header::complete(&self.handle, &mut answer.header);
-        Ok(Response::new(answer))
+        let here = async |request, until| self.range_here(&request, until).await;
+        let there = async |leader, request| relay::kv(leader).range(request).await;
+        self.relay.answer(request, Repeat::Safe, here, there).await
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let until = self.admit(request.metadata())?;
-        match self.mutate(mutation::Request::Put(request.into_inner()), until).await? {
-            Applied::Put(mut answer) => {
-                header::complete(&self.handle, &mut answer.header);
-                Ok(Response::new(answer))
-            }
-            other => unreachable!("a put was answered with {other:?}"),
-        }
+        let here = async |request, until| self.put_here(request, until).await;
+        let there = async |leader, request| relay::kv(leader).put(request).await;
+        self.relay.answer(request, Repeat::Unsafe, here, there).await
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let until = self.admit(request.metadata())?;
-        match self.mutate(mutation::Request::DeleteRange(request.into_inner()), until).await? {
+        let here = async |request, until| self.delete_here(request, until).await;
+        let there = async |leader, request| relay::kv(leader).delete_range(request).await;
+        self.relay.answer(request, Repeat::Unsafe, here, there).await
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let repeat = if is_read_only(request.get_ref()) { Repeat::Safe } else { Repeat::Unsafe };
+        let here = async |request, until| self.txn_here(request, until).await;
+        let there = async |leader, request| relay::kv(leader).txn(request).await;
+        self.relay.answer(request, repeat, here, there).await
+    }
+
+    async fn compact(
+        &self,
+        request: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        let here = async |request, until| self.compact_here(request, until).await;
+        let there = async |leader, request| relay::kv(leader).compact(request).await;
+        self.relay.answer(request, Repeat::Unsafe, here, there).await
+    }
+}
+
+impl Service {
+    pub(super) fn new(handle: Handle) -> Service {
+        Service { relay: Relay::new(handle.clone()), handle }
+    }
+
+    async fn range_here(&self, request: &RangeRequest, until: Instant) -> Result<RangeResponse, NotHere> {
+        check_range(request)?;
+        let mut answer =
+            self.handle.read(request.serializable, until, |store| store.range(request)).await??;
+        header::complete(&self.handle, &mut answer.header);
+        Ok(answer)
+    }
+
+    async fn put_here(&self, request: PutRequest, until: Instant) -> Result<PutResponse, NotHere> {
+        match self.mutate(mutation::Request::Put(request), until).await? {
+            Applied::Put(mut answer) => {
+                header::complete(&self.handle, &mut answer.header);
+                Ok(answer)
+            }
+            other => unreachable!("a put was answered with {other:?}"),
+        }
+    }
+
+    async fn delete_here(
+        &self,
+        request: DeleteRangeRequest,
+        until: Instant,
+    ) -> Result<DeleteRangeResponse, NotHere> {
+        match self.mutate(mutation::Request::DeleteRange(request), until).await? {
             Applied::DeleteRange(mut answer) => {
                 header::complete(&self.handle, &mut answer.header);
-                Ok(Response::new(answer))
+                Ok(answer)
             }
             other => unreachable!("a delete was answered with {other:?}"),
         }
     }
 
-    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let until = self.admit(request.metadata())?;
-        let request = request.into_inner();
+    async fn txn_here(&self, request: TxnRequest, until: Instant) -> Result<TxnResponse, NotHere> {
         let mut answer = if is_read_only(&request) {
             check_txn(&request, self.limits())?;
             self.handle.read(is_serializable(&request), until, |store| store.read_txn(&request)).await??
@@ -77,15 +115,14 @@ impl Kv for Service {
             }
         };
         header::complete(&self.handle, &mut answer.header);
-        Ok(Response::new(answer))
+        Ok(answer)
     }
 
-    async fn compact(
+    async fn compact_here(
         &self,
-        request: Request<CompactionRequest>,
-    ) -> Result<Response<CompactionResponse>, Status> {
-        let until = self.admit(request.metadata())?;
-        let request = request.into_inner();
+        request: CompactionRequest,
+        until: Instant,
+    ) -> Result<CompactionResponse, NotHere> {
         let physical = request.physical;
         match self.mutate(mutation::Request::Compact(request), until).await? {
             Applied::Compact(mut answer) => {
@@ -93,39 +130,35 @@ impl Kv for Service {
                     self.wait_for_removal(until).await?;
                 }
                 header::complete(&self.handle, &mut answer.header);
-                Ok(Response::new(answer))
+                Ok(answer)
             }
             other => unreachable!("a compaction was answered with {other:?}"),
         }
-    }
-}
-
-impl Service {
-    /// Refuses what this node cannot serve, and says until when the rest is worth working on.
-    fn admit(&self, metadata: &MetadataMap) -> Result<Instant, Status> {
-        header::check(&self.handle, metadata)?;
-        Ok(deadline(metadata))
     }
 
     fn limits(&self) -> Limits {
         Limits { operations: self.handle.settings().max_txn_operations }
     }
 
-    async fn mutate(&self, request: mutation::Request, until: Instant) -> Result<Applied, Status> {
+    async fn mutate(&self, request: mutation::Request, until: Instant) -> Result<Applied, NotHere> {
         let mutation = Mutation { request: Some(request) };
         check(&mutation, self.limits())?;
         if mutation.encoded_len() > self.handle.settings().max_request_bytes {
             return Err(Rejection::RequestTooLarge.into());
         }
-        // What the state would refuse need not fill the log first (R25).
-        if grows(&mutation) && self.handle.read(true, until, StateStore::has_space_alarm).await? {
+        // What the state would refuse need not fill the log first (R25). A node that is behind may not have heard of
+        // the end of an alarm, so what is here is not enough for a refusal.
+        if grows(&mutation)
+            && self.handle.read(true, until, StateStore::has_space_alarm).await?
+            && self.handle.read(false, until, StateStore::has_space_alarm).await?
+        {
             return Err(Refusal::SpaceExceeded.into());
         }
         Ok(self.handle.mutate(mutation, until).await??)
     }
 
     /// Returns when this node has removed what compaction made unreadable.
-    async fn wait_for_removal(&self, until: Instant) -> Result<(), Status> {
+    async fn wait_for_removal(&self, until: Instant) -> Result<(), NotHere> {
         while self.handle.read(true, until, |store| store.is_compacting()).await? {
             let now = Instant::from_std(crate::clock::now());
             if now >= until {

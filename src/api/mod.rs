@@ -1,6 +1,6 @@
 //! etcd's API, and what the controller asks beyond it, over gRPC: translation only. What a request means is decided
 //! in `kv`, when it may be answered in `node`; here it is checked as far as that needs no state, given a deadline,
-//! passed on, and its answer gets a header. Every refusal gets its code and text in `refusal` and nowhere else.
+//! passed on, and its answer gets a header; what only the leader can answer goes there (`relay`). Every refusal gets its code and text in `refusal` and nowhere else.
 //!
 //! Watches, leases, and the parts of Cluster and Maintenance that are not here answer `Unimplemented`.
 
@@ -12,6 +12,7 @@ mod kv;
 mod maintenance;
 mod node;
 mod refusal;
+mod relay;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -38,9 +39,9 @@ const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
 #[must_use]
 pub fn services(handle: Handle) -> Routes {
     let most_bytes = handle.settings().max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES);
-    let kv = KvServer::new(kv::Service { handle: handle.clone() }).max_decoding_message_size(most_bytes);
+    let kv = KvServer::new(kv::Service::new(handle.clone())).max_decoding_message_size(most_bytes);
     Routes::new(size::TooLargeIsExhausted(kv))
-        .add_service(ClusterServer::new(cluster::Service { handle: handle.clone() }))
+        .add_service(ClusterServer::new(cluster::Service::new(handle.clone())))
         .add_service(MaintenanceServer::new(maintenance::Service { handle: handle.clone() }))
         .add_service(WatchServer::new(Unserved))
         .add_service(LeaseServer::new(Unserved))

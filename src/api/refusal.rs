@@ -53,6 +53,10 @@ impl From<Unavailable> for Status {
             Unavailable::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
             Unavailable::TooManyRequests => (Code::ResourceExhausted, "etcdserver: too many requests"),
             Unavailable::Stopping => (Code::Unavailable, "etcdserver: server stopped"),
+            Unavailable::NoRoomHere => (
+                Code::Unavailable,
+                "replcluster: this node has no room on its disk, is not in sync, and reaches no leader",
+            ),
             Unavailable::HeldByTooFew { have, need } => {
                 let text = format!(
                     "replcluster: the write is done, but it is not safe: min_in_sync is {need}, and the nodes in sync that hold it are {have}"

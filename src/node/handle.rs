@@ -65,6 +65,9 @@ pub enum Unavailable {
         /// Wanted.
         need: usize,
     },
+    /// This node has left the in-sync set for want of room on its disk; nothing was done, and whoever leads can.
+    #[error("this node has no room on its disk and is not in sync")]
+    NoRoomHere,
     /// The node stops.
     #[error("the node stops")]
     Stopping,
@@ -414,6 +417,12 @@ impl Handle {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
+    }
+
+    /// The node's own.
+    #[must_use]
+    pub fn address(&self) -> &NodeId {
+        &self.shared.address
     }
 
     /// What stands in the header of every answer.

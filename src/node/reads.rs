@@ -117,10 +117,17 @@ impl Reads {
     /// Answers those whose time is up.
     pub fn expire(&mut self, now: Instant, leader_is_heard: bool) {
         let why = if leader_is_heard { Unavailable::TimedOut } else { Unavailable::NoLeader };
+        self.fail(|waiting| waiting.deadline <= now || waiting.answer.is_closed(), &why);
+    }
+
+    /// Answers everyone: nobody can read here any more.
+    pub fn fail_all(&mut self, why: &Unavailable) {
+        self.fail(|_| true, why);
+    }
+
+    fn fail(&mut self, which: impl Fn(&Waiting) -> bool, why: &Unavailable) {
         let sweep = |readers: &mut Vec<Waiting>| {
-            for waiting in
-                readers.extract_if(.., |waiting| waiting.deadline <= now || waiting.answer.is_closed())
-            {
+            for waiting in readers.extract_if(.., |waiting| which(waiting)) {
                 let _ = waiting.answer.send(Err(why.clone()));
             }
         };
@@ -175,5 +182,20 @@ mod tests {
         reads.answered(new, Index(3));
         reads.reached(Index(9));
         assert_eq!(reader.try_recv().unwrap(), Ok(Confirmed::Ready));
+    }
+
+    #[test]
+    fn where_nobody_can_read_everyone_is_told_whatever_they_wait_for() {
+        let mut reads = Reads::numbered_from(7);
+        let mut applying = arrive(&mut reads);
+        let question = reads.next_question(Instant::now(), BEAT).unwrap();
+        reads.answered(question, Index(5));
+        let mut asked = arrive(&mut reads);
+        reads.next_question(Instant::now(), BEAT).unwrap();
+        let mut waiting = arrive(&mut reads);
+        reads.fail_all(&Unavailable::NoRoomHere);
+        for reader in [&mut applying, &mut asked, &mut waiting] {
+            assert_eq!(reader.try_recv().unwrap(), Err(Unavailable::NoRoomHere));
+        }
     }
 }

@@ -105,20 +105,25 @@ impl Requests {
 
     /// Requests that were given to a leader may be part of a state that we got whole: their fate is not known here.
     pub fn fail_submitted(&mut self) {
-        self.fail(|pending| pending.submitted, Unavailable::TimedOut);
+        self.fail(|pending| pending.submitted, &Unavailable::TimedOut);
+    }
+
+    /// What no leader can hold yet: nothing of it was done, and nothing will be.
+    pub fn fail_unsubmitted(&mut self, why: &Unavailable) {
+        self.fail(|pending| !pending.submitted, why);
     }
 
     /// Answers everyone whose time is up.
     pub fn expire(&mut self, now: Instant) {
-        self.fail(|pending| pending.deadline <= now || pending.answer.is_closed(), Unavailable::TimedOut);
+        self.fail(|pending| pending.deadline <= now || pending.answer.is_closed(), &Unavailable::TimedOut);
     }
 
     /// Answers everyone: the node stops.
     pub fn fail_all(&mut self) {
-        self.fail(|_| true, Unavailable::Stopping);
+        self.fail(|_| true, &Unavailable::Stopping);
     }
 
-    fn fail(&mut self, which: impl Fn(&Pending) -> bool, why: Unavailable) {
+    fn fail(&mut self, which: impl Fn(&Pending) -> bool, why: &Unavailable) {
         let failed: Vec<u64> = self
             .pending
             .iter()
@@ -179,5 +184,17 @@ mod tests {
         requests.fail_submitted();
         assert!(matches!(given.try_recv(), Ok(Err(Unavailable::TimedOut))));
         assert!(waiting.try_recv().is_err());
+    }
+
+    #[test]
+    fn only_what_no_leader_can_hold_is_sent_elsewhere() {
+        let mut requests = Requests::new(7);
+        let mut given = arrive(&mut requests, "a");
+        let _ = requests.submit(1, 100);
+        let mut waiting = arrive(&mut requests, "b");
+        requests.submit_again();
+        requests.fail_unsubmitted(&Unavailable::NoRoomHere);
+        assert!(given.try_recv().is_err(), "it was given to a leader once: its fate is not known");
+        assert!(matches!(waiting.try_recv(), Ok(Err(Unavailable::NoRoomHere))));
     }
 }

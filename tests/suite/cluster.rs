@@ -71,6 +71,32 @@ impl Process {
         kill(self.pid(), signal).unwrap();
     }
 
+    /// Stops the process, and waits until none of its threads runs any more: the signal alone takes its time, and one
+    /// that is inside of a sync goes on until that is done.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        self.wait_until_stopped();
+    }
+
+    pub fn wait_until_stopped(&self) {
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stopped = || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+                stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+            })
+        };
+        let start = Instant::now();
+        while !stopped() {
+            assert!(start.elapsed() < PATIENCE, "{} does not stop", self.address);
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     /// SIGKILL, and wait until it is gone.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {

@@ -4,7 +4,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use nix::sys::signal::Signal;
 use replcluster::register::held;
 use replcluster::view::NodeId;
 use serde_json::Value;
@@ -142,7 +141,7 @@ async fn an_old_backup_put_into_the_next_leader_does_not_lead_and_loses_nothing(
     puts(&cluster, &addresses[0], "b").await;
     noted(&cluster, &addresses[0]).await;
     for process in cluster.nodes.values() {
-        process.signal(Signal::SIGSTOP); // so that none sees the other die: both stay counted on
+        process.freeze(); // so that none sees the other die: both stay counted on
     }
     for address in &addresses {
         kill(&mut cluster, address);
@@ -217,7 +216,7 @@ async fn a_damaged_copy_is_kept_while_it_is_counted_on_and_repaired_from_a_peer_
     let addresses = cluster.addresses();
     puts(&cluster, &addresses[0], "found-again").await;
     for process in cluster.nodes.values() {
-        process.signal(Signal::SIGSTOP); // so that none sees the other die
+        process.freeze(); // so that none sees the other die
     }
     for address in &addresses {
         kill(&mut cluster, address);
@@ -271,7 +270,7 @@ async fn writes_below_min_in_sync_are_refused_and_one_that_ends_up_below_is_not_
     let addresses = cluster.addresses();
     let client = cluster.client(&addresses[..1]);
     client.put(put_request("before", "2")).await.unwrap();
-    cluster.nodes[&addresses[1]].signal(Signal::SIGSTOP);
+    cluster.nodes[&addresses[1]].freeze();
     // Ordered while both are counted on; committed when the silent one has been dropped.
     let error = client.put(put_request("between", "?")).await.unwrap_err();
     let text = error.to_string();
@@ -283,7 +282,7 @@ async fn writes_below_min_in_sync_are_refused_and_one_that_ends_up_below_is_not_
     assert_eq!(get(&client, "before").await.as_deref(), Some("2"), "reads go on");
     assert_eq!(get(&client, "between").await.as_deref(), Some("?"), "it was done, and said so");
     assert_eq!(get(&client, "after").await, None);
-    cluster.nodes[&addresses[1]].signal(Signal::SIGCONT);
+    cluster.nodes[&addresses[1]].thaw();
     cluster.wait_in_sync().await;
     client.put(put_request("after", "2")).await.unwrap();
     kill(&mut cluster, &addresses[1]);

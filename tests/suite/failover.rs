@@ -137,12 +137,12 @@ async fn a_stopped_leader_is_deposed_and_says_nothing_stale_when_it_wakes() {
     let addresses = cluster.addresses();
     let both = cluster.client(&addresses[1..]);
     both.put(put_request("x", "old")).await.unwrap();
-    cluster.nodes[&addresses[0]].signal(Signal::SIGSTOP);
+    cluster.nodes[&addresses[0]].freeze();
     both.put(put_request("x", "new")).await.unwrap();
     let old_leader = cluster.client(&addresses[..1]);
     let reading = tokio::spawn(async move { get(&old_leader, "x").await });
     tokio::task::yield_now().await;
-    cluster.nodes[&addresses[0]].signal(Signal::SIGCONT);
+    cluster.nodes[&addresses[0]].thaw();
     assert_eq!(reading.await.unwrap().as_deref(), Some("new"), "a stale read");
     assert_eq!(cluster.wait_in_sync().await, addresses[1]);
 }

@@ -33,31 +33,6 @@ fn seconds(default: u64) -> Duration {
     Duration::from_secs(given.unwrap_or(default))
 }
 
-/// Stops the process, and waits until none of its threads runs any more.
-fn freeze(process: &Process) {
-    process.signal(Signal::SIGSTOP);
-    wait_until_stopped(process);
-}
-
-fn wait_until_stopped(process: &Process) {
-    let tasks = format!("/proc/{}/task", process.pid());
-    let stopped = || {
-        std::fs::read_dir(&tasks).unwrap().all(|task| {
-            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
-        })
-    };
-    let start = Instant::now();
-    while !stopped() {
-        assert!(start.elapsed() < PATIENCE, "{} does not stop", process.address);
-        std::thread::yield_now();
-    }
-}
-
-fn thaw(process: &Process) {
-    process.signal(Signal::SIGCONT);
-}
-
 /// The running node that is not `except`, is ready, and says that it leads; with all it says.
 async fn leader_but(cluster: &Cluster, except: &str) -> DescribeResponse {
     let start = Instant::now();
@@ -167,7 +142,7 @@ async fn a_stopped_leader_is_deposed_in_time_and_when_it_wakes_it_says_nothing_o
         let old_epoch = cluster.describe(&leader).await.unwrap().epoch;
         ledger.advance(50).await;
         let failed = ledger.failed();
-        freeze(&cluster.nodes[&leader]);
+        cluster.nodes[&leader].freeze();
         let since = Instant::now();
         let asked = ask_in_its_sleep(&leader, &ledger, &format!("asleep{round}"));
         let next = leader_but(&cluster, &leader).await;
@@ -180,7 +155,7 @@ async fn a_stopped_leader_is_deposed_in_time_and_when_it_wakes_it_says_nothing_o
             failed,
             "only clients of the stopped node may notice, and they hear nothing yet"
         );
-        thaw(&cluster.nodes[&leader]);
+        cluster.nodes[&leader].thaw();
         judge_answers(&cluster, &leader, next.epoch - 1, asked).await;
         load.check().await;
     }
@@ -199,9 +174,9 @@ async fn a_leader_stopped_for_less_than_the_timeout_leads_on_and_no_client_is_to
     load.readers(2, &addresses, OnError::Fail);
     for _ in 0..5 {
         load.ledger.advance(20).await;
-        freeze(&cluster.nodes[&leader]);
+        cluster.nodes[&leader].freeze();
         tokio::time::sleep(Duration::from_millis(100)).await;
-        thaw(&cluster.nodes[&leader]);
+        cluster.nodes[&leader].thaw();
         load.check().await;
     }
     load.ledger.advance(20).await;
@@ -222,7 +197,7 @@ async fn a_stopped_follower_stalls_writers_for_a_moment_without_an_error_and_is_
     for round in 0..3 {
         ledger.advance(50).await;
         ledger.watch_gaps();
-        freeze(&cluster.nodes[&addresses[2]]);
+        cluster.nodes[&addresses[2]].freeze();
         let asked = ask_in_its_sleep(&addresses[2], &ledger, &format!("asleep{round}"));
         let old_epoch = cluster.describe(&addresses[0]).await.unwrap().epoch;
         let start = Instant::now();
@@ -232,7 +207,7 @@ async fn a_stopped_follower_stalls_writers_for_a_moment_without_an_error_and_is_
         }
         ledger.advance(50).await;
         assert!(ledger.longest_gap() < BOUND, "writers stood for {:?}", ledger.longest_gap());
-        thaw(&cluster.nodes[&addresses[2]]);
+        cluster.nodes[&addresses[2]].thaw();
         judge_answers(&cluster, &addresses[2], old_epoch, asked).await;
         assert_eq!(cluster.wait_in_sync().await, addresses[0], "it is back, and nobody else leads");
         load.check().await;
@@ -249,7 +224,7 @@ async fn where_the_next_in_line_is_stopped_when_the_leader_dies_the_one_after_it
     load.writers(2, &addresses[2..], OnError::Fail);
     load.readers(2, &addresses[1..2], OnError::GoOn);
     ledger.advance(50).await;
-    freeze(&cluster.nodes[&addresses[1]]);
+    cluster.nodes[&addresses[1]].freeze();
     cluster.nodes.get_mut(&addresses[0]).unwrap().kill();
     let since = Instant::now();
     let asked = ask_in_its_sleep(&addresses[1], &ledger, "asleep");
@@ -257,7 +232,7 @@ async fn where_the_next_in_line_is_stopped_when_the_leader_dies_the_one_after_it
     let led = leader_but(&cluster, &addresses[1]).await;
     assert!(since.elapsed() < BOUND, "it led after {:?}", since.elapsed());
     assert_eq!((&led.address, led.in_sync.len()), (&addresses[2], 1));
-    thaw(&cluster.nodes[&addresses[1]]);
+    cluster.nodes[&addresses[1]].thaw();
     judge_answers(&cluster, &addresses[1], led.epoch - 1, asked).await;
     assert_eq!(cluster.wait_in_sync().await, addresses[2], "who wakes does not lead at once");
     cluster.spawn(&addresses[0]);
@@ -286,12 +261,12 @@ async fn a_leader_stopped_while_it_changes_the_view_freezes_nobody_and_wakes_up_
         while Instant::now() < moment {
             std::hint::spin_loop();
         }
-        freeze(&cluster.nodes[&addresses[0]]);
+        cluster.nodes[&addresses[0]].freeze();
         let asked = ask_in_its_sleep(&addresses[0], &ledger, &format!("asleep{round}"));
         let next = leader_but(&cluster, &addresses[0]).await;
         assert_eq!((&next.address, next.in_sync.len()), (&addresses[1], 1));
         ledger.advance(20).await;
-        thaw(&cluster.nodes[&addresses[0]]);
+        cluster.nodes[&addresses[0]].thaw();
         judge_answers(&cluster, &addresses[0], next.epoch - 1, asked).await;
         cluster.spawn(&addresses[2]);
         load.check().await;
@@ -308,7 +283,7 @@ async fn a_stopped_node_that_is_killed_frees_everything_and_can_be_started_again
     load.writers(1, &addresses[2..], OnError::Fail);
     for victim in [0, 1] {
         load.ledger.advance(20).await;
-        freeze(&cluster.nodes[&addresses[victim]]);
+        cluster.nodes[&addresses[victim]].freeze();
         cluster.nodes.get_mut(&addresses[victim]).unwrap().kill();
         load.ledger.advance(20).await;
         cluster.spawn(&addresses[victim]);
@@ -330,9 +305,9 @@ async fn a_suspend_of_all_nodes_together_is_no_failure_of_any() {
     for order in [[0, 1, 2], [2, 1, 0]] {
         load.ledger.advance(20).await;
         order.iter().for_each(|node| cluster.nodes[&addresses[*node]].signal(Signal::SIGSTOP));
-        cluster.nodes.values().for_each(wait_until_stopped);
+        cluster.nodes.values().for_each(Process::wait_until_stopped);
         tokio::time::sleep(Duration::from_secs(2)).await;
-        order.iter().rev().for_each(|node| thaw(&cluster.nodes[&addresses[*node]]));
+        order.iter().rev().for_each(|node| cluster.nodes[&addresses[*node]].thaw());
     }
     load.ledger.advance(20).await;
     assert_eq!(cluster.wait_in_sync().await, leader);
@@ -357,9 +332,9 @@ async fn stops_of_any_length_at_any_moment_lose_nothing_and_show_nothing_stale()
     let (start, length) = (Instant::now(), seconds(4));
     while start.elapsed() < length {
         let victims: Vec<&String> = addresses.iter().filter(|_| random.random_bool(0.4)).collect();
-        victims.iter().for_each(|victim| freeze(&cluster.nodes[*victim]));
+        victims.iter().for_each(|victim| cluster.nodes[*victim].freeze());
         tokio::time::sleep(Duration::from_millis(random.random_range(1..600))).await;
-        victims.iter().for_each(|victim| thaw(&cluster.nodes[*victim]));
+        victims.iter().for_each(|victim| cluster.nodes[*victim].thaw());
         tokio::time::sleep(Duration::from_millis(random.random_range(1..300))).await;
         load.check().await;
     }

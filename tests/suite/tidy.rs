@@ -108,7 +108,6 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
             "crate::control",
             "crate::supervisor",
             "crate::cli",
-            "crate::client",
             "crate::config",
         ],
     ),

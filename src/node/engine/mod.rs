@@ -206,6 +206,7 @@ impl<H: Hands> Engine<H> {
         }
         self.apply();
         self.release();
+        self.turn_away();
         self.submit();
         if self.may_flush() {
             self.step(Input::Flush);

@@ -60,18 +60,20 @@ impl<H: Hands> Engine<H> {
     // --- requests ---
 
     pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
-        if self.node.is_full() && !self.node.is_in_sync() {
-            // It could not take the entry, and so never say what became of it (R25). Another node can.
-            let grows = Mutation::decode(mutation).is_ok_and(|mutation| kv::grows(&mutation));
-            let refusal =
-                if grows { Ok(Err(kv::Refusal::SpaceExceeded)) } else { Err(Unavailable::NoLeader) };
-            let _ = answer.send(refusal);
-            return;
-        }
         match self.too_few_in_sync() {
             // One that has gone away does not wait for its answer.
             Some((have, need)) => drop(answer.send(Err(Unavailable::TooFewInSync { have, need }))),
             None => self.requests.arrive(mutation, deadline, answer),
+        }
+    }
+
+    /// A node that has left the set for want of room takes no entries (R25): it can neither say what became of a
+    /// request nor what is newest, and nobody knows for how long. Whatever it has not given to a leader yet is better
+    /// off elsewhere.
+    pub(super) fn turn_away(&mut self) {
+        if self.node.is_full() && !self.node.is_in_sync() {
+            self.requests.fail_unsubmitted(&Unavailable::NoRoomHere);
+            self.reads.fail_all(&Unavailable::NoRoomHere);
         }
     }
 

@@ -335,6 +335,7 @@ impl Clients {
             Err(
                 why @ (Unavailable::TooManyRequests
                 | Unavailable::TooFewInSync { .. }
+                | Unavailable::NoRoomHere
                 | Unavailable::NoLeader),
             ) => {
                 self.refused(operation, &why);
