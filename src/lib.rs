@@ -34,8 +34,8 @@
 //! `api` checks it and hands it to [`node::Handle`]; the driver gives it a sequence number and, on a follower, forwards
 //! it. The leader's `protocol` orders it; the record is encoded once, goes to the log's writer and to every follower at
 //! the same time, and each syncs. When the last in-sync node has said so it is committed; every node applies it to
-//! `kv`, and the node whose client asked answers when it applies it. So an answer never depends on who led meanwhile. A node that has no room and is not in sync
-//! cannot apply: its `api` becomes a `client` of the leader instead.
+//! `kv`, and the node whose client asked answers when it applies it. So an answer never depends on who led meanwhile.
+//! Only a node that has no room and is not in sync cannot apply: its `api` becomes a `client` of the leader instead.
 //!
 //! # Reading order
 //!
