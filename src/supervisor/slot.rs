@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::clock;
 use crate::control::cause::{self, Cause, Ended};
@@ -62,12 +62,43 @@ pub(super) struct Process {
     pub words_from: u64,
     /// A command of ours is to end it.
     pub asked_to_end: bool,
-    /// Processes killed for memory when it was started.
-    pub memory_kills_before: u64,
+    /// Whether something was killed for memory of late.
+    pub memory_kills: MemoryKills,
     /// Processor time at the last look.
     pub usage: Option<(Instant, u64)>,
     /// Share of one processor between the last two looks.
     pub cpu_percent: Option<f64>,
+}
+
+/// How far back a kill for memory may lie that a death is put down to: the count stands for all processes of a control
+/// group or of the machine, and a large process takes its time to end once it is killed.
+const MEMORY_WINDOW: Duration = Duration::from_secs(5);
+
+/// The count of kills for memory as it was a while ago.
+#[derive(Debug)]
+pub(super) struct MemoryKills {
+    /// When `last` was read.
+    at: Instant,
+    last: u64,
+    /// The count before that.
+    before: u64,
+}
+
+impl MemoryKills {
+    pub fn new(now: Instant, count: u64) -> MemoryKills {
+        MemoryKills { at: now, last: count, before: count }
+    }
+
+    fn look(&mut self, now: Instant, count: u64) {
+        if now.duration_since(self.at) >= MEMORY_WINDOW {
+            *self = MemoryKills { at: now, last: count, before: self.last };
+        }
+    }
+
+    /// True where something was killed within one to two windows before now.
+    fn grew(&self, count: u64) -> bool {
+        count > self.before
+    }
 }
 
 impl Process {
@@ -82,12 +113,13 @@ impl Process {
             }
         }
         self.usage = Some((now, stat.cpu_ticks));
+        self.memory_kills.look(now, os::memory_kills());
     }
 
     /// How it ended, who or what ended it, and what it said last.
     pub fn explain(&self, ended: Ended, words_file: &Path) -> LastExit {
-        let grew = os::memory_kills() > self.memory_kills_before;
-        let cause = cause::attribute(ended, self.asked_to_end, grew);
+        let of_late = self.memory_kills.grew(os::memory_kills());
+        let cause = cause::attribute(ended, self.asked_to_end, of_late);
         let words = match cause {
             Cause::Operator | Cause::OutOfMemory => None,
             Cause::Crash | Cause::Unknown => last_words(words_file, self.words_from),
@@ -177,6 +209,19 @@ mod tests {
         let path = directory.path().join("stderr");
         std::fs::write(&path, text).unwrap();
         last_words(&path, from)
+    }
+
+    #[test]
+    fn a_kill_for_memory_counts_for_a_while_and_not_for_ever() {
+        let start = clock::now();
+        let mut kills = MemoryKills::new(start, 7);
+        assert!(!kills.grew(7) && kills.grew(8));
+        for seconds in 1..=6 {
+            kills.look(start + Duration::from_secs(seconds), 8);
+        }
+        assert!(kills.grew(8), "a process that is killed may end a little later");
+        kills.look(start + Duration::from_secs(11), 8);
+        assert!(!kills.grew(8) && kills.grew(9));
     }
 
     #[test]

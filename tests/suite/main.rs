@@ -15,6 +15,8 @@ mod hung;
 mod kernel;
 mod ledger;
 mod logs;
+#[cfg(feature = "full-tests")]
+mod memory;
 mod operator;
 mod outputs;
 mod packaging;

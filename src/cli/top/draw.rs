@@ -32,6 +32,7 @@ const HELP: &[&str] = &[
     "s          start it                  S   stop it gracefully",
     "a          add a follower on the next free port",
     "l          its log in the whole window, and back",
+    "PgUp PgDn  back and forth in it; Home, End: first and last",
     "e          the history, shown or not",
     "q  Esc     leave; nothing that runs is ended by that",
     "",
@@ -194,23 +195,27 @@ fn events(picture: &Picture, palette: Palette, frame: &mut Frame<'_>, area: Rect
         let time = format!("{} ", render::time_of_day(&entry.at));
         Some(vec![piece(Tone::Dim, time), piece(Tone::Plain, told)])
     });
-    tail("events", lines.collect(), palette, frame, area);
+    tail("events", lines.collect(), 0, palette, frame, area);
 }
 
 fn log(model: &Model, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
-    let title = model.selected.as_ref().map_or("log".to_owned(), |node| format!("log of {node}"));
+    let mut title = model.selected.as_ref().map_or("log".to_owned(), |node| format!("log of {node}"));
+    if model.log_below > 0 {
+        title += " (stands still: End follows it)";
+    }
     let lines = model.log.iter().map(|line| vec![piece(Tone::Plain, line.clone())]);
-    tail(&title, lines.collect(), palette, frame, area);
+    tail(&title, lines.collect(), model.log_below, palette, frame, area);
 }
 
-/// A pane with the last lines that fit.
-fn tail(title: &str, lines: Vec<Line>, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
+/// A pane with the last lines that fit, or where some are to be below it, those before them; it is full where it can be.
+fn tail(title: &str, lines: Vec<Line>, below: usize, palette: Palette, frame: &mut Frame<'_>, area: Rect) {
     let block = pane(title, palette);
     let inner = block.inner(area);
     frame.render_widget(block, area);
-    let first = lines.len().saturating_sub(usize::from(inner.height));
-    let width = usize::from(inner.width);
-    show(frame, inner, palette, lines[first..].iter().map(|line| cut_line(line, width)).collect());
+    let (height, width) = (usize::from(inner.height), usize::from(inner.width));
+    let last = lines.len().saturating_sub(below).max(height.min(lines.len()));
+    let first = last.saturating_sub(height);
+    show(frame, inner, palette, lines[first..last].iter().map(|line| cut_line(line, width)).collect());
 }
 
 fn pane(title: &str, palette: Palette) -> Block<'static> {

@@ -36,7 +36,7 @@ const KEY_PATIENCE: Duration = Duration::from_millis(50);
 /// Events kept for the pane.
 const EVENTS: usize = 200;
 /// Lines of a log kept for the pane.
-const LOG_LINES: usize = 200;
+const LOG_LINES: usize = 1000;
 /// Bytes of a stamp at the start of a log line.
 const STAMP_BYTES: usize = 27;
 

@@ -19,6 +19,9 @@ use super::act::{Act, Verb};
 /// Values kept for the graphs; wider windows than this are rare.
 const SAMPLES: usize = 512;
 
+/// Lines that one key scrolls the log, and that are in sight at its beginning.
+const PAGE: usize = 10;
+
 /// The cluster as it was last looked at.
 #[derive(Debug)]
 pub struct Picture {
@@ -123,6 +126,8 @@ pub struct Model {
     pub shows_events: bool,
     /// The selected node's last lines.
     pub log: Vec<String>,
+    /// So many of them are below what is shown. Where there are any the log stands still.
+    pub log_below: usize,
     /// Changes a second.
     pub writes: Series,
     /// Microseconds of a linearizable read.
@@ -133,6 +138,8 @@ pub struct Model {
     pub message: Option<(Tone, String)>,
     /// When the revision was last read, and what it was.
     last_revision: Option<(Duration, i64)>,
+    /// The last lines, also while the log stands still.
+    newest_log: Vec<String>,
     next_number: u64,
 }
 
@@ -167,11 +174,13 @@ impl Model {
             log_is_full: false,
             shows_events: true,
             log: Vec::new(),
+            log_below: 0,
             writes: Series::default(),
             latency: Series::default(),
             running: Vec::new(),
             message: None,
             last_revision: None,
+            newest_log: Vec::new(),
             next_number: 0,
         }
     }
@@ -192,7 +201,8 @@ impl Model {
             Event::Logged { node, lines } => {
                 // Late lines of another node are not this one's.
                 if self.selected.as_ref() == Some(&node) {
-                    self.log = lines;
+                    self.newest_log = lines;
+                    self.follow_log();
                 }
                 Vec::new()
             }
@@ -242,7 +252,9 @@ impl Model {
         if node == self.selected {
             return Vec::new();
         }
-        self.log.clear();
+        self.newest_log.clear();
+        self.log_below = 0;
+        self.follow_log();
         self.selected.clone_from(&node);
         node.map(Effect::Follow).into_iter().collect()
     }
@@ -282,6 +294,10 @@ impl Model {
                 self.log_is_full = !self.log_is_full;
                 Vec::new()
             }
+            KeyCode::PageUp => self.scroll(self.log_below.saturating_add(PAGE)),
+            KeyCode::PageDown => self.scroll(self.log_below.saturating_sub(PAGE)),
+            KeyCode::Home => self.scroll(usize::MAX),
+            KeyCode::End => self.scroll(0),
             KeyCode::Char('e') => {
                 self.shows_events = !self.shows_events;
                 Vec::new()
@@ -297,6 +313,19 @@ impl Model {
             KeyCode::Char('S') => self.ask(Verb::Stop),
             KeyCode::Char('a') => self.ask(Verb::AddFollower),
             _ => Vec::new(),
+        }
+    }
+
+    /// Shows the log so far from its end; what is looked at does not move away under the eye.
+    fn scroll(&mut self, below: usize) -> Vec<Effect> {
+        self.log_below = below.min(self.log.len().saturating_sub(PAGE));
+        self.follow_log();
+        Vec::new()
+    }
+
+    fn follow_log(&mut self) {
+        if self.log_below == 0 {
+            self.log.clone_from(&self.newest_log);
         }
     }
 

@@ -429,3 +429,31 @@ fn without_a_leader_there_is_a_gap_and_a_new_leader_does_not_count_from_nothing(
     assert_eq!(model.writes.iter().filter(Option::is_none).count(), 1, "one gap");
     assert_eq!(model.latency.newest(), Some(400));
 }
+
+#[test]
+fn a_log_that_is_looked_back_in_stands_still_until_its_end_is_wanted() {
+    let mut model = model();
+    press(&mut model, KeyCode::Char('l'));
+    // The title, ten lines, what was said and the keys.
+    let shown = |model: &Model| window(model, 80, 13)[1..11].to_vec();
+    let line = |number: usize| format!("14:03:11  INFO line {number}");
+    assert_eq!((&shown(&model)[0], &shown(&model)[9]), (&line(20), &line(29)));
+    press(&mut model, KeyCode::PageUp);
+    assert_eq!((&shown(&model)[0], &shown(&model)[9]), (&line(10), &line(19)));
+    assert!(window(&model, 80, 13)[0].contains("stands still: End follows"));
+    let lines = (30..60).map(line).collect();
+    model.update(Event::Logged { node: node(2379), lines });
+    assert_eq!(shown(&model)[0], line(10), "it moved away under the eye");
+    for _ in 0..5 {
+        press(&mut model, KeyCode::PageUp);
+    }
+    assert_eq!(shown(&model)[0], line(0), "no further than to its beginning");
+    press(&mut model, KeyCode::PageDown);
+    assert_eq!(shown(&model)[0], line(10));
+    press(&mut model, KeyCode::End);
+    assert_eq!(shown(&model)[9], line(59), "it goes on with what came meanwhile");
+    press(&mut model, KeyCode::Home);
+    assert_eq!(shown(&model)[0], line(30));
+    press(&mut model, KeyCode::Char('j'));
+    assert!(model.log.is_empty() && model.log_below == 0, "another node's log is another log");
+}

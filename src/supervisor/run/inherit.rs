@@ -15,7 +15,7 @@ use super::super::adopt::{self, Survivor};
 use super::super::heal;
 use super::super::past::{NodePast, Past};
 use super::super::record::{self, Fault, LastExit, NodeRecord, Record};
-use super::super::slot::{Process, Slot};
+use super::super::slot::{MemoryKills, Process, Slot};
 use super::super::{events, os, spawn};
 use super::{Message, Supervisor};
 
@@ -106,9 +106,10 @@ impl Supervisor {
                 since: clock::now(),
                 adopted: true,
                 ready_told: past.ready && past.open == Some(pid),
-                words_from: 0,
+                // What was said before is of no use: a process speaks of its end when it ends, and that is later.
+                words_from: self.layout.stderr(node).metadata().map_or(0, |metadata| metadata.len()),
                 asked_to_end: false,
-                memory_kills_before: os::memory_kills(),
+                memory_kills: MemoryKills::new(clock::now(), os::memory_kills()),
                 usage: None,
                 cpu_percent: None,
             });

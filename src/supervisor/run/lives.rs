@@ -9,7 +9,7 @@ use crate::control::life::{Action, Answer, Event, SIGKILL, State};
 use crate::control::plan;
 use crate::view::NodeId;
 
-use super::super::slot::{Process, Slot};
+use super::super::slot::{MemoryKills, Process, Slot};
 use super::super::spawn::{self, Job, SpawnError};
 use super::super::wire::{Outcome, OutcomeKind, Reply};
 use super::super::{crash, events, os};
@@ -158,7 +158,7 @@ impl Supervisor {
         }
         // By the nonce a successor finds the process, should we die before we know its number.
         self.remember();
-        let memory_kills_before = os::memory_kills();
+        let memory_kills = MemoryKills::new(clock::now(), os::memory_kills());
         let output = self.layout.stderr(node);
         let words_from = output.metadata().map_or(0, |metadata| metadata.len());
         let job = Job {
@@ -179,7 +179,7 @@ impl Supervisor {
             ready_told: false,
             words_from,
             asked_to_end: false,
-            memory_kills_before,
+            memory_kills,
             usage: None,
             cpu_percent: None,
         };
