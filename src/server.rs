@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::config::parse_log_size;
@@ -426,7 +427,7 @@ async fn serve_clients(
     told: oneshot::Receiver<()>,
 ) {
     let routes = api::services(handle);
-    let incoming = ReceiverStream::new(incoming);
+    let incoming = ReceiverStream::new(incoming).map(|stream| stream.map(api::Forgiving::new));
     let last_call = async {
         // A sender that is dropped without a word belongs to a process that ends anyway.
         let _ = told.await;

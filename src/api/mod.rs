@@ -4,6 +4,7 @@
 //!
 //! Watches, leases, and the parts of Cluster and Maintenance that are not here answer `Unimplemented`.
 
+mod authority;
 mod cluster;
 mod deadline;
 mod header;
@@ -19,6 +20,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub use authority::Forgiving;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
@@ -34,6 +36,8 @@ use crate::proto::replcluster::node_server::NodeServer;
 /// What a client may send beyond the largest request before its bytes are not even read, as in etcd: room for what
 /// surrounds the request.
 const REQUEST_OVERHEAD_BYTES: usize = 512 * 1024;
+/// Largest frame that a client may send, in bytes.
+const FRAME_BYTES: u32 = 1 << 18;
 
 /// Every gRPC service of a node: etcd's, the controller's, health and reflection (v1 and v1alpha).
 #[must_use]
@@ -64,7 +68,7 @@ pub fn server_builder() -> Server {
         .http2_max_pending_accept_reset_streams(Some(4096))
         .initial_stream_window_size(1 << 20)
         .initial_connection_window_size(16 << 20)
-        .max_frame_size(1 << 18)
+        .max_frame_size(FRAME_BYTES)
         // Finds clients whose host is gone, and gives back what their streams hold.
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))

@@ -62,3 +62,22 @@ async fn etcdctl_puts_gets_deletes_and_transacts_while_the_leader_is_killed() {
     let health = etcdctl(&addresses, &["endpoint", "health"], "");
     assert_eq!(health.matches("is healthy").count(), 0, "etcdctl says so on standard error: {health}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn endpoints_may_be_written_as_urls_and_are_taken_from_the_list_of_members() {
+    let cluster = Cluster::start(3).await;
+    let addresses = cluster.addresses();
+    let url = vec![format!("http://{}", addresses[1])];
+    for arguments in
+        [&["endpoint", "status"][..], &["endpoint", "hashkv"], &["endpoint", "health"], &["put", "a", "1"]]
+    {
+        etcdctl(&url, arguments, "");
+    }
+    assert_eq!(etcdctl(&url, &["get", "a", "--print-value-only"], ""), "1\n");
+    let status = etcdctl(&addresses[..1], &["endpoint", "status", "--cluster"], "");
+    assert_eq!(status.lines().count(), 3, "{status}");
+    let hashes = etcdctl(&addresses[..1], &["endpoint", "hashkv", "--cluster"], "");
+    let mut hashes: Vec<&str> = hashes.lines().map(|line| line.rsplit(", ").next().unwrap()).collect();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 1, "{hashes:?}");
+}
