@@ -439,4 +439,30 @@ mod tests {
         too_large[head..head + 3].copy_from_slice(&[0xff, 0xff, 0xff]);
         assert_eq!(through(&too_large, 60).await, (too_large, false));
     }
+
+    #[tokio::test]
+    async fn whatever_comes_nothing_else_is_changed_and_nothing_is_lost() {
+        use rand::{RngExt as _, SeedableRng as _};
+        for seed in 0..2000 {
+            let mut random = rand::rngs::StdRng::seed_from_u64(seed);
+            let mut frames = Vec::new();
+            for _ in 0..random.random_range(1..6) {
+                let mut payload: Vec<u8> = (0..random.random_range(0..60)).map(|_| random.random()).collect();
+                if random.random() {
+                    let at = random.random_range(0..=payload.len());
+                    payload.splice(at..at, field(1, "http://h:1", false));
+                }
+                let kind = *[0, HEADERS, HEADERS, HEADERS, 9].get(random.random_range(0..5)).unwrap();
+                frames.push(frame(kind, random.random(), &payload));
+            }
+            let mut bytes = connection(&frames);
+            bytes.truncate(random.random_range(0..=bytes.len()));
+            let (out, _) = through(&bytes, random.random_range(0..=bytes.len())).await;
+            let same = |(came, went): (&u8, &u8)| came == went || (*came, *went) == (AUTHORITY, SET_COOKIE);
+            assert!(
+                out.len() == bytes.len() && bytes.iter().zip(&out).all(same),
+                "seed {seed}: {bytes:x?} became {out:x?}"
+            );
+        }
+    }
 }
