@@ -36,25 +36,39 @@ pub enum ClientError {
     },
     /// The connection ended before the answer came: the request may have been carried out.
     #[error(
-        "the connection to {endpoint} ended before its answer came ({cause})\nthe request may have been carried out: read before trying again"
+        "the connection to {endpoint} ended before its answer came ({cause})\n{}",
+        if *.read { READ_AGAIN } else { "the request may have been carried out: read before trying again" }
     )]
     Broken {
         /// Whom the connection led to.
         endpoint: String,
         /// What the transport reported, from the outside in.
         cause: String,
+        /// It only read, so nothing can have been changed.
+        read: bool,
     },
     /// No answer within the time allowed: the request may have been carried out, or may yet be.
     #[error(
-        "{endpoint} did not answer within {after:?}\nthe request may have been carried out, or may yet be: read before trying again"
+        "{endpoint} did not answer within {after:?}\n{}",
+        if *.read {
+            READ_AGAIN
+        } else {
+            "the request may have been carried out, or may yet be: read before trying again"
+        }
     )]
     TimedOut {
         /// Who was asked last.
         endpoint: String,
         /// How long was waited.
         after: Duration,
+        /// It only read, so nothing can have been changed.
+        read: bool,
     },
 }
+
+/// What to do about a read without an answer.
+const READ_AGAIN: &str =
+    "nothing was changed by it: see how the nodes stand with `replcluster status`, then read again";
 
 /// What a failure says about the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +101,31 @@ impl ClientError {
             (Some(innermost), true) => {
                 ClientError::Unreachable { tried: vec![(endpoint, innermost.clone())] }
             }
-            (Some(_), false) => ClientError::Broken { endpoint, cause: causes.join(": ") },
+            (Some(_), false) => ClientError::Broken { endpoint, cause: causes.join(": "), read: false },
         }
+    }
+
+    /// The same of a request that only read.
+    #[must_use]
+    pub fn of_read(self) -> ClientError {
+        match self {
+            ClientError::Broken { endpoint, cause, read: _ } => {
+                ClientError::Broken { endpoint, cause, read: true }
+            }
+            ClientError::TimedOut { endpoint, after, read: _ } => {
+                ClientError::TimedOut { endpoint, after, read: true }
+            }
+            ClientError::NoEndpoints
+            | ClientError::BadEndpoint { .. }
+            | ClientError::Unreachable { .. }
+            | ClientError::Refused { .. } => self,
+        }
+    }
+
+    /// What happened, without what to do about it: its first line.
+    #[must_use]
+    pub fn what(&self) -> String {
+        self.to_string().lines().next().unwrap_or_default().to_owned()
     }
 
     /// What is known about a write that failed like this.
@@ -192,6 +229,21 @@ mod tests {
         let error = ClientError::from_status("a:1", Status::from_error(Box::new(reset)));
         assert!(matches!(error, ClientError::Broken { .. }), "{error:?}");
         assert_eq!(error.certainty(), Certainty::Unknown);
+    }
+
+    #[test]
+    fn a_read_without_an_answer_is_never_said_to_have_changed_anything() {
+        let after = Duration::from_secs(1);
+        let errors = [
+            ClientError::TimedOut { endpoint: "a:1".to_owned(), after, read: false },
+            ClientError::Broken { endpoint: "a:1".to_owned(), cause: "reset".to_owned(), read: false },
+        ];
+        for error in errors {
+            assert!(error.to_string().contains("may have been carried out"), "{error}");
+            let (what, of_read) = (error.what(), error.of_read());
+            assert_eq!(of_read.what(), what);
+            assert!(of_read.to_string().contains("nothing was changed"), "{of_read}");
+        }
     }
 
     #[test]

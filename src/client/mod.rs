@@ -266,7 +266,7 @@ impl Client {
             let asked = link.clone();
             let call =
                 async move { MaintenanceClient::new(asked.channel()).status(pb::StatusRequest {}).await };
-            (link.endpoint.to_string(), attempt(&link, timeout, call).await)
+            (link.endpoint.to_string(), attempt(&link, timeout, call).await.map_err(ClientError::of_read))
         });
         futures_util::future::join_all(answers).await
     }
@@ -315,6 +315,7 @@ impl Client {
                         self.shared.preferred.store(position, Ordering::Relaxed);
                         return Ok(answer);
                     }
+                    Err(error) if repeat == Repeat::Safe => error.of_read(),
                     Err(error) => error,
                 };
                 match error {
@@ -347,7 +348,9 @@ async fn attempt<T>(
     match tokio::time::timeout(allowed, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(ClientError::from_status(&link.endpoint, status)),
-        Err(_) => Err(ClientError::TimedOut { endpoint: link.endpoint.to_string(), after: allowed }),
+        Err(_) => {
+            Err(ClientError::TimedOut { endpoint: link.endpoint.to_string(), after: allowed, read: false })
+        }
     }
 }
 

@@ -55,7 +55,7 @@ async fn once<T>(
     match tokio::time::timeout(within, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
         Ok(Err(status)) => Err(ClientError::from_status(endpoint, status)),
-        Err(_) => Err(ClientError::TimedOut { endpoint: endpoint.to_owned(), after: within }),
+        Err(_) => Err(ClientError::TimedOut { endpoint: endpoint.to_owned(), after: within, read: false }),
     }
 }
 
