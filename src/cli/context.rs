@@ -114,7 +114,8 @@ impl Context {
         let mut ended = None;
         loop {
             if let Some(mut conversation) = self.supervisor().await?
-                && conversation.ask(&Request::Snapshot).await.is_ok()
+                && let left = deadline.saturating_duration_since(clock::now())
+                && let Ok(Ok(_)) = tokio::time::timeout(left, conversation.ask(&Request::Snapshot)).await
             {
                 return Ok(conversation);
             }
@@ -229,7 +230,9 @@ pub async fn ask(supervisor: &mut Conversation, request: &Request) -> Result<Rep
         Ok(Err(error)) => {
             Err(Failure::new(Exit::Failed, format!("the supervisor went away: {error}\n{advice}")))
         }
-        Ok(Ok(Reply::Refused { reason })) => Err(Failure::new(Exit::Failed, reason)),
+        Ok(Ok(Reply::Refused { reason, overtaken })) => {
+            Err(Failure::new(if overtaken { Exit::Conflict } else { Exit::Failed }, reason))
+        }
         Ok(Ok(reply)) => Ok(reply),
     }
 }
@@ -251,12 +254,16 @@ pub async fn ask_nodes(supervisor: &mut Conversation, request: &Request) -> Resu
             Ok(outcomes)
         }
         Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => {
-            Err(Failure::new(
-                Exit::Failed,
-                "the supervisor is of another version\nrestart it: `replcluster down`, then `up`",
-            ))
+            Err(other_version())
         }
     }
+}
+
+/// A supervisor that answers something else than what it was asked.
+#[must_use]
+pub fn other_version() -> Failure {
+    let message = "the supervisor is of another version\nrestart it: `replcluster down`, then `up`";
+    Failure::new(Exit::Failed, message)
 }
 
 /// Addresses as the wire has them.

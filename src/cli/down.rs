@@ -97,6 +97,7 @@ pub(super) async fn end_all(
                     signal: SIGKILL,
                     fault: events::new_id(),
                     only: vec![],
+                    even_last: true,
                 };
                 ask_nodes(&mut supervisor, &request).await?;
                 wait::ended_all(&mut supervisor, &nodes, patience).await?;

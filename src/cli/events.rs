@@ -129,14 +129,20 @@ pub(super) fn sentence(event: &Event) -> String {
                 | (Kind::Kill, Phase::Seen | Phase::Healed) => String::new(),
             }
         }
-        Event::Verdict { leader, unavailable_ms, acknowledged, lost, verdict, .. } => {
+        Event::Verdict { leader, unavailable_ms, silent_ms, acknowledged, lost, verdict, nodes: _ } => {
             let leader = leader.as_deref().unwrap_or("nobody");
-            let gap = unavailable_ms
-                .map_or(String::new(), |gap| format!(", writes paused {}", render::milliseconds(gap)));
-            format!(
-                "{verdict}: {leader} leads{gap}, {} acknowledged, {lost} lost",
-                render::grouped(*acknowledged)
-            )
+            // Without a load there is nothing that could have been counted.
+            let Some(acknowledged) = acknowledged else { return format!("not probed: {leader} leads") };
+            let gap = match (unavailable_ms, silent_ms) {
+                (_, Some(silent)) => {
+                    format!(", writes did not come back within {}", render::milliseconds(*silent))
+                }
+                (Some(gap), None) => format!(", writes paused {}", render::milliseconds(*gap)),
+                (None, None) => String::new(),
+            };
+            let lost =
+                lost.map_or("not read back".to_owned(), |lost| format!("{} lost", render::grouped(lost)));
+            format!("{verdict}: {leader} leads{gap}, {} acknowledged, {lost}", render::grouped(*acknowledged))
         }
     }
 }
@@ -167,5 +173,36 @@ mod tests {
         };
         assert_eq!(sentence(&command(&["h:1", "h:2"])), "down (h:1, h:2, operator)");
         assert_eq!(sentence(&command(&[])), "down (operator)");
+    }
+
+    #[test]
+    fn a_verdict_never_tells_a_number_that_nobody_counted() {
+        let verdict = |silent_ms: Option<f64>, acknowledged, lost| Event::Verdict {
+            nodes: vec![],
+            leader: Some("h:1".to_owned()),
+            unavailable_ms: silent_ms.is_none().then_some(11.0),
+            silent_ms,
+            acknowledged,
+            lost,
+            verdict: "inconclusive".to_owned(),
+        };
+        let told = |silent_ms, acknowledged, lost| sentence(&verdict(silent_ms, acknowledged, lost));
+        assert_eq!(
+            told(None, Some(48), Some(0)),
+            "inconclusive: h:1 leads, writes paused 11 ms, 48 acknowledged, 0 lost"
+        );
+        assert_eq!(
+            told(Some(5004.0), Some(48), None),
+            "inconclusive: h:1 leads, writes did not come back within 5 004 ms, 48 acknowledged, not read back"
+        );
+        assert_eq!(told(None, None, None), "not probed: h:1 leads");
+    }
+
+    #[test]
+    fn verdicts_of_histories_that_were_written_before_still_read() {
+        let old =
+            r#"{"event":"verdict","nodes":[],"leader":null,"acknowledged":48,"lost":0,"verdict":"proved"}"#;
+        let event: Event = serde_json::from_str(old).unwrap();
+        assert_eq!(sentence(&event), "proved: nobody leads, 48 acknowledged, 0 lost");
     }
 }

@@ -22,7 +22,7 @@ use super::down;
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, orphans, recover, remove, start, status, target};
+use super::{kill, nodes, orphans, recover, remove, start, status, target};
 
 /// How long a leader that is to go may take to hand over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
@@ -208,7 +208,10 @@ async fn confirm_write(context: &Context, found: &Survey) -> Result<(), Failure>
         let message =
             format!("no write is acknowledged: {error}\nlook at `replcluster status` and `replcluster logs`");
         Failure::new(Exit::Failed, message).with_node_log(&context.layout, leader)
-    })
+    })?;
+    // Of kills after which nobody was left, say.
+    kill::sweep(&[leader.to_string()]).await;
+    Ok(())
 }
 
 fn finish(context: &Context, found: &Survey) -> Outcome {

@@ -2,11 +2,12 @@
 //!
 //! A few writers, at least one through each endpoint, write one key after another without a pause; no key is
 //! written twice and no write is tried twice. Afterwards every surviving node is read at one revision and the
-//! outcome is judged (`judge`). The keys lie below [`PREFIX`] and are removed at the end; a load that is dropped
-//! instead of finished leaves them behind.
+//! outcome is judged (`judge`). The keys lie below [`PREFIX`] and are removed at the end. Where nobody could be reached
+//! for that, or the load was dropped instead of finished, they stay until somebody sweeps (`sweep`).
 
 pub mod history;
 mod judge;
+mod sweep;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,13 +20,14 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 pub use judge::{Evidence, Verdict, judge};
+pub use sweep::sweep;
 
-use self::history::{Attempt, Found, History, Outcome, ReadBack, Replica, WriteId};
+use self::history::{Attempt, Fault, Found, History, Outcome, ReadBack, Replica, WriteId};
 use super::{Certainty, Client, ClientError, Link, Options, prefix_end};
 use crate::clock;
 use crate::proto::etcdserverpb as pb;
 
-/// All keys of all probes begin with it; those of one run with this, 16 random hexadecimal digits and a slash.
+/// All keys of all probes begin with it; those of one run with this, the run's name and a slash.
 pub const PREFIX: &[u8] = b"replcluster/probe/";
 
 /// So many writers at least, however few endpoints there are: with fewer, none might be in flight at the fault.
@@ -44,8 +46,10 @@ const MOST_PENDING: usize = 32;
 const DRAIN: Duration = Duration::from_secs(3);
 /// A writer whose write failed tries the next one after this long, so that a dead node is not hammered.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(2);
-/// How long one surviving node may take to answer one page of the read-back.
-const READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the whole read-back may take where the nodes serve.
+pub const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the keys are tried to be removed.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(3);
 /// Keys in one page of the read-back.
 const PAGE: i64 = 4096;
 
@@ -55,7 +59,6 @@ pub struct Probe {
     shared: Arc<Shared>,
     /// Owned, so that a dropped probe stops writing.
     writers: JoinSet<Vec<Attempt>>,
-    endpoints: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -65,8 +68,10 @@ struct Shared {
     stop: AtomicBool,
     acknowledged: AtomicU64,
     after_fault: AtomicU64,
-    /// Microseconds since `began`; 0 while there was no fault.
-    fault_us: AtomicU64,
+    /// When the fault was about to be ordered, in microseconds since `began`; 0 while it was not.
+    ordered_us: AtomicU64,
+    /// When its effect was seen, likewise.
+    seen_us: AtomicU64,
 }
 
 impl Shared {
@@ -75,8 +80,18 @@ impl Shared {
         u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX).max(1)
     }
 
-    fn fault_us(&self) -> Option<u64> {
-        Some(self.fault_us.load(Ordering::SeqCst)).filter(|at_us| *at_us > 0)
+    fn seen_us(&self) -> Option<u64> {
+        Some(self.seen_us.load(Ordering::SeqCst)).filter(|at_us| *at_us > 0)
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        let ordered_us = self.ordered_us.load(Ordering::SeqCst);
+        (ordered_us > 0).then(|| Fault { ordered_us, seen_us: self.seen_us() })
+    }
+
+    /// Now, where no moment stands there yet.
+    fn mark(&self, moment: &AtomicU64) {
+        let _ = moment.compare_exchange(0, self.micros(), Ordering::SeqCst, Ordering::SeqCst);
     }
 }
 
@@ -85,7 +100,7 @@ impl Probe {
     ///
     /// # Errors
     /// [`ClientError::NoEndpoints`], [`ClientError::BadEndpoint`].
-    pub async fn start(endpoints: Vec<String>) -> Result<Probe, ClientError> {
+    pub async fn start(endpoints: &[String]) -> Result<Probe, ClientError> {
         Probe::start_with(endpoints, WRITERS).await
     }
 
@@ -93,7 +108,19 @@ impl Probe {
     ///
     /// # Errors
     /// As [`Probe::start`].
-    pub async fn start_with(endpoints: Vec<String>, writers: usize) -> Result<Probe, ClientError> {
+    pub async fn start_with(endpoints: &[String], writers: usize) -> Result<Probe, ClientError> {
+        Probe::begin(endpoints, writers, &format!("{:016x}", rand::random::<u64>()))
+    }
+
+    /// As [`Probe::start`], under a name that no other run has: by it whoever sweeps knows whether this one is over.
+    ///
+    /// # Errors
+    /// As [`Probe::start`].
+    pub async fn start_as(endpoints: &[String], run: &str) -> Result<Probe, ClientError> {
+        Probe::begin(endpoints, WRITERS, run)
+    }
+
+    fn begin(endpoints: &[String], writers: usize, run: &str) -> Result<Probe, ClientError> {
         let links = endpoints
             .iter()
             .take(MOST_WRITERS)
@@ -102,21 +129,22 @@ impl Probe {
         if links.is_empty() {
             return Err(ClientError::NoEndpoints);
         }
-        let prefix = [PREFIX, format!("{:016x}/", rand::random::<u64>()).as_bytes()].concat();
+        let prefix = [PREFIX, run.as_bytes(), b"/"].concat();
         let shared = Arc::new(Shared {
             prefix,
             began: clock::now(),
             stop: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             after_fault: AtomicU64::new(0),
-            fault_us: AtomicU64::new(0),
+            ordered_us: AtomicU64::new(0),
+            seen_us: AtomicU64::new(0),
         });
         let count = links.len().max(writers.min(MOST_WRITERS));
         let mut writers = JoinSet::new();
         for (writer, link) in (0..).zip(links.iter().cycle().take(count)) {
             writers.spawn(write(Arc::clone(&shared), link.clone(), writer));
         }
-        Ok(Probe { shared, writers, endpoints })
+        Ok(Probe { shared, writers })
     }
 
     /// Writes acknowledged so far.
@@ -125,20 +153,25 @@ impl Probe {
         self.shared.acknowledged.load(Ordering::SeqCst)
     }
 
-    /// To be called right before the fault is injected; the first call counts.
-    pub fn mark_fault(&self) {
-        let now = self.shared.micros();
-        let _ = self.shared.fault_us.compare_exchange(0, now, Ordering::SeqCst, Ordering::SeqCst);
+    /// To be called right before the fault is ordered; the first call counts.
+    pub fn mark_ordered(&self) {
+        self.shared.mark(&self.shared.ordered_us);
     }
 
-    /// Writes acknowledged since [`Probe::mark_fault`].
+    /// To be called as soon as the fault is seen to have struck; the first call counts.
+    pub fn mark_seen(&self) {
+        self.shared.mark(&self.shared.seen_us);
+    }
+
+    /// Acknowledged writes that were sent after [`Probe::mark_seen`].
     #[must_use]
     pub fn acknowledged_after_fault(&self) -> u64 {
         self.shared.after_fault.load(Ordering::SeqCst)
     }
 
-    /// Stops the load, reads everything back through each of the surviving endpoints, removes the keys, and judges.
-    pub async fn finish(mut self, surviving: Vec<String>) -> Evidence {
+    /// Stops the load, reads everything back through each of the surviving endpoints within `patience`, removes the
+    /// keys, and judges.
+    pub async fn finish(mut self, surviving: &[String], patience: Duration) -> Evidence {
         let stopped_us = self.shared.micros();
         self.shared.stop.store(true, Ordering::SeqCst);
         let mut attempts = Vec::new();
@@ -149,20 +182,15 @@ impl Probe {
                 Err(error) => std::panic::resume_unwind(error.into_panic()),
             }
         }
-        let history = History {
-            prefix: self.shared.prefix.clone(),
-            attempts,
-            fault_us: self.shared.fault_us(),
-            stopped_us,
-        };
-        let readback = read_back(&history.prefix, &surviving).await;
+        let prefix = self.shared.prefix.clone();
+        let history = History { prefix, attempts, fault: self.shared.fault(), stopped_us };
+        let readback = read_back(&history.prefix, surviving, patience).await;
         let mut evidence = judge(&history, &readback);
-        let reachable = if surviving.is_empty() { &self.endpoints } else { &surviving };
-        if let Err(error) = remove(&history.prefix, reachable).await
-            && evidence.reason.is_none()
-        {
+        let read: Vec<String> = readback.replicas.into_iter().map(|replica| replica.endpoint).collect();
+        let reachable = if read.is_empty() { surviving } else { &read };
+        if let Err(why) = remove(&history.prefix, reachable).await {
             let prefix = String::from_utf8_lossy(&history.prefix).into_owned();
-            evidence.reason = Some(format!("the keys below {prefix} could not be removed: {error}"));
+            evidence.leftover = Some(format!("the load's keys below {prefix} are still there: {why}"));
         }
         evidence
     }
@@ -218,7 +246,7 @@ async fn write_once(shared: &Shared, link: &Link, id: WriteId) -> Attempt {
         Some(Ok(answer)) => {
             let revision = answer.into_inner().header.unwrap_or_default().revision;
             shared.acknowledged.fetch_add(1, Ordering::SeqCst);
-            if shared.fault_us().is_some_and(|fault_us| at_us > fault_us) {
+            if shared.seen_us().is_some_and(|seen_us| sent_us > seen_us) {
                 shared.after_fault.fetch_add(1, Ordering::SeqCst);
             }
             Outcome::Acknowledged { revision, at_us }
@@ -249,25 +277,38 @@ async fn give_up(shared: &Shared) {
 }
 
 /// Reads the run's keys through every endpoint: the first says at which revision, the others must know it.
-async fn read_back(prefix: &[u8], surviving: &[String]) -> ReadBack {
+async fn read_back(prefix: &[u8], surviving: &[String], patience: Duration) -> ReadBack {
     let mut readback = ReadBack::default();
     let mut revision = 0;
+    let deadline = clock::now() + patience;
     for endpoint in surviving {
-        match read_replica(prefix, endpoint, revision).await {
-            Ok(replica) => {
+        let left = deadline.saturating_duration_since(clock::now());
+        if left.is_zero() {
+            readback.unread.push((endpoint.clone(), "no time was left to ask it".to_owned()));
+            continue;
+        }
+        let read = read_replica(prefix, endpoint, revision, left);
+        match tokio::time::timeout(left, read).await {
+            Ok(Ok(replica)) => {
                 revision = replica.revision;
                 readback.replicas.push(replica);
             }
-            Err(error) if is_future_revision(&error) => readback.stale.push(endpoint.clone()),
-            Err(error) => readback.unread.push((endpoint.clone(), error.to_string())),
+            Ok(Err(error)) if is_future_revision(&error) => readback.stale.push(endpoint.clone()),
+            Ok(Err(error)) => readback.unread.push((endpoint.clone(), error.what())),
+            Err(_) => readback.unread.push((endpoint.clone(), format!("no answer within {left:?}"))),
         }
     }
     readback
 }
 
 /// Reads all keys below the prefix through one endpoint, at `revision` or, where that is 0, at the newest.
-async fn read_replica(prefix: &[u8], endpoint: &str, mut revision: i64) -> Result<Replica, ClientError> {
-    let options = Options { timeout: READ_TIMEOUT, ..Options::default() };
+async fn read_replica(
+    prefix: &[u8],
+    endpoint: &str,
+    mut revision: i64,
+    timeout: Duration,
+) -> Result<Replica, ClientError> {
+    let options = Options { timeout, ..Options::default() };
     let client = Client::new(std::slice::from_ref(&endpoint.to_owned()), options)?;
     let mut found = Vec::new();
     let mut from = Bytes::copy_from_slice(prefix);
@@ -305,25 +346,17 @@ fn is_future_revision(error: &ClientError) -> bool {
     })
 }
 
-/// Removes the run's keys. A write of unknown fate may still land after the first round, hence the second look.
-async fn remove(prefix: &[u8], endpoints: &[String]) -> Result<(), ClientError> {
-    let client = Client::new(endpoints, Options { timeout: READ_TIMEOUT, ..Options::default() })?;
-    let request = pb::DeleteRangeRequest {
-        key: Bytes::copy_from_slice(prefix),
-        range_end: prefix_end(prefix),
-        prev_kv: false,
-    };
-    // Deleting what is not there changes nothing, so a delete of unknown fate may be repeated.
-    let mut failure = None;
-    for _ in 0..5 {
-        match client.delete(request.clone()).await {
-            Ok(answer) if answer.deleted == 0 => return Ok(()),
-            Ok(_) => failure = None,
-            Err(error) if error.is_passing() => failure = Some(error),
-            Err(error) => return Err(error),
-        }
+/// Removes the run's keys; says why, where that is not done.
+async fn remove(prefix: &[u8], endpoints: &[String]) -> Result<(), String> {
+    if endpoints.is_empty() {
+        return Err("no node is left to remove them through".to_owned());
     }
-    failure.map_or(Ok(()), Err)
+    let options = Options { timeout: REMOVE_PATIENCE, ..Options::default() };
+    let client = Client::new(endpoints, options).map_err(|error| error.what())?;
+    match tokio::time::timeout(REMOVE_PATIENCE, sweep::delete(&client, prefix, prefix_end(prefix))).await {
+        Ok(deleted) => deleted.map(|_| ()).map_err(|error| error.what()),
+        Err(_) => Err(format!("no delete was acknowledged within {REMOVE_PATIENCE:?}")),
+    }
 }
 
 #[cfg(test)]

@@ -145,14 +145,21 @@ pub enum Event {
         nodes: Vec<String>,
         /// Who leads now.
         leader: Option<String>,
-        /// The longest gap between acknowledged writes, in milliseconds; absent without a load.
-        #[serde(skip_serializing_if = "Option::is_none")]
+        /// The longest gap between acknowledged writes, in milliseconds; absent without a load, and where writes did not
+        /// come back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
         unavailable_ms: Option<f64>,
-        /// Writes acknowledged.
-        acknowledged: u64,
-        /// Acknowledged and not read back.
-        lost: u64,
-        /// `proved`, `violated` or `inconclusive`.
+        /// How long no write had been acknowledged when the load ended, in milliseconds; only where writes did not come
+        /// back.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        silent_ms: Option<f64>,
+        /// Writes acknowledged; absent without a load.
+        #[serde(default)]
+        acknowledged: Option<u64>,
+        /// Acknowledged and not read back as they were; absent where nothing was read back.
+        #[serde(default)]
+        lost: Option<u64>,
+        /// `proved`, `violated` or `inconclusive`; `none` without a load.
         verdict: String,
     },
 }

@@ -23,13 +23,16 @@ pub struct Record {
     pub schema: u32,
     /// Who wrote this.
     pub supervisor: Option<ProcessId>,
+    /// It runs within the command of somebody at a terminal, or of a service manager: no node outlives it.
+    #[serde(default)]
+    pub foreground: bool,
     /// Each node by its address.
     pub nodes: BTreeMap<String, NodeRecord>,
 }
 
 impl Default for Record {
     fn default() -> Record {
-        Record { schema: SCHEMA, supervisor: None, nodes: BTreeMap::new() }
+        Record { schema: SCHEMA, supervisor: None, foreground: false, nodes: BTreeMap::new() }
     }
 }
 

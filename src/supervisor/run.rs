@@ -255,8 +255,11 @@ impl Supervisor {
                 let _ = reply.send(Reply::Done);
                 return Some(End::Asked);
             }
-            Message::Asked { request: Request::Pause { nodes, for_ms, fault }, reply } => {
-                self.pause(&nodes, for_ms, &fault, reply);
+            Message::Asked { request: Request::Pause { nodes, for_ms, fault, even_last }, reply } => {
+                match self.unasked(&nodes, even_last) {
+                    Some(refused) => drop(reply.send(refused)),
+                    None => self.pause(&nodes, for_ms, &fault, reply),
+                }
             }
             Message::Asked { request, reply } => {
                 let answer = self.answer(request);
@@ -290,7 +293,12 @@ impl Supervisor {
                 let deadline = self.moment() + Duration::from_millis(patience_ms);
                 self.each(&nodes, |_| Event::Restart { deadline })
             }
-            Request::Kill { nodes, signal, fault, only } => self.kill(&nodes, signal, &fault, &only),
+            Request::Kill { nodes, signal, fault, only, even_last } => {
+                match self.unasked(&nodes, even_last) {
+                    Some(refused) => refused,
+                    None => self.kill(&nodes, signal, &fault, &only),
+                }
+            }
             Request::Forsake { fault } => {
                 self.forsake(&fault);
                 Reply::Done
@@ -324,12 +332,12 @@ impl Supervisor {
     fn reload(&mut self) -> Reply {
         let config = match config::load(&self.config_path) {
             Ok(config) => config,
-            Err(error) => return Reply::Refused { reason: error.to_string() },
+            Err(error) => return Reply::Refused { reason: error.to_string(), overtaken: false },
         };
         if Layout::new(&config) != self.layout || config.name != self.config.name {
             let reason = "`name` or `data_dir` changed: that is another cluster\n\
                           change it back, or end this one first with `replcluster down`";
-            return Reply::Refused { reason: reason.to_owned() };
+            return Reply::Refused { reason: reason.to_owned(), overtaken: false };
         }
         for node in &config.nodes {
             self.nodes.entry(node.clone()).or_default();
@@ -346,7 +354,8 @@ impl Supervisor {
     fn record(&self) -> Record {
         let now = self.moment();
         let nodes = self.nodes.iter().map(|(node, slot)| (node.to_string(), slot.record(now))).collect();
-        Record { supervisor: os::identify(std::process::id()).ok(), nodes, ..Record::default() }
+        let supervisor = os::identify(std::process::id()).ok();
+        Record { supervisor, foreground: self.foreground, nodes, ..Record::default() }
     }
 
     fn remember(&self) {

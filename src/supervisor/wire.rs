@@ -45,6 +45,9 @@ pub enum Request {
         /// Only if the process is one of these; any where none is named.
         #[serde(default)]
         only: Vec<u32>,
+        /// Also if no in-sync node is left running by it: the operator was asked.
+        #[serde(default)]
+        even_last: bool,
     },
     /// Freeze these; answered when they are seen frozen. Undone when the conversation ends before `Hold`: an order whose
     /// giver does not know that it was carried out is none.
@@ -55,6 +58,9 @@ pub enum Request {
         for_ms: Option<u64>,
         /// An id for the order.
         fault: String,
+        /// Also if no in-sync node is left awake by it: the operator was asked, or it ends by itself.
+        #[serde(default)]
+        even_last: bool,
     },
     /// The operator was not told that this pause stands: undo it.
     Forsake {
@@ -111,6 +117,9 @@ pub enum Reply {
     Refused {
         /// Why, and what to do.
         reason: String,
+        /// Another command was faster; what was asked may be asked again.
+        #[serde(default)]
+        overtaken: bool,
     },
     /// To `Follow`, again and again; the first one may be any event.
     Event {

@@ -14,9 +14,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::Serialize;
 
-use super::BenchFailure;
 use super::load::{cpu_time, wait_for};
 use super::request::PREFIX;
+use super::{BenchFailure, Fault};
 use crate::cli::scratch::free_addresses;
 use crate::client::{Client, ClientError, Link, Options};
 use crate::clock;
@@ -24,6 +24,7 @@ use crate::proto::etcdserverpb as pb;
 use crate::proto::replcluster::describe_response::Role;
 use crate::proto::replcluster::node_client::NodeClient;
 use crate::proto::replcluster::{DescribeRequest, DescribeResponse};
+use crate::supervisor::os::is_frozen_whole;
 use crate::supervisor::spawn::{self, SpawnError};
 
 /// How long a cluster may take to serve, or a node to be in sync again.
@@ -180,6 +181,15 @@ impl Cluster {
         let Some(pid) = pid else { return Ok(()) };
         kill(Pid::from_raw(pid), signal)
             .map_err(|error| BenchFailure::Spawn(self.program.clone(), error.into()))
+    }
+
+    /// True where the node has ended, or all of it is frozen.
+    pub(super) fn is_struck(&mut self, position: usize, fault: Fault) -> bool {
+        let Some(child) = &mut self.nodes[position].child else { return true };
+        match fault {
+            Fault::Kill => matches!(child.try_wait(), Ok(Some(_))),
+            Fault::Stop => is_frozen_whole(child.id()),
+        }
     }
 
     /// Memory of a node that is in use and not only reserved, in bytes; zero where it cannot be told.

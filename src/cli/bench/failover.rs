@@ -10,7 +10,7 @@ use super::tally::Tally;
 use super::{BenchArguments, BenchFailure, Fault, Report, Victim, data, note};
 use crate::cli::client::print::table;
 use crate::cli::scratch::Scratch;
-use crate::client::probe::{Evidence, Probe};
+use crate::client::probe::{Evidence, Probe, READ_PATIENCE};
 
 /// Writes that are acknowledged before a node is struck, and again after.
 const ENOUGH: u64 = 100;
@@ -72,33 +72,42 @@ async fn strike(cluster: &mut Cluster, arguments: &BenchArguments) -> Result<Str
     };
     let others = cluster.addresses_without(victim);
     let resident_bytes = cluster.resident_bytes(victim);
-    let probe = Probe::start_with(others.clone(), arguments.writers).await?;
+    let probe = Probe::start_with(&others, arguments.writers).await?;
     if wait_for(PATIENCE, async || probe.acknowledged() >= ENOUGH).await.is_none() {
         return Err(BenchFailure::NoWrites(cluster.kind.name(), "before a node was struck"));
     }
     let (evidence, awakening) = match arguments.signal {
         Fault::Kill => {
-            probe.mark_fault();
+            probe.mark_ordered();
             cluster.kill(victim)?;
+            await_effect(cluster, victim, arguments.signal, &probe).await;
             go_on_without(cluster.address(victim), &probe).await;
-            let evidence = probe.finish(others).await;
+            let evidence = probe.finish(&others, READ_PATIENCE).await;
             cluster.restart(victim).await?;
             (evidence, Awakening::default())
         }
         Fault::Stop => {
             let sleeper = Sleeper::connect(cluster.address(victim)).await?;
-            probe.mark_fault();
+            probe.mark_ordered();
             cluster.stop(victim)?;
+            await_effect(cluster, victim, arguments.signal, &probe).await;
             go_on_without(cluster.address(victim), &probe).await;
             let asked = sleeper.ask(&others).await?;
             cluster.wake(victim)?;
             let awakening = asked.answers().await;
             // The load goes on until it is in sync again: a return must not keep anybody from writing either.
             cluster.wait_in_sync(victim).await?;
-            (probe.finish(others).await, awakening)
+            (probe.finish(&others, READ_PATIENCE).await, awakening)
         }
     };
     Ok(Struck { evidence, awakening, resident_bytes })
+}
+
+/// A signal that was sent has not had its effect yet.
+async fn await_effect(cluster: &mut Cluster, victim: usize, fault: Fault, probe: &Probe) {
+    if wait_for(PATIENCE, async || cluster.is_struck(victim, fault)).await.is_some() {
+        probe.mark_seen();
+    }
 }
 
 async fn go_on_without(address: &str, probe: &Probe) {

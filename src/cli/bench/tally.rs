@@ -58,7 +58,8 @@ impl Tally {
     pub(super) fn add(&mut self, evidence: Evidence, awakening: Awakening, resident_bytes: u64) {
         self.gaps_ms.push(evidence.unavailable_ms);
         self.acknowledged += evidence.acknowledged;
-        self.lost += evidence.lost;
+        // Where nothing was read back nothing is known to be lost: that fault counts as inconclusive.
+        self.lost += evidence.lost.unwrap_or(0);
         self.indeterminate += evidence.indeterminate;
         self.errors += evidence.errors;
         self.reads_awake += awakening.answered;
@@ -166,14 +167,16 @@ mod tests {
     fn evidence(verdict: Verdict, unavailable_ms: f64) -> Evidence {
         Evidence {
             acknowledged: 10,
-            lost: u64::from(verdict == Verdict::Violated),
+            lost: Some(u64::from(verdict == Verdict::Violated)),
             indeterminate: 1,
             errors: 0,
             unavailable_ms,
+            resumed: true,
             in_flight_at_fault: true,
             violations: if verdict == Verdict::Violated { vec!["lost".to_owned()] } else { Vec::new() },
             verdict,
             reason: (verdict != Verdict::Proved).then(|| "why".to_owned()),
+            leftover: None,
         }
     }
 

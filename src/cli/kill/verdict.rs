@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use crate::client::probe::{Evidence, Verdict};
+use crate::supervisor::events::Event;
 use crate::view::NodeId;
 
 use super::super::render::{grouped, milliseconds};
@@ -24,19 +25,45 @@ pub(super) fn lines(intent: &Intent, leader: Option<&NodeId>, evidence: Option<&
         None => first.push_str(" · nobody leads"),
     }
     let Some(evidence) = evidence else { return vec![first] };
-    if leader.is_some() {
-        first.push_str(&format!(" · writes paused {}", milliseconds(evidence.unavailable_ms)));
+    let gap = milliseconds(evidence.unavailable_ms);
+    match (leader, evidence.resumed) {
+        (Some(_), true) => first.push_str(&format!(" · writes paused {gap}")),
+        (Some(_), false) => first.push_str(&format!(" · writes did not come back within {gap}")),
+        (None, _) => {}
     }
+    let lost = evidence.lost.map_or("not read back".to_owned(), |lost| format!("{} lost", grouped(lost)));
     let second = format!(
-        "{} acknowledged, {} lost, {} indeterminate · {}",
+        "{} acknowledged, {lost}, {} indeterminate · {}",
         grouped(evidence.acknowledged),
-        grouped(evidence.lost),
         grouped(evidence.indeterminate),
         word(evidence.verdict)
     );
     let reason = evidence.reason.iter().map(|reason| format!("because {reason}"));
     let violations = evidence.violations.iter().map(|violation| format!("violation: {violation}"));
-    [first, second].into_iter().chain(reason).chain(violations).collect()
+    // A line of its own: it is no reason for or against anything.
+    let leftover = evidence.leftover.iter().map(|left| leftover(left));
+    [first, second].into_iter().chain(reason).chain(violations).chain(leftover).collect()
+}
+
+/// That the load's keys are still there, and what becomes of them.
+pub(super) fn leftover(what: &str) -> String {
+    format!("{what}; the next `replcluster up` or `kill` removes them")
+}
+
+/// The same for the history.
+pub(super) fn event(intent: &Intent, leader: Option<&NodeId>, evidence: Option<&Evidence>) -> Event {
+    let gap = evidence.filter(|_| leader.is_some());
+    let gap_where =
+        |resumed| gap.filter(|evidence| evidence.resumed == resumed).map(|evidence| evidence.unavailable_ms);
+    Event::Verdict {
+        nodes: intent.names(),
+        leader: leader.map(ToString::to_string),
+        unavailable_ms: gap_where(true),
+        silent_ms: gap_where(false),
+        acknowledged: evidence.map(|evidence| evidence.acknowledged),
+        lost: evidence.and_then(|evidence| evidence.lost),
+        verdict: evidence.map_or("none", |evidence| word(evidence.verdict)).to_owned(),
+    }
 }
 
 pub(super) fn json(
@@ -51,12 +78,14 @@ pub(super) fn json(
         "leader_before": intent.leader_before.as_ref().map(ToString::to_string),
         "leader_after": leader.map(ToString::to_string),
         "unavailable_ms": evidence.map(|evidence| evidence.unavailable_ms),
+        "resumed": evidence.map(|evidence| evidence.resumed),
         "acknowledged": evidence.map(|evidence| evidence.acknowledged),
-        "lost": evidence.map(|evidence| evidence.lost),
+        "lost": evidence.and_then(|evidence| evidence.lost),
         "indeterminate": evidence.map(|evidence| evidence.indeterminate),
         "errors": evidence.map(|evidence| evidence.errors),
         "verdict": evidence.map(|evidence| word(evidence.verdict)),
         "reason": evidence.and_then(|evidence| evidence.reason.clone()),
+        "leftover": evidence.and_then(|evidence| evidence.leftover.clone()),
         "violations": evidence.map(|evidence| evidence.violations.clone()).unwrap_or_default(),
     })
 }
@@ -79,14 +108,16 @@ mod tests {
     fn evidence(verdict: Verdict) -> Evidence {
         Evidence {
             acknowledged: 1204,
-            lost: 0,
+            lost: Some(0),
             indeterminate: 1,
             errors: 0,
             unavailable_ms: 11.2,
+            resumed: true,
             in_flight_at_fault: true,
             violations: vec![],
             verdict,
             reason: None,
+            leftover: None,
         }
     }
 
@@ -104,6 +135,41 @@ mod tests {
             lines(&intent(), None, None),
             ["killed 127.0.0.1:2379 (leader, pid 41021) · nobody leads"]
         );
+    }
+
+    #[test]
+    fn what_was_not_seen_is_not_told_as_a_number() {
+        let leader = NodeId::parse("127.0.0.1:2380").unwrap();
+        let unread = Evidence {
+            lost: None,
+            resumed: false,
+            unavailable_ms: 5004.0,
+            reason: Some("no node is left to read back from".to_owned()),
+            leftover: Some("the keys are still there".to_owned()),
+            ..evidence(Verdict::Inconclusive)
+        };
+        assert_eq!(
+            lines(&intent(), Some(&leader), Some(&unread)),
+            [
+                "killed 127.0.0.1:2379 (leader, pid 41021) · 127.0.0.1:2380 leads · writes did not come back within 5 004 ms",
+                "1 204 acknowledged, not read back, 1 indeterminate · inconclusive",
+                "because no node is left to read back from",
+                "the keys are still there; the next `replcluster up` or `kill` removes them",
+            ]
+        );
+        let value = json(&intent(), None, Some(&unread));
+        assert_eq!((&value["lost"], &value["resumed"]), (&serde_json::Value::Null, &false.into()));
+        let Event::Verdict { unavailable_ms, silent_ms, acknowledged, lost, .. } =
+            event(&intent(), Some(&leader), Some(&unread))
+        else {
+            panic!("it is a verdict");
+        };
+        assert_eq!((unavailable_ms, silent_ms), (None, Some(5004.0)));
+        assert_eq!((acknowledged, lost), (Some(1204), None));
+        let Event::Verdict { acknowledged, lost, verdict, .. } = event(&intent(), Some(&leader), None) else {
+            panic!("it is a verdict");
+        };
+        assert_eq!((acknowledged, lost, verdict.as_str()), (None, None, "none"));
     }
 
     #[test]

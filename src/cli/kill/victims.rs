@@ -7,8 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
-use crate::supervisor::lock;
 use crate::supervisor::os::Handle;
+use crate::supervisor::{lock, record};
 use crate::view::NodeId;
 
 use super::super::context::{Context, confirm, list};
@@ -25,6 +25,7 @@ pub(super) const SUPERVISOR: &str = "supervisor";
 #[derive(Debug)]
 pub(super) struct Intent {
     pub victims: Vec<Victim>,
+    /// One for each victim, in their order.
     pub handles: Vec<Handle>,
     /// With this a draw can be repeated.
     pub seed: Option<u64>,
@@ -74,6 +75,31 @@ impl Intent {
             .collect()
     }
 
+    /// Only these were struck; the other victims live on.
+    pub fn retain(&mut self, struck: &[bool]) {
+        let mut kept = struck.iter();
+        self.handles.retain(|_| kept.next().copied().unwrap_or(false));
+        let mut kept = struck.iter();
+        let (victims, spared): (Vec<Victim>, Vec<Victim>) = std::mem::take(&mut self.victims)
+            .into_iter()
+            .partition(|_| kept.next().copied().unwrap_or(false));
+        self.victims = victims;
+        self.survivors.extend(spared.into_iter().filter_map(|victim| match victim {
+            Victim::Node { node, .. } => Some(node),
+            Victim::Supervisor { .. } => None,
+        }));
+    }
+
+    /// Those of the processes that get a signal: nodes that end with their supervisor get none.
+    pub fn signalled(&self) -> &[Handle] {
+        if self.is_supervisor() { self.handles.get(..1).unwrap_or_default() } else { &self.handles }
+    }
+
+    /// The supervisor, where no node outlives it.
+    pub fn ends_with_supervisor(&self) -> bool {
+        self.is_supervisor() && self.victims.len() > 1
+    }
+
     /// True where the supervisor is to be killed.
     pub fn is_supervisor(&self) -> bool {
         self.victims.iter().any(|victim| matches!(victim, Victim::Supervisor { .. }))
@@ -118,13 +144,24 @@ fn the_supervisor(context: &Context, found: &Survey) -> Result<Intent, Failure> 
             let message = "no supervisor is running\nthe next `replcluster up` starts one";
             Failure::new(Exit::Failed, message)
         })?;
-    Ok(Intent {
+    let mut intent = Intent {
         victims: vec![Victim::Supervisor { pid: handle.id.pid }],
-        handles: vec![handle],
+        handles: vec![],
         seed: None,
         leader_before: found.sum.leader.clone(),
         survivors: found.running(),
-    })
+    };
+    // Without a record nothing is known to end with it.
+    let record = record::load(&context.layout.state()).unwrap_or_default();
+    let in_foreground = record.foreground && record.supervisor.as_ref() == Some(&handle.id);
+    intent.handles.push(handle);
+    if in_foreground && !intent.survivors.is_empty() {
+        let nodes = of_nodes(found, &intent.survivors, true)?;
+        intent.survivors = nodes.survivors;
+        intent.victims.extend(nodes.victims);
+        intent.handles.extend(nodes.handles);
+    }
+    Ok(intent)
 }
 
 fn cannot_hold(name: &str, error: &std::io::Error) -> Failure {
@@ -214,6 +251,21 @@ pub(in super::super) fn interlock(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_not_struck_lives_on() {
+        let node = |port: u16| NodeId::parse(&format!("h:{port}")).unwrap();
+        let victim = |port: u16| Victim::Node { node: node(port), pid: u32::from(port), role: "follower" };
+        let mut intent = Intent {
+            victims: vec![victim(1), victim(2)],
+            handles: vec![],
+            seed: None,
+            leader_before: None,
+            survivors: vec![node(3)],
+        };
+        intent.retain(&[false, true]);
+        assert_eq!((intent.nodes(), intent.survivors), (vec![node(2)], vec![node(3), node(1)]));
+    }
 
     #[test]
     fn the_same_seed_draws_the_same_node_and_every_node_is_drawn_by_some() {

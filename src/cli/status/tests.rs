@@ -325,8 +325,9 @@ fn the_last_line_tells_the_kill_and_who_leads_after_it() {
         nodes: vec![],
         leader: Some("h:2".to_owned()),
         unavailable_ms: Some(11.0),
-        acknowledged: 1,
-        lost: 0,
+        silent_ms: None,
+        acknowledged: Some(1),
+        lost: Some(0),
         verdict: "proved".to_owned(),
     };
     assert_eq!(last(&[]), None);

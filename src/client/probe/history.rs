@@ -44,6 +44,16 @@ pub enum Outcome {
     },
 }
 
+/// Between which moments the fault struck, in microseconds since the load began. Nobody sees the very moment: whoever
+/// ordered it knows only that it was not before the order and not after its effect was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// It was about to be ordered.
+    pub ordered_us: u64,
+    /// Its effect was seen; `None` where it never was.
+    pub seen_us: Option<u64>,
+}
+
 /// Everything the writers did.
 #[derive(Clone, Debug, Default)]
 pub struct History {
@@ -51,10 +61,28 @@ pub struct History {
     pub prefix: Vec<u8>,
     /// Every write that was tried, each once.
     pub attempts: Vec<Attempt>,
-    /// When the fault was injected, in microseconds since the load began.
-    pub fault_us: Option<u64>,
+    /// When the fault was injected, if ever.
+    pub fault: Option<Fault>,
     /// When the load was told to stop, in microseconds since it began.
     pub stopped_us: u64,
+}
+
+impl Attempt {
+    /// When its client heard of it, or gave up, in microseconds since the load began.
+    #[must_use]
+    pub fn ended_us(&self) -> u64 {
+        match self.outcome {
+            Outcome::Acknowledged { at_us, .. }
+            | Outcome::Indeterminate { at_us }
+            | Outcome::NotDone { at_us } => at_us,
+        }
+    }
+
+    /// It was under way between `sent_us` and its end. One that was refused, or could not even be sent, was not.
+    #[must_use]
+    pub fn was_under_way(&self) -> bool {
+        !matches!(self.outcome, Outcome::NotDone { .. })
+    }
 }
 
 impl History {

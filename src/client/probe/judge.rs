@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::history::{Found, History, Outcome, ReadBack, Replica, WriteId};
+use super::history::{Fault, Found, History, Outcome, ReadBack, Replica, WriteId};
 
 /// At most this many violations are spelled out; the rest are counted.
 const SPELLED_OUT: usize = 20;
@@ -14,29 +14,35 @@ const SPELLED_OUT: usize = 20;
 pub struct Evidence {
     /// Writes that a node acknowledged.
     pub acknowledged: u64,
-    /// Acknowledged writes that were missing, or not as acknowledged, in the read-back.
-    pub lost: u64,
+    /// Acknowledged writes that were missing, or not as acknowledged, in the read-back; `None` where nothing was read.
+    pub lost: Option<u64>,
     /// Writes whose fate their client was not told: they may be there or not, but not twice.
     pub indeterminate: u64,
     /// Writes that failed and surely were not carried out: refused, or never sent.
     pub errors: u64,
     /// Longest time without an acknowledgement that spans or follows the fault, in milliseconds; 0 without a fault.
     pub unavailable_ms: f64,
-    /// A write was under way when the fault struck, so that the fault had something to destroy.
+    /// A write that was sent after the fault's effect was seen was acknowledged. Otherwise the longest time without an
+    /// acknowledgement was still going on when the load ended.
+    pub resumed: bool,
+    /// At every moment at which the fault can have struck a write was under way, so that it had something to destroy.
     pub in_flight_at_fault: bool,
     /// What must never be seen, in words.
     pub violations: Vec<String>,
     /// What all this amounts to.
     pub verdict: Verdict,
-    /// Why the verdict is not `proved`; with `proved`, what could not be cleaned up.
+    /// Why the verdict is not `proved`.
     pub reason: Option<String>,
+    /// What of the load's keys is still there, and why; no matter of the verdict.
+    pub leftover: Option<String>,
 }
 
 /// What the evidence amounts to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Everything acknowledged was read back, and a write was in flight when the fault struck.
+    /// Everything acknowledged was read back, a write was in flight when the fault struck, and one that was sent after
+    /// it was acknowledged.
     Proved,
     /// Something acknowledged is missing or wrong, or something was seen that must never be.
     Violated,
@@ -51,9 +57,8 @@ pub fn judge(history: &History, readback: &ReadBack) -> Evidence {
     let mut evidence = count(history);
     check_revisions(history, &mut violations);
     check_replicas(history, readback, &mut violations);
-    if let Some(replica) = readback.replicas.first() {
-        evidence.lost = check_contents(history, replica, &mut violations);
-    }
+    evidence.lost =
+        readback.replicas.first().map(|replica| check_contents(history, replica, &mut violations));
     evidence.violations = violations.into_texts();
     (evidence.verdict, evidence.reason) = decide(history, readback, &evidence);
     evidence
@@ -61,45 +66,59 @@ pub fn judge(history: &History, readback: &ReadBack) -> Evidence {
 
 /// The numbers that need no read-back.
 fn count(history: &History) -> Evidence {
+    let seen_us = history.fault.and_then(|fault| fault.seen_us);
+    let sent_after = |sent_us: u64| seen_us.is_some_and(|seen_us| sent_us > seen_us);
     let mut evidence = Evidence {
         acknowledged: 0,
-        lost: 0,
+        lost: None,
         indeterminate: 0,
         errors: 0,
         unavailable_ms: longest_gap_ms(history),
-        in_flight_at_fault: false,
+        resumed: history.acknowledgements().any(|(attempt, _, _)| sent_after(attempt.sent_us)),
+        in_flight_at_fault: history.fault.is_some_and(|fault| is_under_way_throughout(history, fault)),
         violations: Vec::new(),
         verdict: Verdict::Inconclusive,
         reason: None,
+        leftover: None,
     };
     for attempt in &history.attempts {
-        let open_until = match attempt.outcome {
-            Outcome::Acknowledged { at_us, .. } => {
-                evidence.acknowledged += 1;
-                at_us
-            }
-            Outcome::Indeterminate { at_us } => {
-                evidence.indeterminate += 1;
-                at_us
-            }
-            Outcome::NotDone { at_us } => {
-                evidence.errors += 1;
-                at_us
-            }
-        };
-        // A write that could not even be sent was not in flight.
-        let was_sent = !matches!(attempt.outcome, Outcome::NotDone { .. });
-        if let Some(fault) = history.fault_us {
-            evidence.in_flight_at_fault |= was_sent && attempt.sent_us <= fault && fault <= open_until;
+        match attempt.outcome {
+            Outcome::Acknowledged { .. } => evidence.acknowledged += 1,
+            Outcome::Indeterminate { .. } => evidence.indeterminate += 1,
+            Outcome::NotDone { .. } => evidence.errors += 1,
         }
     }
     evidence
 }
 
+/// True where from the order to its seen effect there was always some write under way: whenever the fault struck, it
+/// struck at least one. That some write was open at the order says nothing: it may have been acknowledged before.
+fn is_under_way_throughout(history: &History, fault: Fault) -> bool {
+    let Some(seen_us) = fault.seen_us else { return false };
+    let mut open: Vec<(u64, u64)> = history
+        .attempts
+        .iter()
+        .filter(|attempt| attempt.was_under_way())
+        .map(|attempt| (attempt.sent_us, attempt.ended_us()))
+        .collect();
+    open.sort_unstable();
+    let mut until = fault.ordered_us;
+    for (sent_us, ended_us) in open {
+        if sent_us > until {
+            return false;
+        }
+        until = until.max(ended_us);
+        if until > seen_us {
+            return true;
+        }
+    }
+    false
+}
+
 /// Longest time between consecutive acknowledgements, of all writers together, that ends after the fault. The time
 /// from the last one to the end of the load counts too: a cluster that never came back was not available for 0 ms.
 fn longest_gap_ms(history: &History) -> f64 {
-    let Some(fault) = history.fault_us else { return 0.0 };
+    let Some(fault) = history.fault.map(|fault| fault.ordered_us) else { return 0.0 };
     let mut times: Vec<u64> = history.acknowledgements().map(|(_, _, at_us)| at_us).collect();
     times.sort_unstable();
     let mut previous = times.iter().rfind(|at| **at <= fault).copied().unwrap_or(0);
@@ -240,14 +259,15 @@ fn decide(history: &History, readback: &ReadBack, evidence: &Evidence) -> (Verdi
     if readback.replicas.is_empty() {
         return inconclusive("no node is left to read back from");
     }
-    let Some(fault) = history.fault_us else { return inconclusive("no fault was injected") };
-    let before = history.acknowledgements().any(|(_, _, at_us)| at_us <= fault);
-    let after = history.acknowledgements().any(|(_, _, at_us)| at_us > fault);
-    if !before {
+    let Some(fault) = history.fault else { return inconclusive("no fault was injected") };
+    if fault.seen_us.is_none() {
+        return inconclusive("the fault was not seen to have an effect");
+    }
+    if !history.acknowledgements().any(|(_, _, at_us)| at_us <= fault.ordered_us) {
         return inconclusive("no write was acknowledged before the fault");
     }
-    if !after {
-        return inconclusive("no write was acknowledged after the fault");
+    if !evidence.resumed {
+        return inconclusive("no write that was sent after the fault was acknowledged");
     }
     if !evidence.in_flight_at_fault {
         return inconclusive("no write was in flight when the fault struck");
@@ -284,7 +304,7 @@ mod tests {
     use super::*;
     use crate::client::probe::history::Attempt;
 
-    const FAULT_US: u64 = 1_000;
+    const FAULT: Fault = Fault { ordered_us: 1_000, seen_us: Some(1_050) };
 
     /// Two writers, five writes: acknowledged before, across and after the fault, one of unknown fate, one refused.
     fn history() -> History {
@@ -301,7 +321,7 @@ mod tests {
                 attempt(0, 2, 2_000, Outcome::NotDone { at_us: 2_100 }),
                 attempt(0, 3, 9_450, yes(5, 9_500)),
             ],
-            fault_us: Some(FAULT_US),
+            fault: Some(FAULT),
             stopped_us: 9_600,
         }
     }
@@ -340,7 +360,7 @@ mod tests {
     }
 
     fn assert_violated(evidence: &Evidence, lost: u64, words: &str) {
-        assert_eq!((evidence.verdict, evidence.lost), (Verdict::Violated, lost), "{evidence:?}");
+        assert_eq!((evidence.verdict, evidence.lost), (Verdict::Violated, Some(lost)), "{evidence:?}");
         assert!(evidence.violations.iter().any(|text| text.contains(words)), "{:?}", evidence.violations);
         assert_eq!(evidence.reason.as_ref(), evidence.violations.first());
     }
@@ -469,6 +489,7 @@ mod tests {
     fn without_a_read_back_from_every_survivor_nothing_is_proved() {
         let evidence = judged(|_, readback| readback.replicas.clear());
         assert_inconclusive(&evidence, "no node is left");
+        assert_eq!(evidence.lost, None, "nothing is known of what was not read");
         let evidence = judged(|_, readback| {
             let gone = readback.replicas.pop().map(|replica| (replica.endpoint, "timed out".to_owned()));
             readback.unread.extend(gone);
@@ -478,10 +499,41 @@ mod tests {
 
     #[test]
     fn without_writes_before_through_and_after_the_fault_nothing_is_proved() {
-        assert_inconclusive(&judged(|history, _| history.fault_us = None), "no fault");
-        assert_inconclusive(&judged(|history, _| history.fault_us = Some(200)), "before the fault");
-        assert_inconclusive(&judged(|history, _| history.fault_us = Some(9_550)), "after the fault");
-        assert_inconclusive(&judged(|history, _| history.fault_us = Some(9_420)), "in flight");
+        let faulted = |ordered_us, seen_us| {
+            judged(|history, _| history.fault = Some(Fault { ordered_us, seen_us: Some(seen_us) }))
+        };
+        assert_inconclusive(&judged(|history, _| history.fault = None), "no fault");
+        assert_inconclusive(&faulted(200, 250), "before the fault");
+        assert_inconclusive(&faulted(9_510, 9_550), "after the fault");
+        assert_inconclusive(&faulted(9_410, 9_420), "in flight");
+        let unseen = judged(|history, _| history.fault = Some(Fault { seen_us: None, ..FAULT }));
+        assert_inconclusive(&unseen, "not seen");
+    }
+
+    #[test]
+    fn what_was_sent_before_the_effect_was_seen_is_not_after_the_fault() {
+        // The last write is acknowledged long after the order, but it was sent before the victim was seen gone.
+        let evidence = judged(|history, _| history.fault = Some(Fault { seen_us: Some(9_460), ..FAULT }));
+        assert_inconclusive(&evidence, "sent after the fault");
+        assert!(!evidence.resumed);
+    }
+
+    #[test]
+    fn a_write_that_was_open_at_the_order_need_not_be_open_when_the_fault_struck() {
+        let hole = |history: &mut History, _: &mut ReadBack| {
+            // Both writes that were open at the order ended at 1.02 ms, before it must have struck.
+            history.attempts[2].outcome = Outcome::Indeterminate { at_us: 1_020 };
+            history.attempts[3].outcome = Outcome::Acknowledged { revision: 4, at_us: 1_020 };
+        };
+        assert_inconclusive(&judged(hole), "in flight");
+        let evidence = judged(|history, readback| {
+            hole(history, readback);
+            // A third one bridges that.
+            let id = WriteId { writer: 1, number: 2 };
+            let outcome = Outcome::Indeterminate { at_us: 2_000 };
+            history.attempts.push(Attempt { id, sent_us: 1_010, outcome });
+        });
+        assert_eq!(evidence.verdict, Verdict::Proved, "{evidence:?}");
     }
 
     #[test]
@@ -493,6 +545,7 @@ mod tests {
             }
         });
         assert_inconclusive(&evidence, "after the fault");
+        assert!(!evidence.resumed);
         assert!((evidence.unavailable_ms - 9.2).abs() < 1e-9, "{}", evidence.unavailable_ms);
     }
 
@@ -510,7 +563,7 @@ mod tests {
             readback.replicas.truncate(1);
             readback.replicas[0].revision = 1_000;
         });
-        assert_eq!(evidence.lost, 100);
+        assert_eq!(evidence.lost, Some(100));
         assert_eq!(evidence.violations.len(), SPELLED_OUT + 1);
         assert_eq!(evidence.violations.last().map(String::as_str), Some("and 80 more"));
     }

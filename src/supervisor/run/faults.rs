@@ -10,9 +10,11 @@ use crate::clock;
 use crate::config::show;
 use crate::control::fault::{Kind, Phase};
 use crate::control::life::{Answer, Event, SIGCONT, State};
+use crate::register::operator::{self, Found};
 use crate::view::NodeId;
 
 use super::super::record::Fault;
+use super::super::slot::Slot;
 use super::super::wire::{Outcome, OutcomeKind, Reply};
 use super::super::{crash, events, os};
 use super::lives::unknown;
@@ -35,6 +37,31 @@ pub(super) struct Pausing {
 }
 
 impl Supervisor {
+    /// Refuses what would leave no in-sync node running where nobody was asked about that. Whoever orders it has looked,
+    /// but others may have been faster: only here do all orders come one after another.
+    pub(super) fn unasked(&self, names: &[String], even_last: bool) -> Option<Reply> {
+        if even_last {
+            return None;
+        }
+        // Where it cannot be read nothing can change it either: what whoever orders has seen must do.
+        let Found::Holds(view) = operator::look(&self.layout.register()).found else { return None };
+        let (hit, spared): (Vec<&NodeId>, Vec<&NodeId>) = view
+            .in_sync
+            .keys()
+            .filter(|node| self.nodes.get(*node).is_some_and(is_awake))
+            .partition(|node| names.iter().any(|name| name == node.as_str()));
+        if hit.is_empty() || !spared.is_empty() {
+            return None;
+        }
+        let hit: Vec<&str> = hit.into_iter().map(NodeId::as_str).collect();
+        let reason = format!(
+            "nothing was done: another command was faster, and without {} no in-sync node would be left running\n\
+             see how they stand with `replcluster status`; to do it all the same add --yes",
+            hit.join(", ")
+        );
+        Some(Reply::Refused { reason, overtaken: true })
+    }
+
     pub(super) fn pause(
         &mut self,
         names: &[String],
@@ -335,4 +362,19 @@ impl Supervisor {
             Some(_) | None => self.signal(node, SIGCONT),
         }
     }
+}
+
+/// It has a process that neither was told to end nor is frozen, by whomever.
+fn is_awake(slot: &Slot) -> bool {
+    let runs = match slot.life.state {
+        State::Starting | State::Serving { .. } => true,
+        State::Down
+        | State::Spawning
+        | State::Paused { .. }
+        | State::Stopping { .. }
+        | State::Waiting { .. }
+        | State::Failed => false,
+    };
+    let stat = slot.process.as_ref().and_then(|process| os::stat(process.handle.id.pid).ok());
+    runs && stat.is_some_and(|stat| !stat.is_frozen() && !stat.has_ended())
 }

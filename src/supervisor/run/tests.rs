@@ -170,7 +170,13 @@ async fn quit(running: JoinHandle<Result<(), SupervisorError>>, conversation: &m
 async fn end(conversation: &mut Conversation, node: &[String]) {
     let _ = outcome(
         conversation,
-        Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id(), only: vec![] },
+        Request::Kill {
+            nodes: node.to_vec(),
+            signal: 9,
+            fault: events::new_id(),
+            only: vec![],
+            even_last: true,
+        },
     )
     .await;
     wait_for(conversation, node, |record| record.process.is_none()).await;
@@ -194,7 +200,13 @@ fn a_killed_node_stays_down_and_its_end_is_the_operators() {
         assert_eq!((record.phase, record.wanted, record.spawns), (Phase::Down, false, 1));
         let (dead, _) = outcome(
             &mut talk,
-            Request::Kill { nodes: node.clone(), signal: 9, fault: events::new_id(), only: vec![] },
+            Request::Kill {
+                nodes: node.clone(),
+                signal: 9,
+                fault: events::new_id(),
+                only: vec![],
+                even_last: true,
+            },
         )
         .await;
         assert_eq!(dead, OutcomeKind::Denied { reason: "it is not running".to_owned() });
@@ -312,7 +324,8 @@ fn a_pause_with_an_end_thaws_by_itself() {
         let (running, mut talk) = scene.begin().await;
         let node = scene.name(0);
         let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
-        let pause = |for_ms| Request::Pause { nodes: node.clone(), for_ms, fault: "f".to_owned() };
+        let pause =
+            |for_ms| Request::Pause { nodes: node.clone(), for_ms, fault: "f".to_owned(), even_last: true };
         outcome(&mut talk, pause(None)).await;
         assert!(os::is_frozen_whole(pid.unwrap()), "answered when it is frozen");
         let held = talk.ask(&Request::Hold { fault: "f".to_owned() }).await.unwrap();
@@ -335,7 +348,8 @@ fn a_pause_whose_giver_goes_away_is_undone() {
         let node = scene.name(0);
         let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
         let mut giver = Conversation::connect(&scene.layout.socket()).await.unwrap();
-        let request = Request::Pause { nodes: node.clone(), for_ms: None, fault: "f".to_owned() };
+        let request =
+            Request::Pause { nodes: node.clone(), for_ms: None, fault: "f".to_owned(), even_last: true };
         outcome(&mut giver, request).await;
         assert!(os::is_frozen_whole(pid.unwrap()));
         drop(giver);
@@ -358,6 +372,7 @@ fn a_new_supervisor_undoes_a_pause_that_was_cut_short_and_keeps_one_that_is_want
             nodes: node.to_vec(),
             for_ms: None,
             fault: fault.to_owned(),
+            even_last: true,
         };
         outcome(&mut talk, pause(&wanted, "w")).await;
         talk.ask(&Request::Hold { fault: "w".to_owned() }).await.unwrap();
