@@ -99,18 +99,20 @@ pub(super) async fn end_all(
                     only: vec![],
                     even_last: true,
                 };
-                ask_nodes(&mut supervisor, &request).await?;
-                wait::ended_all(&mut supervisor, &nodes, patience).await?;
+                let ordered = ask_nodes(&mut supervisor, &request).await?;
+                wait::ended_all(&mut supervisor, &ordered, patience).await?;
             }
             Step::Stop(nodes) => {
                 say(&format!("stop {}", list(&nodes)));
-                ask_nodes(&mut supervisor, &Request::Stop { nodes: names(&nodes), patience_ms }).await?;
-                wait::ended_all(&mut supervisor, &nodes, patience + Duration::from_secs(5)).await?;
+                let request = Request::Stop { nodes: names(&nodes), patience_ms };
+                let ordered = ask_nodes(&mut supervisor, &request).await?;
+                wait::ended_all(&mut supervisor, &ordered, patience + Duration::from_secs(5)).await?;
             }
             Step::EndSupervisor => {
                 let all = context.config.nodes.clone();
-                ask_nodes(&mut supervisor, &Request::Stop { nodes: names(&all), patience_ms }).await?;
-                wait::ended_all(&mut supervisor, &all, patience + Duration::from_secs(5)).await?;
+                let request = Request::Stop { nodes: names(&all), patience_ms };
+                let ordered = ask_nodes(&mut supervisor, &request).await?;
+                wait::ended_all(&mut supervisor, &ordered, patience + Duration::from_secs(5)).await?;
                 end_supervisor(context, &mut supervisor).await?;
             }
             Step::StartSupervisor

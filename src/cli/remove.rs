@@ -96,8 +96,9 @@ pub(super) async fn out_of_the_cluster(
 ) -> Result<NodeId, Failure> {
     let through = leave_view(context, found, node, leader).await?;
     let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
-    ask_nodes(supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;
-    wait::ended_all(supervisor, std::slice::from_ref(node), PATIENCE + Duration::from_secs(5)).await?;
+    let ordered =
+        ask_nodes(supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;
+    wait::ended_all(supervisor, &ordered, PATIENCE + Duration::from_secs(5)).await?;
     Ok(through)
 }
 

@@ -9,7 +9,7 @@ use crate::config::parse_duration;
 use crate::control::plan::{self, Step};
 use crate::supervisor::ports;
 use crate::supervisor::socket::Conversation;
-use crate::supervisor::wire::Request;
+use crate::supervisor::wire::{OutcomeKind, Request};
 use crate::view::NodeId;
 
 use super::Target;
@@ -68,19 +68,36 @@ pub(super) async fn stop(verb: &Stop, context: &Context) -> Outcome {
     let (found, nodes) = running_targets(context, &verb.target.target).await?;
     let mut supervisor = begin(context, &found, format!("stop {}", verb.target.target), &nodes).await?;
     let patience_ms = u64::try_from(verb.timeout.as_millis()).unwrap_or(u64::MAX);
+    let mut stopped = Vec::new();
     for step in plan::down(&nodes, found.sum.leader.as_ref(), false) {
         let Step::Stop(group) = step else { continue };
-        ask_nodes(&mut supervisor, &Request::Stop { nodes: names(&group), patience_ms }).await?;
-        wait::ended_all(&mut supervisor, &group, verb.timeout + Duration::from_secs(5)).await?;
+        let request = Request::Stop { nodes: names(&group), patience_ms };
+        let ordered = ask_nodes(&mut supervisor, &request).await?;
+        wait::ended_all(&mut supervisor, &ordered, verb.timeout + Duration::from_secs(5)).await?;
+        let changed = ordered.iter().filter(|one| one.result == OutcomeKind::Accepted);
+        stopped.extend(changed.map(|one| one.node.clone()));
     }
     // Not the role that was given: another node has it now.
     let again = if let [one] = nodes.as_slice() { format!("start {one}") } else { "up".to_owned() };
-    anstream::println!("stopped {}\nnext: replcluster {again}", list(&nodes));
+    let down: Vec<String> = names(&nodes).into_iter().filter(|node| !stopped.contains(node)).collect();
+    let mut told = Vec::new();
+    if !stopped.is_empty() {
+        stopped.sort();
+        told.push(format!("stopped {}", stopped.join(", ")));
+    }
+    if !down.is_empty() {
+        told.push(format!("{} was down already", down.join(", ")));
+    }
+    anstream::println!("{}\nnext: replcluster {again}", told.join("; "));
     Ok(Exit::Done)
 }
 
 pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
-    let (found, nodes) = running_targets(context, &verb.target.target).await?;
+    let (found, mut nodes) = running_targets(context, &verb.target.target).await?;
+    // What the operator has ended stays down unless it is named itself.
+    if nodes.len() > 1 {
+        nodes.retain(|node| found.running().contains(node));
+    }
     let mut supervisor = begin(context, &found, format!("restart {}", verb.target.target), &nodes).await?;
     for step in plan::roll(&nodes, found.sum.leader.as_ref(), &found.sum.in_sync) {
         say(&step.to_string());
@@ -107,18 +124,27 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
 /// middle leaves a node that is to run.
 pub(super) async fn restart_one(supervisor: &mut Conversation, node: &NodeId) -> Result<(), Failure> {
     let nodes = vec![node.to_string()];
-    let before = wait::spawns(supervisor, node).await?;
+    let before = wait::record(supervisor, node).await?.spawns;
     let patience_ms = u64::try_from(END_PATIENCE.as_millis()).unwrap_or(u64::MAX);
     ask_nodes(supervisor, &Request::Restart { nodes, patience_ms }).await?;
     let deadline = clock::now() + END_PATIENCE + Duration::from_secs(5);
-    while wait::spawns(supervisor, node).await? == before {
+    loop {
+        let now = wait::record(supervisor, node).await?;
+        if now.spawns != before {
+            return Ok(());
+        }
+        if now.process.is_none() && !now.wanted {
+            let message = format!(
+                "{node} ended, and another command has it stay down\nstart it with `replcluster start {node}`"
+            );
+            return Err(Failure::new(Exit::Conflict, message));
+        }
         if clock::now() >= deadline {
             let message = format!("{node} did not end\nend it with `replcluster kill {node}`");
             return Err(Failure::new(Exit::TimedOut, message));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
-    Ok(())
 }
 
 async fn running_targets(context: &Context, text: &str) -> Result<(Survey, Vec<NodeId>), Failure> {

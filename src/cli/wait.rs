@@ -8,12 +8,12 @@ use crate::clock;
 use crate::control::cause::EXIT_CONFLICT;
 use crate::control::health::Role;
 use crate::supervisor::ask::is_in_sync;
-use crate::supervisor::record::Phase;
+use crate::supervisor::record::{NodeRecord, Phase, Record};
 use crate::supervisor::socket::Conversation;
-use crate::supervisor::wire::{Reply, Request};
+use crate::supervisor::wire::{Outcome, Reply, Request};
 use crate::view::NodeId;
 
-use super::context::{Context, POLL_INTERVAL, ask, list};
+use super::context::{Context, POLL_INTERVAL, ask, other_version};
 use super::exit::{Exit, Failure};
 use super::survey::{self, NodeSurvey, Survey};
 use super::waiting;
@@ -192,43 +192,60 @@ fn missing(context: &Context, survey: &Survey, wanted: &[&NodeSurvey], patience:
     }
 }
 
-/// Waits until none of these nodes has a process any more.
+/// Waits until the processes that these orders to end were given to are gone. Which those are stands in the answers: a
+/// node may have another one by then.
 ///
 /// # Errors
-/// Those that still have one when patience ends.
+/// Those that have not ended when patience ends; and where one has, but another command has started the node again.
 pub async fn ended_all(
     supervisor: &mut Conversation,
-    nodes: &[NodeId],
+    ordered: &[Outcome],
     patience: Duration,
 ) -> Result<(), Failure> {
     let deadline = clock::now() + patience;
     loop {
-        let Reply::Snapshot { record } = ask(supervisor, &Request::Snapshot).await? else { continue };
-        let left: Vec<NodeId> = nodes
-            .iter()
-            .filter(|node| record.nodes.get(node.as_str()).is_some_and(|node| node.process.is_some()))
-            .cloned()
-            .collect();
+        let record = snapshot(supervisor).await?;
+        let mut left = Vec::new();
+        for Outcome { node, pid: ordered, .. } in ordered {
+            let process = record.nodes.get(node).and_then(|node| node.process.as_ref());
+            match (ordered, process.map(|process| process.pid)) {
+                (None, _) | (_, None) => {}
+                (Some(ordered), Some(now)) if *ordered == now => left.push(node.as_str()),
+                (Some(_), Some(now)) => {
+                    let message = format!(
+                        "{node} ended, and another command has started it again (pid {now})\nsee how it stands with `replcluster status`"
+                    );
+                    return Err(Failure::new(Exit::Conflict, message));
+                }
+            }
+        }
         if left.is_empty() {
             return Ok(());
         }
         if clock::now() >= deadline {
-            let message = format!("{} did not end\nend it with `replcluster down --now`", list(&left));
+            let message = format!("{} did not end\nend it with `replcluster down --now`", left.join(", "));
             return Err(Failure::new(Exit::TimedOut, message));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// How many processes were started for a node, ever.
+/// What the supervisor knows of the nodes' processes.
+async fn snapshot(supervisor: &mut Conversation) -> Result<Record, Failure> {
+    match ask(supervisor, &Request::Snapshot).await? {
+        Reply::Snapshot { record } => Ok(record),
+        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => {
+            Err(other_version())
+        }
+    }
+}
+
+/// What the supervisor knows of one node.
 ///
 /// # Errors
-/// Where the supervisor does not say.
-pub async fn spawns(supervisor: &mut Conversation, node: &NodeId) -> Result<u64, Failure> {
-    match ask(supervisor, &Request::Snapshot).await? {
-        Reply::Snapshot { record } => Ok(record.nodes.get(node.as_str()).map_or(0, |node| node.spawns)),
-        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => Ok(0),
-    }
+/// Where it does not say.
+pub async fn record(supervisor: &mut Conversation, node: &NodeId) -> Result<NodeRecord, Failure> {
+    Ok(snapshot(supervisor).await?.nodes.remove(node.as_str()).unwrap_or_default())
 }
 
 /// Has `target` lead: asks the leader to hand over, and waits until every node that answers says the same.

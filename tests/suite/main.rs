@@ -25,3 +25,4 @@ mod refusals;
 mod tidy;
 mod top;
 mod torture;
+mod verdict;

@@ -163,7 +163,8 @@ impl Strike<'_> {
     async fn gone(&self, intent: &Intent) -> Result<bool, Failure> {
         let signal = self.verb.signal;
         let begun = clock::now();
-        let mut again_at = signals::sent_again_after(signal).map(|after| begun + after);
+        let again = signals::sent_again_after(signal);
+        let mut again_at = again.map(|after| begun + after);
         let mut word_at = (!signals::is_graceful(signal)).then_some(begun + WORTH_A_WORD);
         loop {
             let left = intent.handles.iter().position(|handle| os::is_alive(&handle.id));
@@ -172,7 +173,9 @@ impl Strike<'_> {
             if self.context.interrupt.is_cancelled() {
                 return Ok(false);
             }
-            if again_at.take_if(|at| *at <= now).is_some() {
+            // Again and again: two of a kind that meet before the process takes one are one.
+            if again_at.is_some_and(|at| at <= now) {
+                again_at = again.map(|after| now + after);
                 for handle in intent.signalled() {
                     // One that has ended meanwhile needs none.
                     let _ = handle.signal(signal as i32);
