@@ -317,7 +317,7 @@ mod tests {
         let code = |letter| CODES.iter().find(|(of, _)| *of == letter).expect("a code").1;
         let mut bits: Vec<u8> = text.chars().flat_map(|letter| code(letter).bytes()).collect();
         bits.resize(bits.len().next_multiple_of(8), b'1');
-        bits.chunks(8).map(|byte| byte.iter().fold(0, |byte, bit| byte << 1 | bit - b'0')).collect()
+        bits.chunks(8).map(|byte| byte.iter().fold(0, |byte, bit| (byte << 1) | (bit - b'0'))).collect()
     }
 
     /// A field that is to be remembered, as an index of its name and a value.
@@ -326,8 +326,8 @@ mod tests {
         let length = u8::try_from(bytes.len()).unwrap();
         let mut field = vec![0x40 | name];
         match length {
-            0..127 => field.push(u8::from(coded) << 7 | length),
-            127.. => field.extend([u8::from(coded) << 7 | 127, length - 127]),
+            0..127 => field.push((u8::from(coded) << 7) | length),
+            127.. => field.extend([(u8::from(coded) << 7) | 127, length - 127]),
         }
         field.extend(bytes);
         field
