@@ -30,7 +30,7 @@ pub const SAMPLE: &str = include_str!("../cluster.toml");
 /// Everything `cluster.toml` says, defaults filled in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// The file it was read from, absolute.
+    /// The file it was read from, absolute; its directory by its real name.
     pub path: PathBuf,
     /// What the cluster is called. Default: the name of the file's directory, or `demo` where that is no name.
     pub name: String,
@@ -200,10 +200,20 @@ pub fn find(given: Option<&Path>, environment: Option<&Path>, here: &Path) -> Re
 /// # Errors
 /// [`ConfigError`] with the first thing that is wrong.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let path = in_real_directory(path);
     let text = std::fs::read_to_string(&path)
         .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
     parse::parse(&path, &text, &resolve)
+}
+
+/// The same file by the real name of its directory: however it was named, it is the same cluster, with the same name and
+/// the same data. Where there is no such directory the path is only made absolute.
+fn in_real_directory(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    match (path.parent().map(Path::canonicalize), path.file_name()) {
+        (Some(Ok(directory)), Some(name)) => directory.join(name),
+        (Some(Ok(_) | Err(_)) | None, Some(_) | None) => path,
+    }
 }
 
 /// Judges a text as if it stood at `path`, with the names resolved by `resolver`.
@@ -342,6 +352,20 @@ mod tests {
             find(Some(Path::new("g.toml")), Some(Path::new("/e.toml")), &deep).unwrap(),
             deep.join("g.toml")
         );
+    }
+
+    #[test]
+    fn a_cluster_without_a_name_is_called_like_the_real_directory_however_its_file_is_named() {
+        let top = tempfile::tempdir().unwrap();
+        let real = top.path().join("orders");
+        std::fs::create_dir_all(real.join("deep")).unwrap();
+        std::fs::write(real.join(FILE_NAME), "nodes = [\"127.0.0.1:1\"]").unwrap();
+        std::os::unix::fs::symlink(&real, top.path().join("link")).unwrap();
+        let expected = load(&real.join(FILE_NAME)).unwrap();
+        assert_eq!(expected.name, "orders");
+        for path in ["orders/deep/../cluster.toml", "link/cluster.toml", "link/deep/../cluster.toml"] {
+            assert_eq!(load(&top.path().join(path)).unwrap(), expected, "{path}");
+        }
     }
 
     #[test]
