@@ -10,7 +10,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -109,7 +109,7 @@ pub struct DataDirectory {
     path: PathBuf,
     address: NodeId,
     incarnation: Incarnation,
-    _lock: File,
+    lock: File,
     promises: Promises,
     cluster: Mutex<Option<ClusterId>>,
 }
@@ -139,7 +139,7 @@ impl DataDirectory {
             path: path.to_owned(),
             address: address.clone(),
             incarnation,
-            _lock: lock,
+            lock,
             promises,
             cluster: Mutex::new(identity.cluster),
         })
@@ -153,6 +153,20 @@ impl DataDirectory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// False once the directory was deleted, moved or replaced: what is written goes into files that no start will ever
+    /// read again, so nothing acknowledged from now on is durable.
+    ///
+    /// # Errors
+    /// What the system said, where it cannot be told.
+    pub fn is_in_place(&self) -> io::Result<bool> {
+        let ours = self.lock.metadata()?;
+        match std::fs::metadata(self.path.join("lock")) {
+            Ok(there) => Ok(there.ino() == ours.ino() && there.dev() == ours.dev()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Minted with the directory.
@@ -444,6 +458,20 @@ mod tests {
 
     fn open(path: &Path) -> Result<DataDirectory, DirectoryError> {
         DataDirectory::open(path, &address())
+    }
+
+    #[test]
+    fn a_directory_that_was_deleted_moved_or_replaced_is_noticed() {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, elsewhere) = (parent.path().join("data"), parent.path().join("elsewhere"));
+        let held = open(&path).unwrap();
+        assert!(held.is_in_place().unwrap());
+        std::fs::rename(&path, &elsewhere).unwrap();
+        assert!(!held.is_in_place().unwrap());
+        let other = open(&path).unwrap();
+        assert!(other.is_in_place().unwrap() && !held.is_in_place().unwrap());
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(!other.is_in_place().unwrap());
     }
 
     #[test]

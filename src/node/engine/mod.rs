@@ -109,6 +109,8 @@ pub struct Engine<H: Hands> {
     flushed_at: Instant,
     /// The space alarm that is on its way into the log.
     alarm: Option<oneshot::Receiver<Outcome>>,
+    /// Why the disk does not say how much room it has, as it was logged.
+    room_untold: Option<String>,
     /// Told to end; leadership is being handed over until then.
     stopping: Option<Instant>,
     /// When this node last had a proof that it can do its part (R31).
@@ -159,6 +161,7 @@ impl<H: Hands> Engine<H> {
             flushing: false,
             flushed_at: now,
             alarm: None,
+            room_untold: None,
             stopping: None,
             healthy_at: None,
             swept_commit: recovered,

@@ -76,6 +76,7 @@ impl<H: Hands> Engine<H> {
         let reserve = self.options.space_reserve_bytes;
         match self.recent.room() {
             Ok(room) => {
+                self.room_untold = None;
                 // Twice as much before it counts as enough again, so that it does not flap.
                 let enough = if self.node.is_full() { 2 * reserve } else { reserve };
                 let flush_waits = self.shared.look(&|store| store.backend().waits_for_room());
@@ -91,7 +92,14 @@ impl<H: Hands> Engine<H> {
                     self.step(Input::Space { full });
                 }
             }
-            Err(error) => tracing::warn!("cannot tell how much room is left: {error}"),
+            // It is asked many times a second: said once, and again when it is another.
+            Err(error) => {
+                let why = error.to_string();
+                if self.room_untold.as_ref() != Some(&why) {
+                    tracing::warn!("cannot tell how much room is left: {why}");
+                    self.room_untold = Some(why);
+                }
+            }
         }
         self.raise_alarm();
     }
