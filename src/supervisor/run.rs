@@ -15,7 +15,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
@@ -39,7 +38,7 @@ use super::os;
 use super::past::Past;
 use super::record::{self, Record};
 use super::slot::Slot;
-use super::socket;
+use super::socket::{self, Listener, Place};
 use super::spawn::{self, SpawnError, Spawner};
 use super::wire::{Reply, Request};
 
@@ -115,6 +114,13 @@ enum End {
     Asked,
     Signalled(&'static str),
     DirectoryGone,
+}
+
+/// Where commands connect.
+struct Connections {
+    place: Place,
+    /// Takes them while this value lives.
+    _taking: AbortOnDropHandle<()>,
 }
 
 struct Supervisor {
@@ -205,16 +211,14 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
 impl Supervisor {
     async fn serve(
         &mut self,
-        listener: UnixListener,
+        listener: Listener,
         mut messages: mpsc::Receiver<Message>,
         handles_signals: bool,
     ) -> Result<End, SupervisorError> {
         let failed = |cause| SupervisorError::File { path: self.layout.socket(), cause };
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        let connections =
-            tokio::spawn(connections::accept(listener, self.inbox.clone(), self.followers.clone()));
-        let _connections = AbortOnDropHandle::new(connections);
+        let mut connections = self.take_connections(listener);
         let mut next_look = clock::now();
         let mut next_housekeeping = clock::now();
         let end = loop {
@@ -242,11 +246,32 @@ impl Supervisor {
                 if !self.lock.is_in_place() {
                     break End::DirectoryGone;
                 }
+                if !connections.place.is_in_place() {
+                    self.listen_anew(&mut connections);
+                }
                 self.measure(now);
                 next_housekeeping = now + HOUSEKEEPING_INTERVAL;
             }
         };
         Ok(end)
+    }
+
+    fn take_connections(&self, listener: Listener) -> Connections {
+        let Listener { listener, place } = listener;
+        let taking = connections::accept(listener, self.inbox.clone(), self.followers.clone());
+        Connections { place, _taking: AbortOnDropHandle::new(tokio::spawn(taking)) }
+    }
+
+    /// The socket was deleted or replaced: nobody could reach this supervisor any more, nor could another one begin.
+    /// Conversations that stand go on.
+    fn listen_anew(&self, connections: &mut Connections) {
+        match socket::listen(&self.layout.socket()) {
+            Ok(listener) => {
+                tracing::warn!(socket = %self.layout.socket().display(), "the control socket was gone: made anew");
+                *connections = self.take_connections(listener);
+            }
+            Err(error) => tracing::error!(socket = %self.layout.socket().display(), %error, "cannot listen"),
+        }
     }
 
     fn handle(&mut self, message: Message) -> Option<End> {

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -36,7 +36,7 @@ fn short(path: &Path) -> io::Result<ShortPath> {
 ///
 /// # Errors
 /// What the system said.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path) -> io::Result<Listener> {
     match std::fs::remove_file(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -44,7 +44,38 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(short(path)?.path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let metadata = std::fs::symlink_metadata(path)?;
+    let place = Place { path: path.to_owned(), inode: metadata.ino(), device: metadata.dev() };
+    Ok(Listener { listener, place })
+}
+
+/// A socket that is listened on.
+#[derive(Debug)]
+pub struct Listener {
+    /// Takes connections.
+    pub listener: UnixListener,
+    /// Where they find it.
+    pub place: Place,
+}
+
+/// A socket's file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    path: PathBuf,
+    inode: u64,
+    device: u64,
+}
+
+impl Place {
+    /// False once the file was deleted or replaced: nobody can connect any more. Where it cannot be looked at it is taken
+    /// to be there.
+    #[must_use]
+    pub fn is_in_place(&self) -> bool {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(there) => there.ino() == self.inode && there.dev() == self.device,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
+    }
 }
 
 /// True where the other end runs as the same user as we do, or as root.
@@ -132,7 +163,8 @@ mod tests {
     }
 
     async fn exchange(path: &Path) {
-        let listener = listen(path).unwrap();
+        let Listener { listener, place } = listen(path).unwrap();
+        assert!(place.is_in_place());
         assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, 0o600);
         let server = async {
             let (stream, _) = listener.accept().await.unwrap();
@@ -159,6 +191,19 @@ mod tests {
             exchange(&deep.join("supervisor.sock")).await;
             // A socket that was left behind does not stand in the way of the next.
             exchange(&deep.join("supervisor.sock")).await;
+        });
+    }
+
+    #[test]
+    fn a_deleted_or_replaced_socket_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        runtime().block_on(async {
+            let first = listen(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            assert!(!first.place.is_in_place());
+            let second = listen(&path).unwrap();
+            assert!(second.place.is_in_place() && !first.place.is_in_place());
         });
     }
 
