@@ -207,11 +207,25 @@ impl Supervisor {
         let outcomes = names
             .iter()
             .map(|name| {
-                let result = self.known(name).map_or_else(unknown, |node| self.thaw(&node, "resumed"));
+                let result = self.known(name).map_or_else(unknown, |node| self.resume_one(&node));
                 self.outcome(name, result)
             })
             .collect();
         Reply::Outcomes { outcomes }
+    }
+
+    /// A pause of ours is healed. A process that somebody else froze is thawed as well: whoever resumes a node wants it
+    /// to run, and its life knows of no pause that would end.
+    fn resume_one(&mut self, node: &NodeId) -> OutcomeKind {
+        let result = self.thaw(node, "resumed");
+        let process = self.nodes.get(node).and_then(|slot| slot.process.as_ref());
+        let frozen =
+            process.is_some_and(|process| os::stat(process.handle.id.pid).is_ok_and(|stat| stat.is_frozen()));
+        if result == OutcomeKind::Accepted || !frozen {
+            return result;
+        }
+        self.signal(node, SIGCONT);
+        OutcomeKind::Accepted
     }
 
     /// Thaws a node's process; its pause is healed.
