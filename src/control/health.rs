@@ -28,6 +28,8 @@ pub enum NodeState {
     Starting,
     /// Runs and is catching up.
     Syncing,
+    /// Runs, and does not answer though it should.
+    Silent,
     /// Frozen.
     Paused,
     /// Does not run.
@@ -44,7 +46,7 @@ pub enum ClusterState {
     Healthy,
     /// A leader serves, but not everything is as it should be.
     Degraded,
-    /// Something runs, but no leader serves.
+    /// Something runs, but no leader takes writes.
     Unavailable,
     /// Nothing runs.
     Stopped,
@@ -103,6 +105,8 @@ pub enum Process {
     Present {
         /// It is frozen.
         paused: bool,
+        /// It has served before, or has had the time to come so far: if it does not answer it is not just starting.
+        overdue: bool,
     },
 }
 
@@ -119,6 +123,8 @@ pub struct Sum {
     pub in_sync: Vec<NodeId>,
     /// Nodes that may still fail, one after another, without a write being refused.
     pub failures_tolerated: usize,
+    /// Writes are refused while fewer nodes than this are in sync.
+    pub min_in_sync: usize,
     /// Whether those that answered agree.
     pub agreement: Agreement,
     /// How many configured nodes name the newest epoch and its leader.
@@ -129,7 +135,15 @@ pub struct Sum {
     pub lags: Vec<Option<u64>>,
 }
 
-/// Adds up.
+impl Sum {
+    /// A leader serves, and refuses every write because too few nodes are in sync.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        self.leader.is_some() && self.in_sync.len() < self.min_in_sync
+    }
+}
+
+/// Adds up. Writes are refused while fewer than `min_in_sync` nodes are in sync.
 #[must_use]
 pub fn sum(found: &[Found], min_in_sync: usize) -> Sum {
     let accounts = || found.iter().filter_map(|one| one.account.as_ref().map(|account| (&one.node, account)));
@@ -162,14 +176,14 @@ pub fn sum(found: &[Found], min_in_sync: usize) -> Sum {
     let all_ready = states.iter().all(|state| *state == NodeState::Ready);
     let state = if nothing_runs {
         ClusterState::Stopped
-    } else if leader.is_none() {
+    } else if leader.is_none() || in_sync.len() < min_in_sync {
         ClusterState::Unavailable
     } else if all_ready && agreement == Agreement::Agreed && agreeing == found.len() {
         ClusterState::Healthy
     } else {
         ClusterState::Degraded
     };
-    Sum { state, epoch, leader, in_sync, failures_tolerated, agreement, agreeing, states, lags }
+    Sum { state, epoch, leader, in_sync, failures_tolerated, min_in_sync, agreement, agreeing, states, lags }
 }
 
 /// A node that is on its way in and knows no leader has no opinion yet.
@@ -188,8 +202,8 @@ fn agreement(found: &[Found]) -> Agreement {
 
 fn node_state(one: &Found, in_sync: &[NodeId]) -> NodeState {
     match (&one.account, one.process) {
-        (_, Process::Present { paused: true }) => NodeState::Paused,
-        (Some(account), Process::Absent | Process::GivenUp | Process::Present { paused: false }) => {
+        (_, Process::Present { paused: true, .. }) => NodeState::Paused,
+        (Some(account), Process::Absent | Process::GivenUp | Process::Present { paused: false, .. }) => {
             match account.role {
                 Role::Leader | Role::Follower if account.ready && in_sync.contains(&one.node) => {
                     NodeState::Ready
@@ -199,7 +213,8 @@ fn node_state(one: &Found, in_sync: &[NodeId]) -> NodeState {
                 Role::Leader | Role::Follower | Role::None => NodeState::Starting,
             }
         }
-        (None, Process::Present { paused: false }) => NodeState::Starting,
+        (None, Process::Present { paused: false, overdue: true }) => NodeState::Silent,
+        (None, Process::Present { paused: false, overdue: false }) => NodeState::Starting,
         (None, Process::Absent) => NodeState::Down,
         (None, Process::GivenUp) => NodeState::Failed,
     }
@@ -213,7 +228,7 @@ mod tests {
         NodeId::parse(&format!("h:{port}")).unwrap()
     }
 
-    const RUNS: Process = Process::Present { paused: false };
+    const RUNS: Process = Process::Present { paused: false, overdue: false };
 
     fn found(port: u16, role: Role, epoch: u64, leader: u16, in_sync: &[u16]) -> Found {
         let account = Account {
@@ -255,6 +270,22 @@ mod tests {
         assert_eq!(sum(&nodes, 2).failures_tolerated, 1);
         assert_eq!(sum(&nodes, 3).failures_tolerated, 0);
         assert_eq!(sum(&nodes, 9).failures_tolerated, 0);
+    }
+
+    #[test]
+    fn a_leader_that_refuses_every_write_is_unavailable() {
+        let nodes = [found(1, Role::Leader, 4, 1, &[1]), silent(2, Process::Absent)];
+        let short = sum(&nodes, 2);
+        assert_eq!((short.state, short.failures_tolerated), (ClusterState::Unavailable, 0));
+        assert!(short.refuses_writes() && short.leader.is_some());
+        assert!(!sum(&nodes, 1).refuses_writes());
+    }
+
+    #[test]
+    fn one_that_has_served_and_says_nothing_is_silent_and_not_starting() {
+        let hung = Process::Present { paused: false, overdue: true };
+        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1, 2]), silent(2, hung)], 1);
+        assert_eq!((sum.state, sum.states[1]), (ClusterState::Degraded, NodeState::Silent));
     }
 
     #[test]
@@ -300,7 +331,7 @@ mod tests {
             sum(&[silent(1, Process::Absent), silent(2, Process::GivenUp)], 1).state,
             ClusterState::Stopped
         );
-        let frozen = sum(&[silent(1, Process::Present { paused: true })], 1);
+        let frozen = sum(&[silent(1, Process::Present { paused: true, overdue: true })], 1);
         assert_eq!((frozen.state, frozen.states[0]), (ClusterState::Unavailable, NodeState::Paused));
     }
 
