@@ -15,6 +15,7 @@ use crate::supervisor::events::{self, Event, EventLog};
 use crate::supervisor::heal;
 use crate::supervisor::layout::Layout;
 use crate::supervisor::lock;
+use crate::supervisor::os;
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::spawn;
 use crate::supervisor::wire::{Outcome, OutcomeKind, Reply, Request};
@@ -71,11 +72,15 @@ impl Context {
         Ok(())
     }
 
-    /// A conversation with the supervisor, where one runs.
+    /// A conversation with the supervisor, where one runs and is not frozen: that one would take the connection and
+    /// never answer.
     ///
     /// # Errors
     /// Where it runs and does not listen.
     pub async fn supervisor(&self) -> Result<Option<Conversation>, Failure> {
+        if self.frozen_supervisor().is_some() {
+            return Ok(None);
+        }
         match Conversation::connect(&self.layout.socket()).await {
             Ok(conversation) => Ok(Some(conversation)),
             Err(error)
@@ -93,15 +98,55 @@ impl Context {
         }
     }
 
-    /// A conversation with the supervisor, which is started where none runs.
+    /// A conversation with a supervisor that has answered; one is started where none runs. One that lives and does not
+    /// answer is in the way: two must not work in one directory.
     ///
     /// # Errors
-    /// Where it cannot be started.
+    /// Where it cannot be started, or does not answer.
     pub async fn ensure_supervisor(&self) -> Result<Conversation, Failure> {
-        if let Some(conversation) = self.supervisor().await? {
-            return Ok(conversation);
+        let begun = clock::now();
+        let mut started: Option<Child> = None;
+        let mut deaf_since = None;
+        loop {
+            if let Some(pid) = self.frozen_supervisor() {
+                return Err(silent(pid, "it is frozen"));
+            }
+            if let Some(mut conversation) = self.supervisor().await? {
+                match tokio::time::timeout(SUPERVISOR_PATIENCE, conversation.ask(&Request::Snapshot)).await {
+                    Ok(Ok(_)) => return Ok(conversation),
+                    // It ended at this moment.
+                    Ok(Err(_)) => {}
+                    Err(_) => {
+                        if let Some(pid) = self.supervisor_pid() {
+                            return Err(silent(pid, &within(SUPERVISOR_PATIENCE)));
+                        }
+                    }
+                }
+            }
+            match self.supervisor_pid() {
+                // It begins just now, or its socket was deleted and it is about to make another.
+                Some(pid) => {
+                    let since = *deaf_since.get_or_insert_with(clock::now);
+                    if clock::now() >= since + SUPERVISOR_PATIENCE {
+                        return Err(silent(pid, &within(SUPERVISOR_PATIENCE)));
+                    }
+                }
+                None => {
+                    deaf_since = None;
+                    started = Some(self.begin_supervisor(started)?);
+                }
+            }
+            if clock::now() >= begun + SUPERVISOR_START {
+                let message = "the supervisor does not listen\nlook at its log, then try again";
+                return Err(Failure::new(Exit::TimedOut, message).with_log(self.layout.supervisor_log()));
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        let log = self.layout.supervisor_log();
+    }
+
+    /// Starts a supervisor where this command has not done so yet. Another command may do so at the same moment: then
+    /// that one serves us too. Or one held the lock for a moment only: then ours is started again.
+    fn begin_supervisor(&self, started: Option<Child>) -> Result<Child, Failure> {
         let failed = |cause: io::Error| {
             let message = format!(
                 "cannot start the supervisor: {cause}\ncheck that {} may be written to",
@@ -109,36 +154,16 @@ impl Context {
             );
             Failure::new(Exit::Failed, message)
         };
-        let mut child = self.spawn_supervisor().map_err(failed)?;
-        let deadline = clock::now() + SUPERVISOR_START;
-        let mut ended = None;
-        loop {
-            if let Some(mut conversation) = self.supervisor().await?
-                && let left = deadline.saturating_duration_since(clock::now())
-                && let Ok(Ok(_)) = tokio::time::timeout(left, conversation.ask(&Request::Snapshot)).await
-            {
-                return Ok(conversation);
+        let Some(mut child) = started else { return self.spawn_supervisor().map_err(failed) };
+        match child.try_wait().map_err(failed)? {
+            None => Ok(child),
+            Some(status) if status.code() == Some(i32::from(Exit::Conflict as u8)) => {
+                self.spawn_supervisor().map_err(failed)
             }
-            if ended.is_none() {
-                ended = child.try_wait().map_err(failed)?;
-            }
-            // Another command may have started one at the same moment: then that one serves us too. Or one held the lock
-            // for a moment only: then ours is started again.
-            let lost_the_race =
-                ended.is_some_and(|status| status.code() == Some(i32::from(Exit::Conflict as u8)));
-            if lost_the_race && self.supervisor_pid().is_none() {
-                child = self.spawn_supervisor().map_err(failed)?;
-                ended = None;
-            }
-            if ended.is_some() && !lost_the_race {
+            Some(_) => {
                 let message = "the supervisor ended at once\nput right what its log says, then try again";
-                return Err(Failure::new(Exit::Failed, message).with_log(log));
+                Err(Failure::new(Exit::Failed, message).with_log(self.layout.supervisor_log()))
             }
-            if clock::now() >= deadline {
-                let message = "the supervisor does not listen\nlook at its log, then try again";
-                return Err(Failure::new(Exit::TimedOut, message).with_log(log));
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -179,6 +204,26 @@ impl Context {
     pub fn supervisor_pid(&self) -> Option<u32> {
         lock::holding(&self.layout.lock()).map(|id| id.pid)
     }
+
+    /// The process of the supervisor, where it is frozen.
+    fn frozen_supervisor(&self) -> Option<u32> {
+        self.supervisor_pid().filter(|pid| os::stat(*pid).is_ok_and(|stat| stat.is_frozen()))
+    }
+}
+
+/// What is said of a supervisor that lives and does not answer.
+fn silent(pid: u32, why: &str) -> Failure {
+    let message = format!("the supervisor (pid {pid}) does not answer: {why}\n{}", cure_of_silence());
+    Failure::new(Exit::TimedOut, message)
+}
+
+fn within(patience: Duration) -> String {
+    format!("nothing came within {}", config::show(patience))
+}
+
+/// What to do about a supervisor that lives and does not answer.
+pub fn cure_of_silence() -> &'static str {
+    "end it with `replcluster kill supervisor`: no node is touched, and the next command that needs one starts another"
 }
 
 /// Ends what a supervisor that died had begun and nobody is there to end; this order too, however far it has come.
@@ -226,7 +271,10 @@ pub fn config_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
 pub async fn ask(supervisor: &mut Conversation, request: &Request) -> Result<Reply, Failure> {
     let advice = "look at supervisor.log in the cluster's directory; `replcluster up` starts another one";
     match tokio::time::timeout(SUPERVISOR_PATIENCE, supervisor.ask(request)).await {
-        Err(_) => Err(Failure::new(Exit::TimedOut, format!("the supervisor does not answer\n{advice}"))),
+        Err(_) => Err(Failure::new(
+            Exit::TimedOut,
+            format!("the supervisor does not answer\n{}", cure_of_silence()),
+        )),
         Ok(Err(error)) => {
             Err(Failure::new(Exit::Failed, format!("the supervisor went away: {error}\n{advice}")))
         }

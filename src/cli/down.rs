@@ -15,8 +15,10 @@ use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask, ask_nodes, confirm, list, names};
+use super::deserted;
 use super::exit::{Exit, Failure, Outcome};
-use super::survey;
+use super::holder::Holder;
+use super::survey::{self, Supervision};
 use super::wait::{self, say};
 
 /// How long a node may take to end gracefully before it is killed.
@@ -43,10 +45,18 @@ pub(super) async fn run(verb: &Down, context: &Context) -> Outcome {
         let root = context.layout.root();
         confirm(&format!("delete all data of {} in {}?", context.config.name, root.display()), verb.yes)?;
     }
+    let found = survey::survey(context).await?;
+    let deserted =
+        deserted::end(context, &found, if verb.now { Duration::ZERO } else { verb.timeout }).await?;
     let ended = end_all(context, verb.now, verb.timeout).await?;
     if verb.purge {
         purge(context)?;
         anstream::println!("deleted the data of {}", context.config.name);
+    } else if ended.is_empty() && !deserted.is_empty() {
+        anstream::println!(
+            "ended {}; the data had been deleted while it ran\nnext: replcluster up",
+            list(&deserted)
+        );
     } else if ended.is_empty() {
         anstream::println!("nothing of {} was running", context.config.name);
     } else {
@@ -75,11 +85,16 @@ pub(super) async fn end_all(
     if !stray.is_empty() {
         say(&format!("{} was not started by this supervisor and is left running", stray.join(", ")));
     }
+    for one in &found.nodes {
+        if let Some(holder @ Holder::Foreign { .. }) = &one.holder {
+            say(&format!("{}, which is left running", holder.sentence(&one.node)));
+        }
+    }
     let mut mine: Vec<NodeId> =
         running.iter().filter(|node| !stray.contains(&node.to_string())).cloned().collect();
     // Edited out of the configuration while they ran: nobody else would ever end them.
     mine.extend(found.unlisted_running.iter().cloned());
-    if mine.is_empty() && found.supervisor.is_none() {
+    if mine.is_empty() && found.supervisor == Supervision::Dead {
         return Ok(mine);
     }
     // Without a supervisor one is started for the purpose: it takes over what lives and ends it by the same rules.

@@ -15,7 +15,7 @@ use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, names};
 use super::exit::{Exit, Failure, Outcome};
-use super::survey::{self, Survey};
+use super::survey::{self, Supervision, Survey};
 use super::targets;
 
 mod runs;
@@ -105,8 +105,11 @@ pub(super) async fn run(verb: &Kill, context: &Context) -> Outcome {
 
 async fn carry_out(verb: &Kill, context: &Context, stage: &Stage) -> Outcome {
     let found = survey::survey(context).await?;
-    if found.running().is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+    // A supervisor that hangs can be ended whatever the nodes do.
+    let hangs =
+        matches!(found.supervisor, Supervision::Silent(_)) && verb.target.as_deref() == Some(SUPERVISOR);
+    if found.running().is_empty() && !hangs {
+        return Err(found.nothing_to_change(context));
     }
     let mut intent = intend(verb, context, &found)?;
     let agreed = allowed(verb, &found, &intent)?;
@@ -122,7 +125,8 @@ async fn carry_out(verb: &Kill, context: &Context, stage: &Stage) -> Outcome {
         leader: intent.leader_before.as_ref().map(ToString::to_string),
     };
     stage.set("beginning to write");
-    let probe = if verb.no_probe { None } else { Some(load(context, &found).await?) };
+    let unprobed = verb.no_probe || (hangs && (found.sum.leader.is_none() || found.sum.refuses_writes()));
+    let probe = if unprobed { None } else { Some(load(context, &found).await?) };
     let struck = async {
         if context.interrupt.is_cancelled() {
             return Err(Failure::new(Exit::Interrupted, "nothing was killed"));

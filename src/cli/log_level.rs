@@ -41,7 +41,8 @@ pub(super) async fn run(verb: &LogLevel, context: &Context) -> Outcome {
     let found = survey::survey(context).await?;
     let running = found.running();
     if running.is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+        let changes = verb.level.is_some();
+        return Err(if changes { found.nothing_to_change(context) } else { found.nothing_to_show(context) });
     }
     let named = found.targets(&verb.target)?;
     let (asked, down): (Vec<NodeId>, Vec<NodeId>) =

@@ -93,6 +93,10 @@ pub(super) async fn run(verb: &Logs, context: &Context) -> Outcome {
     };
     let lines = verb.lines.unwrap_or(if verb.since.is_some() { usize::MAX } else { LINES });
     let wanted = Wanted { lines, oldest: oldest.as_deref(), keep: &keep };
+    // What may not be looked at is not what was never written.
+    for source in &sources {
+        source.path.try_exists().map_err(|error| unreadable(source, &error))?;
+    }
     if !verb.follow && !sources.iter().any(|source| source.path.exists()) {
         let message = format!(
             "no log was written yet below {}\nstart the cluster with `replcluster up`",

@@ -15,10 +15,12 @@ mod check;
 pub mod client;
 mod completions;
 mod context;
+mod deserted;
 mod down;
 mod events;
 mod exit;
 mod export;
+mod holder;
 mod init;
 mod kill;
 mod lines;
@@ -308,9 +310,12 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::Events(verb) => events::run(&verb, &context(verb.json)?).await,
             Verb::Client(verb) => {
                 // With endpoints no configuration is needed.
-                let configured =
-                    if verb.endpoints.is_empty() { context(false)?.config.nodes } else { Vec::new() };
-                client::run(verb, &context::names(&configured)).await?;
+                let configured = if verb.endpoints.is_empty() {
+                    survey::for_clients(&context(false)?).await?
+                } else {
+                    Vec::new()
+                };
+                client::run(verb, &configured).await?;
                 Ok(Exit::Done)
             }
             Verb::Bench(verb) => {
@@ -318,7 +323,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 let endpoints = if verb.uses_configuration() {
                     let context = context(false)?;
                     let answering = survey::survey(&context).await?.endpoints();
-                    if answering.is_empty() { context::names(&context.config.nodes) } else { answering }
+                    if answering.is_empty() { survey::for_clients(&context).await? } else { answering }
                 } else {
                     Vec::new()
                 };

@@ -19,7 +19,7 @@ pub(super) struct MoveLeader {
 pub(super) async fn run(verb: &MoveLeader, context: &Context) -> Outcome {
     let found = survey::survey(context).await?;
     if found.running().is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+        return Err(found.nothing_to_change(context));
     }
     let node: NodeId = target::by_address(&verb.node, &context.config.nodes)
         .map_err(|error| Failure::usage(error.to_string()))?;

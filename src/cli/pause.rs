@@ -108,7 +108,7 @@ async fn undo(context: &Context, fault: &str) {
 pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
     let found = survey::survey(context).await?;
     if found.running().is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+        return Err(found.nothing_to_change(context));
     }
     // By role a frozen node is hard to name: it has none while it cannot answer. "all" means all that are frozen.
     let nodes: Vec<NodeId> = match verb.target.target.as_str() {
@@ -133,7 +133,7 @@ pub(super) async fn resume(verb: &Resume, context: &Context) -> Outcome {
 async fn targets(context: &Context, text: &str) -> Result<(Survey, Vec<NodeId>), Failure> {
     let found = survey::survey(context).await?;
     if found.running().is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+        return Err(found.nothing_to_change(context));
     }
     let mut nodes = found.targets(text)?;
     // Several are meant as far as they run; one that was named must run.

@@ -53,8 +53,12 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
         let message = format!(
             "no node leads, so nobody can take {node} out\nstart the cluster with `replcluster up` first"
         );
-        let exit = if found.running().is_empty() { Exit::NotRunning } else { Exit::Failed };
-        return Err(Failure::new(exit, message));
+        let held = found.nodes.iter().any(|one| one.holder.is_some());
+        return Err(match (found.running().is_empty(), held) {
+            (true, true) => found.nothing_to_change(context),
+            (true, false) => Failure::new(Exit::NotRunning, message),
+            (false, _) => Failure::new(Exit::Failed, message),
+        });
     };
     if verb.purge {
         let directory = context.layout.node(&node);

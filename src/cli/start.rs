@@ -15,7 +15,7 @@ use crate::view::NodeId;
 use super::Target;
 use super::context::{Context, POLL_INTERVAL, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
-use super::survey::{self, Survey};
+use super::survey::{self, Supervision, Survey};
 use super::wait::{self, say};
 
 #[derive(Debug, Args)]
@@ -50,8 +50,8 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) async fn start(verb: &Start, context: &Context) -> Outcome {
     let found = survey::survey(context).await?;
-    if found.running().is_empty() && found.supervisor.is_none() {
-        return Err(Failure::not_running(&context.config.name));
+    if found.running().is_empty() && found.supervisor == Supervision::Dead {
+        return Err(found.nothing_to_change(context));
     }
     let nodes = found.targets(&verb.target.target)?;
     for one in found.nodes.iter().filter(|one| nodes.contains(&one.node) && one.process.is_none()) {
@@ -150,7 +150,7 @@ pub(super) async fn restart_one(supervisor: &mut Conversation, node: &NodeId) ->
 async fn running_targets(context: &Context, text: &str) -> Result<(Survey, Vec<NodeId>), Failure> {
     let found = survey::survey(context).await?;
     if found.running().is_empty() {
-        return Err(Failure::not_running(&context.config.name));
+        return Err(found.nothing_to_change(context));
     }
     let nodes = found.targets(text)?;
     Ok((found, nodes))

@@ -13,7 +13,7 @@ use crate::supervisor::events;
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
 use super::lines::{self, Line, Tone, columns, painted, piece, plain, wrap};
-use super::survey::{self, Survey};
+use super::survey::{self, Supervision, Survey};
 use super::waiting;
 
 mod object;
@@ -63,7 +63,11 @@ pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
 async fn settled(context: &Context) -> Result<Survey, Failure> {
     let mut found = survey::survey(context).await?;
     for _ in 0..DISAGREEMENT_LOOKS {
-        if found.sum.agreement != Agreement::Disagree && found.sum.state != ClusterState::Unavailable {
+        let is_plain = found.sum.agreement != Agreement::Disagree
+            && found.sum.state != ClusterState::Unavailable
+            // It may have begun just now, or be busy.
+            && !matches!(found.supervisor, Supervision::Silent(_));
+        if is_plain {
             break;
         }
         tokio::time::sleep(DISAGREEMENT_INTERVAL).await;
@@ -137,6 +141,7 @@ fn frame(context: &Context, found: &Survey, width: Option<usize>) -> Vec<Line> {
 /// What is not as it should be, and why: disagreement, nodes given up, whom the nodes wait for.
 pub(super) fn notes(context: &Context, found: &Survey, history: &[events::Entry]) -> Vec<Line> {
     let mut told = words::disagreement(found);
+    told.extend(words::odd(&context.config.name, found));
     told.extend(words::given_up(found, history));
     for node in &found.unlisted_running {
         let what = format!("{node} runs and is not in cluster.toml any more: `replcluster up` takes it out");
@@ -145,6 +150,8 @@ pub(super) fn notes(context: &Context, found: &Survey, history: &[events::Entry]
     if let Some(waiting) = waiting::waiting(context, found) {
         told.extend(lines::lines(Tone::Warning, &waiting.what));
         told.extend(lines::lines(Tone::Plain, &waiting.next));
+    } else {
+        told.extend(words::waits(found));
     }
     told
 }

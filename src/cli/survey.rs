@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::clock;
-use crate::control::health::{self, Found, Process, Sum};
+use crate::control::health::{self, Found, Process, Role, Sum};
 use crate::control::plan::{self, Observed, Running};
 use crate::proto::replcluster::DescribeResponse;
 use crate::supervisor::adopt;
@@ -12,22 +12,48 @@ use crate::supervisor::ask;
 use crate::supervisor::events::Event;
 use crate::supervisor::os::{self, ProcessId, Stat};
 use crate::supervisor::record::{self, NodeRecord, Phase, Record};
-use crate::supervisor::spawn;
+use crate::supervisor::spawn::{self, MIN_IN_SYNC_FLAG};
 use crate::supervisor::wire::{Reply, Request};
 use crate::view::NodeId;
 
 use super::context::Context;
 use super::exit::{Exit, Failure};
+use super::holder::{self, Holder, Origin};
 use super::target::{self, Known};
 
 /// How long a node may take to say how it is.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
+/// After this long a process that has not answered yet is not just starting.
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The supervisor as found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supervision {
+    /// This process answers.
+    Running(u32),
+    /// This process lives and does not answer.
+    Silent(u32),
+    /// None lives.
+    Dead,
+}
+
+impl Supervision {
+    /// The process, where one lives.
+    #[must_use]
+    pub fn pid(self) -> Option<u32> {
+        match self {
+            Supervision::Running(pid) | Supervision::Silent(pid) => Some(pid),
+            Supervision::Dead => None,
+        }
+    }
+}
+
 /// The cluster as found.
 #[derive(Debug)]
 pub struct Survey {
-    /// The supervisor's process, where one answers.
-    pub supervisor: Option<u32>,
+    /// The supervisor.
+    pub supervisor: Supervision,
     /// Every configured node, in byte order.
     pub nodes: Vec<NodeSurvey>,
     /// What it adds up to; its lists are in the order of `nodes`.
@@ -51,6 +77,8 @@ pub struct NodeSurvey {
     pub stat: Option<Stat>,
     /// What it says of itself.
     pub answer: Option<DescribeResponse>,
+    /// Who answers at its address, or serves from its directory, and is not it.
+    pub holder: Option<Holder>,
     /// How old its own last answer is: this one, or else the last that a supervisor got.
     pub seen: Option<Duration>,
 }
@@ -73,8 +101,18 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
         }
         nodes.push(one);
     }
+    let nothing_remembered =
+        supervisor == Supervision::Dead && record.nodes.values().all(|one| one.spawns == 0);
+    if nothing_remembered {
+        // Not started yet; or the directory was deleted while nodes ran.
+        for (node, process) in holder::deserted(&context.layout, &context.config.nodes) {
+            for one in nodes.iter_mut().filter(|one| one.node == node && one.process.is_none()) {
+                one.holder = Some(Holder::Deserted(process.clone()));
+            }
+        }
+    }
     let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
-    let sum = health::sum(&found, context.config.replication.min_in_sync);
+    let sum = health::sum(&found, min_in_sync(context, &nodes));
     let unlisted: Vec<NodeId> = record
         .nodes
         .iter()
@@ -87,20 +125,32 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
     Ok(Survey { supervisor, nodes, sum, unlisted, unlisted_running })
 }
 
-async fn remembered(context: &Context) -> Result<(Option<u32>, Record), Failure> {
+/// What the leader was told at its start; the configuration may have been edited since.
+fn min_in_sync(context: &Context, nodes: &[NodeSurvey]) -> usize {
+    let leads = |one: &&NodeSurvey| {
+        one.answer.as_ref().map(ask::account).is_some_and(|account| account.role == Role::Leader)
+    };
+    let leader = nodes.iter().filter(leads).max_by_key(|one| one.answer.as_ref().map(|answer| answer.epoch));
+    let told = leader.and_then(|one| one.record.settings.get(MIN_IN_SYNC_FLAG)?.parse().ok());
+    told.unwrap_or(context.config.replication.min_in_sync)
+}
+
+async fn remembered(context: &Context) -> Result<(Supervision, Record), Failure> {
     if let Ok(Some(mut supervisor)) = context.supervisor().await
         && let Ok(Ok(Reply::Snapshot { record })) =
             tokio::time::timeout(PATIENCE, supervisor.ask(&Request::Snapshot)).await
+        && let Some(id) = &record.supervisor
     {
-        return Ok((record.supervisor.as_ref().map(|id| id.pid), record));
+        return Ok((Supervision::Running(id.pid), record));
     }
+    let supervisor = context.supervisor_pid().map_or(Supervision::Dead, Supervision::Silent);
     let path = context.layout.state();
     let record = record::load(&path).map_err(|error| {
         let message =
             format!("cannot read {}: {error}\ncheck that you are the user who started it", path.display());
         Failure::new(Exit::Failed, message)
     })?;
-    Ok((None, record))
+    Ok((supervisor, record))
 }
 
 async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
@@ -110,10 +160,17 @@ async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
     // A frozen process cannot answer: asking it would only cost the whole patience.
     let frozen = stat.as_ref().is_some_and(Stat::is_frozen);
     let answer = if frozen { None } else { context.asker.describe(node, PATIENCE).await.ok() };
-    let answer = answer.filter(|answer| answer.cluster_name == context.config.name);
+    let known = process.as_ref().map(|id| (id, of_node.nonce.as_str()));
+    let (answer, holder) = match answer {
+        None => (None, None),
+        Some(answer) => match holder::origin(context, node, known, &answer) {
+            Origin::Ours => (Some(answer), None),
+            Origin::Held(holder) => (None, Some(holder)),
+        },
+    };
     let stat = stat.or_else(|| answer.as_ref().and_then(|answer| os::stat(answer.pid).ok()));
     let seen = of_node.last_answer.as_ref().and_then(|last| age(&last.at));
-    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer, seen }
+    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer, holder, seen }
 }
 
 /// How long ago a stamp was written, by this machine's clock.
@@ -125,7 +182,7 @@ fn age(stamp: &str) -> Option<Duration> {
 impl NodeSurvey {
     fn found(&self) -> Found {
         let process = if self.process.is_some() {
-            Process::Present { paused: self.is_paused() }
+            Process::Present { paused: self.is_paused(), overdue: self.is_overdue() }
         } else if self.record.phase == Phase::Failed {
             Process::GivenUp
         } else {
@@ -140,20 +197,28 @@ impl NodeSurvey {
         self.stat.as_ref().is_some_and(Stat::is_frozen)
     }
 
+    /// It should answer by now, where it does not.
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        let has_served = match self.record.phase {
+            Phase::Serving | Phase::Paused => true,
+            Phase::Down | Phase::Starting | Phase::Stopping | Phase::Waiting | Phase::Failed => false,
+        };
+        has_served || self.uptime().is_some_and(|uptime| uptime >= START_PATIENCE)
+    }
+
     /// It runs: a process of ours lives, or somebody answers for it.
     #[must_use]
     pub fn runs(&self) -> bool {
         self.process.is_some() || self.answer.is_some()
     }
 
-    /// What its process said, where what was said came from that process.
+    /// What its process said, where what was said came from that process. Where no process is known nobody's word is
+    /// its own: a crashing node has none between two starts, and another may answer at its address.
     #[must_use]
     pub fn own_answer(&self) -> Option<&DescribeResponse> {
-        let own = |answer: &&DescribeResponse| match &self.process {
-            Some(id) => adopt::matches(answer, id, &self.record.nonce),
-            None => true,
-        };
-        self.answer.as_ref().filter(own)
+        let id = self.process.as_ref()?;
+        self.answer.as_ref().filter(|answer| adopt::matches(answer, id, &self.record.nonce))
     }
 
     /// Its process id, from the kernel or from its own words.
@@ -188,6 +253,44 @@ impl Survey {
     #[must_use]
     pub fn running(&self) -> Vec<NodeId> {
         self.nodes.iter().filter(|one| one.runs()).map(|one| one.node.clone()).collect()
+    }
+
+    /// Why a command that changes the cluster has nothing to work on, where no node runs. Who holds the addresses instead
+    /// is a conflict.
+    #[must_use]
+    pub fn nothing_to_change(&self, context: &Context) -> Failure {
+        self.nothing_runs(context, Exit::Conflict)
+    }
+
+    /// The same for a command that only looks.
+    #[must_use]
+    pub fn nothing_to_show(&self, context: &Context) -> Failure {
+        self.nothing_runs(context, Exit::NotRunning)
+    }
+
+    fn nothing_runs(&self, context: &Context, held: Exit) -> Failure {
+        let holders: Vec<String> =
+            self.nodes.iter().filter_map(|one| Some(one.holder.as_ref()?.sentence(&one.node))).collect();
+        if holders.is_empty() {
+            return Failure::not_running(&context.config.name);
+        }
+        let message = format!(
+            "no node of {} in {} is running\n{}\ngo to the directory of that cluster, or give these nodes other addresses",
+            context.config.name,
+            context.layout.root().display(),
+            holders.join("\n")
+        );
+        Failure::new(held, message)
+    }
+
+    /// The processes that serve from deleted directories of this cluster.
+    #[must_use]
+    pub fn deserted(&self) -> Vec<(NodeId, ProcessId)> {
+        let of_node = |one: &NodeSurvey| match one.holder.as_ref()? {
+            Holder::Deserted(id) => Some((one.node.clone(), id.clone())),
+            Holder::Foreign { .. } => None,
+        };
+        self.nodes.iter().filter_map(of_node).collect()
     }
 
     /// The nodes that run and are not frozen.
@@ -257,7 +360,7 @@ impl Survey {
             })
             .collect();
         Ok(Observed {
-            supervisor: self.supervisor,
+            supervisor: self.supervisor.pid(),
             register_has_view,
             running,
             unlisted: self.unlisted.clone(),
@@ -265,6 +368,18 @@ impl Survey {
             in_sync: self.sum.in_sync.clone(),
         })
     }
+}
+
+/// The nodes that a client may talk to, running or not: what it writes must not go to another cluster that has their
+/// addresses. Whoever may not look into the cluster's directory gets all of them.
+///
+/// # Errors
+/// Where only others are at the nodes' addresses.
+pub async fn for_clients(context: &Context) -> Result<Vec<String>, Failure> {
+    let Ok(found) = survey(context).await else { return Ok(super::context::names(&context.config.nodes)) };
+    let free: Vec<NodeId> =
+        found.nodes.iter().filter(|one| one.holder.is_none()).map(|one| one.node.clone()).collect();
+    if free.is_empty() { Err(found.nothing_to_change(context)) } else { Ok(super::context::names(&free)) }
 }
 
 /// Looks again and again until `done` says so; `None` where that took longer than `patience`.

@@ -18,11 +18,11 @@ use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
 use super::context::{Context, ask, ask_nodes, list, names};
-use super::down;
 use super::exit::{Exit, Failure, Outcome};
+use super::holder::Holder;
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{kill, nodes, orphans, recover, remove, start, status, target};
+use super::{deserted, down, kill, nodes, orphans, recover, remove, start, status, target};
 
 /// How long a leader that is to go may take to hand over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
@@ -55,7 +55,11 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         .collect::<Result<_, _>>()
         .map_err(|error| Failure::usage(error.to_string()))?;
     let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
-    let found = survey::survey(context).await?;
+    let mut found = survey::survey(context).await?;
+    if !verb.dry_run && !deserted::end(context, &found, down::PATIENCE).await?.is_empty() {
+        found = survey::survey(context).await?;
+    }
+    refuse_foreign(&spec, &found)?;
     let observed = found.observed(context)?;
     if observed.running.is_empty()
         && let Some(trouble) = recover::register_trouble(context).await?
@@ -95,6 +99,21 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         }
     };
     finish(context, &found)
+}
+
+/// Nothing is started beside another cluster that has one of the addresses.
+fn refuse_foreign(spec: &Spec, found: &Survey) -> Result<(), Failure> {
+    let wanted = spec.wanted();
+    for one in found.nodes.iter().filter(|one| wanted.contains(&one.node)) {
+        if let Some(holder @ Holder::Foreign { .. }) = &one.holder {
+            let message = format!(
+                "{}\nend that cluster from its own directory, or give these nodes other addresses",
+                holder.sentence(&one.node)
+            );
+            return Err(Failure::new(Exit::Conflict, message));
+        }
+    }
+    Ok(())
 }
 
 async fn carry_out(

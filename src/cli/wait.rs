@@ -15,7 +15,7 @@ use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask, other_version};
 use super::exit::{Exit, Failure};
-use super::survey::{self, NodeSurvey, Survey};
+use super::survey::{self, NodeSurvey, Supervision, Survey};
 use super::waiting;
 
 /// So often a supervisor that died is replaced while something is waited for.
@@ -105,8 +105,7 @@ async fn in_sync_quietly(
         }
         // What runs needs no supervisor to come in sync; what does not run needs one to be started.
         let idle = wanted.iter().any(|one| !one.runs());
-        if idle && survey.supervisor.is_none() && context.supervisor_pid().is_none() && revived < REVIVALS_MAX
-        {
+        if idle && survey.supervisor == Supervision::Dead && revived < REVIVALS_MAX {
             revived += 1;
             progress.suspend(|| say("the supervisor died; starting another one, which takes over"));
             context.ensure_supervisor().await?;
@@ -168,7 +167,7 @@ fn missing(context: &Context, survey: &Survey, wanted: &[&NodeSurvey], patience:
         return Failure::new(Exit::TimedOut, message);
     }
     let lacking: Vec<&&NodeSurvey> =
-        wanted.iter().filter(|one| !one.answer.as_ref().is_some_and(is_in_sync)).collect();
+        wanted.iter().filter(|one| !one.own_answer().is_some_and(is_in_sync)).collect();
     let reasons: Vec<String> = lacking
         .iter()
         .map(|one| match &one.answer {
@@ -176,7 +175,10 @@ fn missing(context: &Context, survey: &Survey, wanted: &[&NodeSurvey], patience:
                 format!("{} waits for {}", one.node, answer.waiting_for)
             }
             Some(_) => format!("{} is not in sync", one.node),
-            None => format!("{} does not answer", one.node),
+            None => match &one.holder {
+                Some(holder) => holder.sentence(&one.node),
+                None => format!("{} does not answer", one.node),
+            },
         })
         .collect();
     let what =

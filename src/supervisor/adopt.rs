@@ -2,6 +2,7 @@
 //! kernel says that it is the very process that was remembered, and the node itself, if it answers, does not object.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -37,7 +38,7 @@ struct NodeLock {
     pid: u32,
     start_time: u64,
     boot_id: String,
-    data_dir: std::path::PathBuf,
+    data_dir: PathBuf,
 }
 
 /// Finds the living processes of these nodes. Reads and asks; changes nothing.
@@ -71,7 +72,28 @@ pub fn living(layout: &Layout, record: &Record, node: &NodeId) -> Option<Process
         let pids = if nonce.is_empty() { Vec::new() } else { os::with_argument(spawn::NONCE_FLAG, nonce) };
         pids.into_iter().find_map(|pid| os::identify(pid).ok())
     };
-    remembered.filter(os::is_alive).or_else(|| locked_by(layout, node)).or_else(unnoted)
+    // In a copy of the cluster's directory everything remembered is of the original's processes.
+    let ours = |id: &ProcessId| {
+        data_dir(id.pid).is_none_or(|directory| is_same_directory(&directory, &layout.data(node)))
+    };
+    let remembered = remembered.filter(os::is_alive).filter(ours);
+    remembered.or_else(|| locked_by(layout, node)).or_else(|| unnoted().filter(ours))
+}
+
+/// The data directory that a process was given on its command line, where that can be read.
+#[must_use]
+pub fn data_dir(pid: u32) -> Option<PathBuf> {
+    let directory = PathBuf::from(os::argument(pid, spawn::DATA_DIR_FLAG)?);
+    if directory.is_absolute() {
+        return Some(directory);
+    }
+    Some(std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?.join(directory))
+}
+
+/// Both are the same, by name or as they lie on the disk.
+#[must_use]
+pub fn is_same_directory(one: &Path, other: &Path) -> bool {
+    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The process remembered for a node, or else the one that the node's own lock names: the supervisor may have died
@@ -88,9 +110,7 @@ fn candidate(layout: &Layout, record: &Record, node: &NodeId) -> Option<Candidat
 fn locked_by(layout: &Layout, node: &NodeId) -> Option<ProcessId> {
     let lock: NodeLock = serde_json::from_slice(&std::fs::read(layout.node_lock(node)).ok()?).ok()?;
     let id = ProcessId { pid: lock.pid, start_time: lock.start_time, boot_id: lock.boot_id };
-    let ours = layout.data(node);
-    let same = lock.data_dir == ours
-        || matches!((lock.data_dir.canonicalize(), ours.canonicalize()), (Ok(theirs), Ok(ours)) if theirs == ours);
+    let same = is_same_directory(&lock.data_dir, &layout.data(node));
     (same && os::is_alive(&id)).then_some(id)
 }
 
@@ -114,7 +134,6 @@ pub fn matches(answer: &DescribeResponse, id: &ProcessId, nonce: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::process::{Child, Command};
 
     use super::super::record::NodeRecord;
@@ -189,6 +208,27 @@ mod tests {
         assert_eq!(scene.found(&scene.remembering(earlier)), None);
         let other_boot = ProcessId { boot_id: "earlier".to_owned(), ..scene.id.clone() };
         assert_eq!(scene.found(&scene.remembering(other_boot)), None);
+    }
+
+    #[test]
+    fn what_a_copied_directory_remembers_are_the_processes_of_the_original() {
+        let mut scene = Scene::new();
+        let (here, elsewhere) = (scene.layout.data(&scene.node), scene.directory.path().join("elsewhere"));
+        for (directory, found) in [(&here, true), (&elsewhere, false)] {
+            // It waits without a child of its own, which would outlive it.
+            let mut command = Command::new("sh");
+            command.args(["-c", "read nothing", "sh", spawn::DATA_DIR_FLAG]).arg(directory);
+            let mut shell = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+            let id = os::identify(shell.id()).unwrap();
+            while data_dir(id.pid).is_none() {
+                std::thread::yield_now();
+            }
+            let living = living(&scene.layout, &scene.remembering(id.clone()), &scene.node);
+            assert_eq!(living, found.then_some(id.clone()));
+            std::mem::swap(&mut scene.child, &mut shell);
+            shell.kill().unwrap();
+            shell.wait().unwrap();
+        }
     }
 
     #[test]

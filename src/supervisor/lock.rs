@@ -116,10 +116,17 @@ impl Lock {
     }
 }
 
-/// Who holds the lock, where somebody alive does.
+/// Who holds the lock, where somebody alive does. What the file says is not enough: in a copy of the directory it names
+/// the holder of the original.
 #[must_use]
 pub fn holding(path: &Path) -> Option<ProcessId> {
-    read(&mut File::open(path).ok()?).filter(os::is_alive)
+    let mut file = File::open(path).ok()?;
+    let id = read(&mut file).filter(os::is_alive)?;
+    // Taken for this moment only, which whoever begins just now waits for.
+    match file.try_lock_shared() {
+        Ok(()) => None,
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Some(id),
+    }
 }
 
 fn read(file: &mut File) -> Option<ProcessId> {
@@ -164,6 +171,16 @@ mod tests {
         let path = directory.path().join("lock");
         std::fs::write(&path, r#"{"pid":1,"start_time":0,"boot_id":"earlier"}"#).unwrap();
         assert_eq!(holding(&path), None);
+    }
+
+    #[test]
+    fn a_copy_of_the_file_is_held_by_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, copy) = (directory.path().join("lock"), directory.path().join("copy"));
+        let _lock = Lock::take(&path).unwrap();
+        std::fs::copy(&path, &copy).unwrap();
+        assert!(holding(&path).is_some());
+        assert_eq!(holding(&copy), None);
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Processes as the kernel knows them: who one is beyond its number, signals that cannot hit a stranger, what it uses.
 //! Nothing here knows what a node is.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -92,15 +94,23 @@ pub fn is_frozen_whole(pid: u32) -> bool {
 /// The processes that have this argument right behind that one on their command line.
 #[must_use]
 pub fn with_argument(name: &str, value: &str) -> Vec<u32> {
+    pids().into_iter().filter(|pid| argument(*pid, name).is_some_and(|found| found == value)).collect()
+}
+
+/// What stands right behind this word on a process's command line.
+#[must_use]
+pub fn argument(pid: u32, name: &str) -> Option<OsString> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split(|byte| *byte == 0);
+    words.find(|word| *word == name.as_bytes())?;
+    words.next().map(|word| OsString::from_vec(word.to_vec()))
+}
+
+/// Every process there is.
+#[must_use]
+pub fn pids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            let mut words = line.split(|byte| *byte == 0);
-            words.any(|word| word == name.as_bytes()) && words.next() == Some(value.as_bytes())
-        })
-        .collect()
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Milliseconds since the boot, also while the machine slept: what a deadline is written down in that another process

@@ -248,7 +248,7 @@ pub fn server_arguments(
         arguments.push(value);
     };
     option("--cluster", (&config.name).into());
-    option("--data-dir", layout.data(node).into());
+    option(DATA_DIR_FLAG, layout.data(node).into());
     option("--register", register);
     if let Some(others) = join {
         option("--join", others.iter().map(NodeId::as_str).collect::<Vec<_>>().join(",").into());
@@ -261,8 +261,14 @@ pub fn server_arguments(
     arguments
 }
 
+/// By this a process can be found whose directory, and with it all that was known of it, was deleted.
+pub const DATA_DIR_FLAG: &str = "--data-dir";
+
 /// By this a process can be found that was started by a supervisor that died before it could note its number.
 pub const NONCE_FLAG: &str = "--nonce";
+
+/// Among what a node is told: fewer nodes in sync than this, and it refuses writes.
+pub const MIN_IN_SYNC_FLAG: &str = "--min-in-sync";
 
 /// What a node is told of the configuration and can only be told at its start: flag and value.
 #[must_use]
@@ -272,7 +278,7 @@ pub fn settings(config: &Config) -> BTreeMap<String, String> {
     [
         ("--heartbeat-interval", show(replication.heartbeat_interval)),
         ("--failure-timeout", show(replication.failure_timeout)),
-        ("--min-in-sync", replication.min_in_sync.to_string()),
+        (MIN_IN_SYNC_FLAG, replication.min_in_sync.to_string()),
         ("--handback-after", handback_after),
         ("--log-max-size", show_size(config.logs.limits.max_size)),
         ("--log-keep", config.logs.limits.keep.to_string()),

@@ -7,13 +7,15 @@ use serde_json::{Value, json};
 use crate::control::health::Role;
 use crate::supervisor::ask::account;
 
-use super::super::survey::{NodeSurvey, Survey};
+use super::super::holder::Holder;
+use super::super::survey::{NodeSurvey, Supervision, Survey};
 
 pub(super) fn json(cluster: &str, found: &Survey) -> Value {
     let sum = &found.sum;
     let supervisor = match found.supervisor {
-        Some(pid) => json!({"state": "running", "pid": pid}),
-        None => json!({"state": "dead", "pid": null}),
+        Supervision::Running(pid) => json!({"state": "running", "pid": pid}),
+        Supervision::Silent(pid) => json!({"state": "silent", "pid": pid}),
+        Supervision::Dead => json!({"state": "dead", "pid": null}),
     };
     let nodes: Vec<Value> =
         found.nodes.iter().enumerate().map(|(index, one)| json_node(found, index, one)).collect();
@@ -25,6 +27,7 @@ pub(super) fn json(cluster: &str, found: &Survey) -> Value {
         "leader": sum.leader.as_ref().map(ToString::to_string),
         "in_sync": sum.in_sync.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "failures_tolerated": sum.failures_tolerated,
+        "refuses_writes": sum.refuses_writes(),
         "agreement": sum.agreement,
         "supervisor": supervisor,
         "opinions": found.nodes.iter().filter_map(opinion).collect::<Vec<_>>(),
@@ -66,5 +69,16 @@ fn json_node(found: &Survey, index: usize, one: &NodeSurvey) -> Value {
         "seen_ms": one.seen.map(milliseconds),
         "last_said": one.record.last_answer.as_ref().filter(|_| answer.is_none()),
         "waiting_for": answer.map(|answer| &answer.waiting_for).filter(|text| !text.is_empty()),
+        "held_by": one.holder.as_ref().map(json_holder),
     })
+}
+
+/// Who is there instead of the node.
+fn json_holder(holder: &Holder) -> Value {
+    match holder {
+        Holder::Foreign { cluster, pid, data_dir } => {
+            json!({"kind": "foreign", "cluster": cluster, "pid": pid, "data_dir": data_dir})
+        }
+        Holder::Deserted(id) => json!({"kind": "deserted", "pid": id.pid}),
+    }
 }

@@ -160,7 +160,7 @@ fn row(found: &Survey, index: usize, one: &NodeSurvey) -> Vec<Piece> {
     let tone = match found.sum.states[index] {
         NodeState::Ready => Tone::Plain,
         NodeState::Starting | NodeState::Syncing | NodeState::Paused => Tone::Warning,
-        NodeState::Down | NodeState::Failed => Tone::Bad,
+        NodeState::Silent | NodeState::Down | NodeState::Failed => Tone::Bad,
     };
     COLUMNS
         .iter()

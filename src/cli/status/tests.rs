@@ -1,5 +1,6 @@
 use serde_json::json;
 
+use super::super::holder::Holder;
 use super::object::json as object;
 use super::survey::NodeSurvey;
 use super::words::{headline, last};
@@ -40,6 +41,7 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
             disk_bytes: 77,
             ..DescribeResponse::default()
         }),
+        holder: None,
         seen: Some(Duration::from_millis(40)),
     };
     let dead = NodeSurvey {
@@ -59,6 +61,7 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
         process: None,
         stat: None,
         answer: None,
+        holder: None,
         seen: Some(Duration::from_secs(75)),
     };
     let nodes = vec![answering(2379, WireRole::Leader, 12), answering(2380, WireRole::Follower, 10), dead];
@@ -67,13 +70,14 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
         .map(|one| health::Found {
             node: one.node.clone(),
             process: if one.process.is_some() {
-                health::Process::Present { paused: false }
+                health::Process::Present { paused: false, overdue: true }
             } else {
                 health::Process::Absent
             },
             account: one.answer.as_ref().map(account),
         })
         .collect();
+    let supervisor = supervisor.map_or(Supervision::Dead, Supervision::Running);
     Survey { supervisor, sum: health::sum(&found, 1), nodes, unlisted: vec![], unlisted_running: vec![] }
 }
 
@@ -250,6 +254,10 @@ fn the_headline_says_what_the_nodes_add_up_to_and_whether_a_supervisor_lives() {
         "demo  degraded  epoch 4  leader 127.0.0.1:2379  agreed 2/3  survives 1 more failure"
     );
     assert!(told(&survey(None)).ends_with("supervisor dead: `replcluster up` starts another"));
+    let mut hung = survey(None);
+    hung.supervisor = Supervision::Silent(7);
+    assert!(told(&hung).contains("supervisor (pid 7) does not answer: `replcluster kill supervisor`"));
+    assert_eq!(object("demo", &hung)["supervisor"], json!({"state": "silent", "pid": 7}));
 }
 
 #[test]
@@ -292,6 +300,8 @@ fn the_json_has_every_documented_field() {
         "last_exit",
         "seen_ms",
         "last_said",
+        "waiting_for",
+        "held_by",
     ];
     for key in fields {
         assert!(value["nodes"][0].get(key).is_some(), "{key}");
@@ -322,7 +332,7 @@ fn the_last_line_tells_the_kill_and_who_leads_after_it() {
     let late = Event::View { epoch: 4, leader: "h:1".to_owned(), in_sync: vec![] };
     let view = Event::View { epoch: 5, leader: "h:2".to_owned(), in_sync: vec![] };
     let verdict = Event::Verdict {
-        nodes: vec![],
+        nodes: vec!["h:1".to_owned()],
         leader: Some("h:2".to_owned()),
         unavailable_ms: Some(11.0),
         silent_ms: None,
@@ -337,4 +347,100 @@ fn the_last_line_tells_the_kill_and_who_leads_after_it() {
     assert_eq!(last(&[at(kill.clone()), at(late.clone())]).unwrap(), unchanged);
     let moved = "x kill leader (h:1, SIGKILL, operator) → h:2 leads";
     assert_eq!(last(&[at(kill), at(late), at(view)]).unwrap(), moved);
+}
+
+#[test]
+fn below_min_in_sync_the_headline_says_that_writes_are_refused() {
+    let mut found = survey(Some(7));
+    found.sum.min_in_sync = 3;
+    found.sum.state = ClusterState::Unavailable;
+    assert_eq!(
+        plain(&headline("demo", &found)),
+        "demo  unavailable  epoch 4  leader 127.0.0.1:2379  agreed 2/3  writes are refused: min_in_sync is 3 and 2 are in sync"
+    );
+    assert_eq!(object("demo", &found)["refuses_writes"], true);
+}
+
+#[test]
+fn who_is_there_instead_of_a_node_is_named() {
+    let mut found = survey(Some(7));
+    for one in &mut found.nodes {
+        if let Some(answer) = &mut one.answer {
+            answer.cluster_name = "demo".to_owned();
+        }
+    }
+    assert_eq!(words::odd("demo", &found), Vec::<Line>::new());
+    let told = |found: &Survey| {
+        words::odd("demo", found).iter().map(|line| plain(line)).collect::<Vec<_>>().join("\n")
+    };
+    found.nodes[2].holder = Some(Holder::Foreign {
+        cluster: "demo".to_owned(),
+        pid: 9,
+        data_dir: Some("/elsewhere/data".into()),
+    });
+    assert_eq!(
+        told(&found),
+        "127.0.0.1:2381 is held by another cluster called demo (pid 9, data in /elsewhere/data)"
+    );
+    assert_eq!(object("demo", &found)["nodes"][2]["held_by"]["data_dir"], "/elsewhere/data");
+    found.nodes[2].holder = None;
+    answer_of(&mut found, 1).cluster_name = "old".to_owned();
+    assert!(told(&found).contains("127.0.0.1:2380 was started as a node of old"), "{}", told(&found));
+}
+
+#[test]
+fn a_node_says_what_it_waits_for_and_a_silent_one_since_when() {
+    let mut found = survey(Some(7));
+    answer_of(&mut found, 0).cluster_name = "demo".to_owned();
+    answer_of(&mut found, 0).waiting_for = "room on its disk: only 12 MiB are free".to_owned();
+    let told: Vec<String> = words::waits(&found).iter().map(|line| plain(line)).collect();
+    assert_eq!(told, ["127.0.0.1:2379 waits for room on its disk: only 12 MiB are free"]);
+    found.nodes[1].answer = None;
+    found.nodes[1].stat = None;
+    found.nodes[1].seen = Some(Duration::from_secs(75));
+    found.sum.states[1] = crate::control::health::NodeState::Silent;
+    let told: Vec<String> = words::odd("demo", &found).iter().map(|line| plain(line)).collect();
+    assert_eq!(
+        told,
+        [
+            "127.0.0.1:2380 (pid 43380) runs and has not answered for 1m15s. See `replcluster logs 127.0.0.1:2380`"
+        ]
+    );
+}
+
+#[test]
+fn the_last_line_credits_nothing_with_a_leader_that_it_did_not_make() {
+    let at = |event| Entry { at: "x".to_owned(), id: String::new(), event };
+    let command = |command: &str, nodes: &[&str]| Event::Command {
+        command: command.to_owned(),
+        nodes: nodes.iter().map(ToString::to_string).collect(),
+        signal: None,
+        leader: Some("h:1".to_owned()),
+    };
+    let view = |leader: &str| Event::View { epoch: 5, leader: leader.to_owned(), in_sync: vec![] };
+    let verdict = |nodes: &[&str], leader: &str| Event::Verdict {
+        nodes: nodes.iter().map(ToString::to_string).collect(),
+        leader: Some(leader.to_owned()),
+        unavailable_ms: Some(5004.0),
+        acknowledged: 1,
+        lost: 0,
+        verdict: "proved".to_owned(),
+    };
+    for (history, expected) in [
+        (
+            vec![command("log-level debug", &["h:1", "h:2"]), view("h:2")],
+            "x log-level debug (h:1, h:2, operator)",
+        ),
+        (vec![command("stop follower", &["h:3"]), view("h:2")], "x stop follower (h:3, operator)"),
+        (vec![command("stop leader", &["h:1"]), view("h:2")], "x stop leader (h:1, operator) → h:2 leads"),
+        (vec![command("move-leader", &["h:2"]), view("h:2")], "x move-leader (h:2, operator) → h:2 leads"),
+        (
+            vec![command("kill h:3", &["h:3"]), verdict(&["h:3"], "h:1")],
+            "x kill h:3 (h:3, operator) → writes paused 5 004 ms",
+        ),
+        (vec![command("resume h:3", &["h:3"]), verdict(&["h:3"], "h:2")], "x resume h:3 (h:3, operator)"),
+    ] {
+        let history: Vec<Entry> = history.into_iter().map(at).collect();
+        assert_eq!(last(&history).unwrap(), expected);
+    }
 }

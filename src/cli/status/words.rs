@@ -4,16 +4,16 @@
 use std::fmt::Write as _;
 
 use crate::control::cause::Cause;
-use crate::control::health::{Agreement, ClusterState, NodeState, Role};
+use crate::control::health::{Agreement, ClusterState, NodeState, Role, Sum};
 use crate::supervisor::ask::account;
 use crate::supervisor::events::{Entry, Event};
 use crate::view::NodeId;
 
 use super::super::context::list;
 use super::super::events::sentence;
-use super::super::lines::{Line, Tone, piece};
+use super::super::lines::{Line, Tone, lines, piece};
 use super::super::render;
-use super::super::survey::{NodeSurvey, Survey};
+use super::super::survey::{NodeSurvey, Supervision, Survey};
 use super::super::wait::ended;
 
 /// What the nodes add up to.
@@ -38,17 +38,35 @@ pub(in crate::cli) fn headline(cluster: &str, found: &Survey) -> Line {
             }
             Agreement::NoLeader => line.push(piece(Tone::Plain, "nobody knows a leader")),
         }
-        if sum.leader.is_some() {
+        if sum.refuses_writes() {
+            line.push(piece(Tone::Plain, "  "));
+            line.push(piece(Tone::Bad, refusal(sum)));
+        } else if sum.leader.is_some() {
             line.push(piece(Tone::Plain, format!("  {}", survives(sum.failures_tolerated))));
         }
     }
-    if found.supervisor.is_none() {
-        let advice =
-            if sum.state == ClusterState::Stopped { "" } else { ": `replcluster up` starts another" };
-        line.push(piece(Tone::Plain, "  "));
-        line.push(piece(Tone::Warning, format!("supervisor dead{advice}")));
-    }
+    let supervisor = match found.supervisor {
+        Supervision::Running(_) => return line,
+        Supervision::Silent(pid) => {
+            format!(
+                "supervisor (pid {pid}) does not answer: `replcluster kill supervisor`, then `replcluster up`"
+            )
+        }
+        Supervision::Dead if sum.state == ClusterState::Stopped => "supervisor dead".to_owned(),
+        Supervision::Dead => "supervisor dead: `replcluster up` starts another".to_owned(),
+    };
+    line.push(piece(Tone::Plain, "  "));
+    line.push(piece(Tone::Warning, supervisor));
     line
+}
+
+/// Why no write is acknowledged though somebody leads.
+fn refusal(sum: &Sum) -> String {
+    let (least, count) = (sum.min_in_sync, sum.in_sync.len());
+    format!(
+        "writes are refused: min_in_sync is {least} and {count} {} in sync",
+        if count == 1 { "is" } else { "are" }
+    )
 }
 
 /// How many nodes may still fail.
@@ -85,6 +103,51 @@ pub(super) fn disagreement(found: &Survey) -> Vec<Line> {
             vec![piece(Tone::Warning, format!("{node} says: {says}"))]
         })
         .collect()
+}
+
+/// What is odd about single nodes, a line each: somebody else in their place, another name, or no answer.
+pub(super) fn odd(cluster: &str, found: &Survey) -> Vec<Line> {
+    let mut told = Vec::new();
+    for (one, state) in found.nodes.iter().zip(&found.sum.states) {
+        let NodeSurvey { node, answer, holder, .. } = one;
+        if let Some(holder) = holder {
+            told.push(vec![piece(Tone::Bad, holder.sentence(node))]);
+        }
+        if let Some(answer) = answer.as_ref().filter(|answer| answer.cluster_name != cluster) {
+            let other = &answer.cluster_name;
+            let text = format!(
+                "{node} was started as a node of {other}, and the configuration is of {cluster} now: \
+                 put name = \"{other}\" into it, or end it with `replcluster down` and start it again"
+            );
+            told.push(vec![piece(Tone::Warning, text)]);
+        }
+        if *state == NodeState::Silent {
+            let pid = one.pid().map_or(String::new(), |pid| format!(" (pid {pid})"));
+            let since = match (one.seen, one.uptime()) {
+                // What was heard last came from an earlier process.
+                (Some(seen), Some(uptime)) if uptime < seen => {
+                    format!("has not answered since its start {} ago", render::span(uptime))
+                }
+                (Some(seen), _) => format!("has not answered for {}", render::span(seen)),
+                (None, Some(uptime)) => {
+                    format!("has not answered since its start {} ago", render::span(uptime))
+                }
+                (None, None) => "does not answer".to_owned(),
+            };
+            let text = format!("{node}{pid} runs and {since}. See `replcluster logs {node}`");
+            told.push(vec![piece(Tone::Warning, text)]);
+        }
+    }
+    told
+}
+
+/// What nodes say that they wait for, a line each.
+pub(super) fn waits(found: &Survey) -> Vec<Line> {
+    let waiting = found.nodes.iter().filter_map(|one| {
+        let what = &one.answer.as_ref()?.waiting_for;
+        (!what.is_empty()).then(|| format!("{} waits for {what}", one.node))
+    });
+    waiting.flat_map(|text| lines(Tone::Warning, &text)).collect()
 }
 
 /// Why nodes were given up, a line each.
@@ -135,30 +198,63 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
     } else {
         history[..index].iter().rev().find_map(|entry| view_leader(&entry.event)).map(str::to_owned)
     };
-    let verdict = history[index..].iter().find_map(|entry| {
-        if let Event::Verdict { leader, unavailable_ms, .. } = &entry.event {
-            Some((leader.clone(), *unavailable_ms))
-        } else {
-            None
-        }
-    });
+    let changed = |leader: &str| leader_before.as_deref() != Some(leader);
+    if let Some((leader, gap)) = verdict(&history[index..]) {
+        let gap = gap.map(render::milliseconds);
+        let after = match (leader, gap) {
+            (None, _) => " → nobody leads".to_owned(),
+            (Some(leader), Some(gap)) if changed(leader) => format!(" → {leader} leads after {gap}"),
+            (Some(leader), None) if changed(leader) => format!(" → {leader} leads"),
+            (Some(_), Some(gap)) => format!(" → writes paused {gap}"),
+            (Some(_), None) => String::new(),
+        };
+        text.push_str(&after);
+        return Some(text);
+    }
     // Views are told a moment late, so the first one after the event can still be the one before it.
     let mut leaders_after = history[index..].iter().filter_map(|entry| view_leader(&entry.event));
-    let leader_after = leaders_after.find(|leader| leader_before.as_deref() != Some(*leader));
-    match (verdict, leader_after) {
-        (Some((Some(leader), Some(gap))), _) => {
-            let _ = write!(text, " → {leader} leads after {}", render::milliseconds(gap));
-        }
-        (Some((Some(leader), None)), _) => {
-            let _ = write!(text, " → {leader} leads");
-        }
-        (Some((None, _)), _) => text.push_str(" → nobody leads"),
-        (None, Some(leader)) => {
-            let _ = write!(text, " → {leader} leads");
-        }
-        (None, None) => {}
+    if let Some(leader) = leaders_after.find(|leader| changed(leader))
+        && moves_leadership(&entry.event, leader_before.as_deref(), leader)
+    {
+        let _ = write!(text, " → {leader} leads");
     }
     Some(text)
+}
+
+/// What became of the kill that this part of the history begins with: who led after it, and how long writes paused.
+fn verdict(history: &[Entry]) -> Option<(Option<&str>, Option<f64>)> {
+    let Event::Command { command, nodes: killed, .. } = &history.first()?.event else { return None };
+    if !command.starts_with("kill ") {
+        return None;
+    }
+    history.iter().find_map(|entry| {
+        let Event::Verdict { nodes, leader, unavailable_ms, .. } = &entry.event else { return None };
+        (nodes == killed).then_some((leader.as_deref(), *unavailable_ms))
+    })
+}
+
+/// Whether this event is what made another node lead: it ended or froze the leader, or it gave leadership away. Anything
+/// else may have happened beside it.
+fn moves_leadership(event: &Event, before: Option<&str>, after: &str) -> bool {
+    let (does, to) = match event {
+        Event::Command { command, nodes, .. } => (command.as_str(), nodes.as_slice()),
+        Event::Exited { node, .. } => ("exit", std::slice::from_ref(node)),
+        Event::GaveUp { .. }
+        | Event::SupervisorStarted { .. }
+        | Event::SupervisorEnded { .. }
+        | Event::Started { .. }
+        | Event::Adopted { .. }
+        | Event::Ready { .. }
+        | Event::View { .. }
+        | Event::Fault { .. }
+        | Event::Verdict { .. } => return false,
+    };
+    let concerns = |node: &str| to.iter().any(|one| one == node);
+    match does.split(' ').next().unwrap_or_default() {
+        "exit" | "kill" | "pause" | "stop" | "restart" | "remove" | "take" => before.is_some_and(concerns),
+        "move-leader" | "up" => concerns(after),
+        _ => false,
+    }
 }
 
 fn view_leader(event: &Event) -> Option<&str> {
