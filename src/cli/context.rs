@@ -206,7 +206,8 @@ impl Context {
     }
 
     /// The process of the supervisor, where it is frozen.
-    fn frozen_supervisor(&self) -> Option<u32> {
+    #[must_use]
+    pub fn frozen_supervisor(&self) -> Option<u32> {
         self.supervisor_pid().filter(|pid| os::stat(*pid).is_ok_and(|stat| stat.is_frozen()))
     }
 }

@@ -93,6 +93,12 @@ fn data_dir(pid: u32, node: &NodeId) -> Option<PathBuf> {
     adopt::data_dir(pid)
 }
 
+/// The directory of the cluster that a node's data directory is part of; the data directory where it is of none.
+fn cluster_of(data_dir: &Path) -> &Path {
+    let nodes = data_dir.parent().and_then(Path::parent).filter(|nodes| nodes.ends_with("nodes"));
+    nodes.and_then(Path::parent).unwrap_or(data_dir)
+}
+
 /// The lock in the data directory is this process's. One that was deleted and made anew holds another's or nobody's.
 fn works_in(pid: u32, data_dir: &Path) -> bool {
     std::fs::read_to_string(data_dir.join("lock")).is_ok_and(|text| text.trim() == format!("pid {pid}"))
@@ -111,8 +117,9 @@ impl Holder {
     pub(super) fn sentence(&self, node: &NodeId) -> String {
         match self {
             Holder::Foreign { cluster, pid, data_dir } => {
-                let place =
-                    data_dir.as_ref().map_or(String::new(), |place| format!(", data in {}", place.display()));
+                let place = data_dir
+                    .as_ref()
+                    .map_or(String::new(), |place| format!(", data in {}", cluster_of(place).display()));
                 format!("{node} is held by another cluster called {cluster} (pid {pid}{place})")
             }
             Holder::Deserted(id) => format!(
@@ -120,5 +127,54 @@ impl Holder {
                 id.pid
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::ask::Asker;
+    use tokio_util::sync::CancellationToken;
+
+    fn context(directory: &Path) -> Context {
+        let config = "name = \"demo\"\nnodes = [\"127.0.0.1:1\"]";
+        let config =
+            crate::config::parse(&directory.join("cluster.toml"), config, &crate::config::resolve).unwrap();
+        Context {
+            layout: Layout::new(&config),
+            asker: Asker::default(),
+            config,
+            json: false,
+            interrupt: CancellationToken::new(),
+        }
+    }
+
+    fn answer(cluster_id: u64) -> DescribeResponse {
+        // A process whose command line says nothing of nodes.
+        let pid = std::process::id();
+        DescribeResponse { cluster_name: "demo".to_owned(), cluster_id, pid, ..DescribeResponse::default() }
+    }
+
+    #[test]
+    fn the_same_name_is_not_the_same_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let context = context(directory.path());
+        let node = context.config.nodes[0].clone();
+        let is_ours = |process: Option<(&ProcessId, &str)>, answer: &DescribeResponse| {
+            matches!(origin(&context, &node, process, answer), Origin::Ours)
+        };
+        assert!(!is_ours(None, &answer(7)), "there is no register: nothing that answers is ours");
+        assert!(!is_ours(None, &answer(0)));
+        let own = os::identify(std::process::id()).unwrap();
+        assert!(is_ours(Some((&own, "n")), &answer(7)), "the process that was started here");
+        let other = DescribeResponse { nonce: "m".to_owned(), ..answer(7) };
+        assert!(!is_ours(Some((&own, "n")), &other), "another start");
+    }
+
+    #[test]
+    fn a_data_directory_is_shown_by_its_cluster() {
+        let inside = Path::new("/c/.replcluster/nodes/127.0.0.1_1/data");
+        assert_eq!(cluster_of(inside), Path::new("/c/.replcluster"));
+        assert_eq!(cluster_of(Path::new("/srv/data")), Path::new("/srv/data"));
     }
 }

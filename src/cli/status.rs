@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::clock;
 use crate::config::parse_duration;
 use crate::control::health::{Agreement, ClusterState};
 use crate::supervisor::events;
@@ -42,6 +43,9 @@ const DISAGREEMENT_LOOKS: u32 = 5;
 /// After this long each time: several times what a new view takes to reach everybody.
 const DISAGREEMENT_INTERVAL: Duration = Duration::from_millis(20);
 
+/// How long a supervisor that is not frozen may say nothing.
+const SUPERVISOR_PATIENCE: Duration = Duration::from_millis(1500);
+
 /// How long a change may take until everybody has heard of it.
 const CHANGE_PATIENCE: Duration = Duration::from_millis(500);
 
@@ -59,21 +63,28 @@ pub(super) async fn run(verb: &Status, context: &Context) -> Outcome {
 }
 
 /// The nodes are asked at one moment but answer at several: in the middle of a change of view one may tell of it before
-/// another, and the leader of none. A disagreement, or that nobody leads, is real when it lasts.
+/// another, and the leader of none. A disagreement, or that nobody leads, is real when it lasts; and so is the silence of
+/// a supervisor, which may have begun just now, or be about to make its deleted socket anew.
 async fn settled(context: &Context) -> Result<Survey, Failure> {
+    let begun = clock::now();
     let mut found = survey::survey(context).await?;
-    for _ in 0..DISAGREEMENT_LOOKS {
-        let is_plain = found.sum.agreement != Agreement::Disagree
-            && found.sum.state != ClusterState::Unavailable
-            // It may have begun just now, or be busy.
-            && !matches!(found.supervisor, Supervision::Silent(_));
-        if is_plain {
-            break;
+    let mut looks = 0;
+    loop {
+        let is_plain =
+            found.sum.agreement != Agreement::Disagree && found.sum.state != ClusterState::Unavailable;
+        let has_voice = match found.supervisor {
+            Supervision::Running(_) | Supervision::Dead => true,
+            Supervision::Silent(_) => {
+                context.frozen_supervisor().is_some() || begun.elapsed() >= SUPERVISOR_PATIENCE
+            }
+        };
+        if (is_plain || looks >= DISAGREEMENT_LOOKS) && has_voice {
+            return Ok(found);
         }
         tokio::time::sleep(DISAGREEMENT_INTERVAL).await;
         found = survey::survey(context).await?;
+        looks += 1;
     }
-    Ok(found)
 }
 
 /// The cluster after something was changed, when everybody who answers has heard of it. Whoever takes longer is shown as

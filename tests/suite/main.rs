@@ -25,4 +25,5 @@ mod refusals;
 mod tidy;
 mod top;
 mod torture;
+mod truth;
 mod verdict;

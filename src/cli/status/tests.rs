@@ -376,16 +376,16 @@ fn who_is_there_instead_of_a_node_is_named() {
     found.nodes[2].holder = Some(Holder::Foreign {
         cluster: "demo".to_owned(),
         pid: 9,
-        data_dir: Some("/elsewhere/data".into()),
+        data_dir: Some("/elsewhere/nodes/n/data".into()),
     });
     assert_eq!(
         told(&found),
-        "127.0.0.1:2381 is held by another cluster called demo (pid 9, data in /elsewhere/data)"
+        "127.0.0.1:2381 is held by another cluster called demo (pid 9, data in /elsewhere)"
     );
-    assert_eq!(object("demo", &found)["nodes"][2]["held_by"]["data_dir"], "/elsewhere/data");
+    assert_eq!(object("demo", &found)["nodes"][2]["held_by"]["data_dir"], "/elsewhere/nodes/n/data");
     found.nodes[2].holder = None;
     answer_of(&mut found, 1).cluster_name = "old".to_owned();
-    assert!(told(&found).contains("127.0.0.1:2380 was started as a node of old"), "{}", told(&found));
+    assert!(told(&found).contains("127.0.0.1:2380 answers as a node of old"), "{}", told(&found));
 }
 
 #[test]
@@ -443,4 +443,17 @@ fn the_last_line_credits_nothing_with_a_leader_that_it_did_not_make() {
         let history: Vec<Entry> = history.into_iter().map(at).collect();
         assert_eq!(last(&history).unwrap(), expected);
     }
+}
+
+#[test]
+fn without_a_process_nobodys_word_is_a_nodes_own() {
+    let mut found = survey(Some(7));
+    let one = &mut found.nodes[0];
+    let pid = one.process.as_ref().unwrap().pid;
+    one.answer.as_mut().unwrap().pid = pid;
+    assert!(one.own_answer().is_some());
+    one.answer.as_mut().unwrap().pid = pid + 1;
+    assert!(one.own_answer().is_none(), "another process");
+    one.process = None;
+    assert!(one.own_answer().is_none(), "between two starts of a node that crashes");
 }

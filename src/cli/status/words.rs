@@ -1,6 +1,7 @@
 //! What stands above and below the table: what the nodes add up to, where they disagree, why one was given up, and
 //! what happened last. Values in, lines out.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use crate::control::cause::Cause;
@@ -108,18 +109,14 @@ pub(super) fn disagreement(found: &Survey) -> Vec<Line> {
 /// What is odd about single nodes, a line each: somebody else in their place, another name, or no answer.
 pub(super) fn odd(cluster: &str, found: &Survey) -> Vec<Line> {
     let mut told = Vec::new();
+    let mut renamed: BTreeMap<&str, Vec<NodeId>> = BTreeMap::new();
     for (one, state) in found.nodes.iter().zip(&found.sum.states) {
         let NodeSurvey { node, answer, holder, .. } = one;
         if let Some(holder) = holder {
             told.push(vec![piece(Tone::Bad, holder.sentence(node))]);
         }
         if let Some(answer) = answer.as_ref().filter(|answer| answer.cluster_name != cluster) {
-            let other = &answer.cluster_name;
-            let text = format!(
-                "{node} was started as a node of {other}, and the configuration is of {cluster} now: \
-                 put name = \"{other}\" into it, or end it with `replcluster down` and start it again"
-            );
-            told.push(vec![piece(Tone::Warning, text)]);
+            renamed.entry(answer.cluster_name.as_str()).or_default().push(node.clone());
         }
         if *state == NodeState::Silent {
             let pid = one.pid().map_or(String::new(), |pid| format!(" (pid {pid})"));
@@ -137,6 +134,14 @@ pub(super) fn odd(cluster: &str, found: &Survey) -> Vec<Line> {
             let text = format!("{node}{pid} runs and {since}. See `replcluster logs {node}`");
             told.push(vec![piece(Tone::Warning, text)]);
         }
+    }
+    for (other, nodes) in renamed {
+        let text = format!(
+            "{} answers as a node of {other}, and the configuration says {cluster} now: put name = \"{other}\" back, \
+             or end them with `replcluster down` first",
+            list(&nodes)
+        );
+        told.push(vec![piece(Tone::Warning, text)]);
     }
     told
 }
