@@ -418,14 +418,16 @@ fn the_last_line_credits_nothing_with_a_leader_that_it_did_not_make() {
         leader: Some("h:1".to_owned()),
     };
     let view = |leader: &str| Event::View { epoch: 5, leader: leader.to_owned(), in_sync: vec![] };
-    let verdict = |nodes: &[&str], leader: &str| Event::Verdict {
+    let judged = |nodes: &[&str], leader: &str, resumed: bool| Event::Verdict {
         nodes: nodes.iter().map(ToString::to_string).collect(),
         leader: Some(leader.to_owned()),
-        unavailable_ms: Some(5004.0),
-        acknowledged: 1,
-        lost: 0,
+        unavailable_ms: resumed.then_some(5004.0),
+        silent_ms: (!resumed).then_some(5004.0),
+        acknowledged: Some(1),
+        lost: Some(0),
         verdict: "proved".to_owned(),
     };
+    let verdict = |nodes: &[&str], leader: &str| judged(nodes, leader, true);
     for (history, expected) in [
         (
             vec![command("log-level debug", &["h:1", "h:2"]), view("h:2")],
@@ -437,6 +439,14 @@ fn the_last_line_credits_nothing_with_a_leader_that_it_did_not_make() {
         (
             vec![command("kill h:3", &["h:3"]), verdict(&["h:3"], "h:1")],
             "x kill h:3 (h:3, operator) → writes paused 5 004 ms",
+        ),
+        (
+            vec![command("kill h:3", &["h:3"]), judged(&["h:3"], "h:1", false)],
+            "x kill h:3 (h:3, operator) → writes did not come back within 5 004 ms",
+        ),
+        (
+            vec![command("kill h:1", &["h:1"]), judged(&["h:1"], "h:2", false)],
+            "x kill h:1 (h:1, operator) → h:2 leads, and writes did not come back within 5 004 ms",
         ),
         (vec![command("resume h:3", &["h:3"]), verdict(&["h:3"], "h:2")], "x resume h:3 (h:3, operator)"),
     ] {

@@ -205,13 +205,16 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
     };
     let changed = |leader: &str| leader_before.as_deref() != Some(leader);
     if let Some((leader, gap)) = verdict(&history[index..]) {
-        let gap = gap.map(render::milliseconds);
         let after = match (leader, gap) {
             (None, _) => " → nobody leads".to_owned(),
-            (Some(leader), Some(gap)) if changed(leader) => format!(" → {leader} leads after {gap}"),
-            (Some(leader), None) if changed(leader) => format!(" → {leader} leads"),
-            (Some(_), Some(gap)) => format!(" → writes paused {gap}"),
-            (Some(_), None) => String::new(),
+            (Some(leader), Gap::Over(gap)) if changed(leader) => format!(" → {leader} leads after {gap}"),
+            (Some(leader), Gap::Silent(span)) if changed(leader) => {
+                format!(" → {leader} leads, and writes did not come back within {span}")
+            }
+            (Some(leader), Gap::Unprobed) if changed(leader) => format!(" → {leader} leads"),
+            (Some(_), Gap::Over(gap)) => format!(" → writes paused {gap}"),
+            (Some(_), Gap::Silent(span)) => format!(" → writes did not come back within {span}"),
+            (Some(_), Gap::Unprobed) => String::new(),
         };
         text.push_str(&after);
         return Some(text);
@@ -226,15 +229,32 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
     Some(text)
 }
 
-/// What became of the kill that this part of the history begins with: who led after it, and how long writes paused.
-fn verdict(history: &[Entry]) -> Option<(Option<&str>, Option<f64>)> {
+/// What a kill did to writes, each with its time as it is shown.
+enum Gap {
+    /// They paused.
+    Over(String),
+    /// They had not come back when the load ended.
+    Silent(String),
+    /// Nobody wrote.
+    Unprobed,
+}
+
+/// What became of the kill that this part of the history begins with: who led after it, and what it did to writes.
+fn verdict(history: &[Entry]) -> Option<(Option<&str>, Gap)> {
     let Event::Command { command, nodes: killed, .. } = &history.first()?.event else { return None };
     if !command.starts_with("kill ") {
         return None;
     }
     history.iter().find_map(|entry| {
-        let Event::Verdict { nodes, leader, unavailable_ms, .. } = &entry.event else { return None };
-        (nodes == killed).then_some((leader.as_deref(), *unavailable_ms))
+        let Event::Verdict { nodes, leader, unavailable_ms, silent_ms, .. } = &entry.event else {
+            return None;
+        };
+        let gap = match (unavailable_ms, silent_ms) {
+            (_, Some(silent)) => Gap::Silent(render::milliseconds(*silent)),
+            (Some(gap), None) => Gap::Over(render::milliseconds(*gap)),
+            (None, None) => Gap::Unprobed,
+        };
+        (nodes == killed).then_some((leader.as_deref(), gap))
     })
 }
 
