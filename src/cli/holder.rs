@@ -50,7 +50,7 @@ pub(super) fn origin(
     }
     let ours = context.layout.data(node);
     let data_dir = data_dir(answer.pid, node);
-    if data_dir.as_deref().is_some_and(|directory| adopt::is_same_directory(directory, &ours)) {
+    if data_dir.as_deref().is_some_and(|directory| os::is_same_file(directory, &ours)) {
         // It was started by hand, or moments ago.
         if works_in(answer.pid, &ours) {
             return Origin::Ours;
@@ -59,7 +59,7 @@ pub(super) fn origin(
             return Origin::Held(Holder::Deserted(id));
         }
     }
-    let elsewhere = data_dir.as_deref().is_some_and(|directory| !adopt::is_same_directory(directory, &ours));
+    let elsewhere = data_dir.as_deref().is_some_and(|directory| !os::is_same_file(directory, &ours));
     let same_cluster = match &context.config.register {
         Register::File => registered(&context.layout).is_some_and(|id| id.0 == answer.cluster_id),
         // Not on this host: the name is all that can be compared.

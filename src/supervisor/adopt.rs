@@ -1,8 +1,10 @@
 //! Which processes of a cluster live, though nobody supervises them. A process is taken for a node's only where the
-//! kernel says that it is the very process that was remembered, and the node itself, if it answers, does not object.
+//! kernel says that it is the very process that was remembered and that it uses the node's directory, and the node
+//! itself, if it answers, does not object. What is remembered alone would not do: a directory that was copied with
+//! all that it remembers is another cluster, whose processes are still to be started.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -38,7 +40,6 @@ struct NodeLock {
     pid: u32,
     start_time: u64,
     boot_id: String,
-    data_dir: PathBuf,
 }
 
 /// Finds the living processes of these nodes. Reads and asks; changes nothing.
@@ -66,18 +67,24 @@ struct Candidate {
 pub fn living(layout: &Layout, record: &Record, node: &NodeId) -> Option<ProcessId> {
     let of_node = record.nodes.get(node.as_str());
     let remembered = of_node.and_then(|node| node.process.clone());
+    let is_nodes = |id: &ProcessId| os::is_alive(id) && uses(layout, node, id);
     // A process that was being started and whose number nobody noted is known by what it was given.
     let unnoted = || {
         let nonce = of_node.filter(|node| node.process.is_none()).map(|node| node.nonce.as_str())?;
         let pids = if nonce.is_empty() { Vec::new() } else { os::with_argument(spawn::NONCE_FLAG, nonce) };
-        pids.into_iter().find_map(|pid| os::identify(pid).ok())
+        pids.into_iter().filter_map(|pid| os::identify(pid).ok()).find(is_nodes)
     };
-    // In a copy of the cluster's directory everything remembered is of the original's processes.
-    let ours = |id: &ProcessId| {
-        data_dir(id.pid).is_none_or(|directory| is_same_directory(&directory, &layout.data(node)))
-    };
-    let remembered = remembered.filter(os::is_alive).filter(ours);
-    remembered.or_else(|| locked_by(layout, node)).or_else(|| unnoted().filter(ours))
+    remembered.filter(is_nodes).or_else(|| locked_by(layout, node).filter(is_nodes)).or_else(unnoted)
+}
+
+/// True where this process works in this node's directory. By the files that it has open: those move with the directory,
+/// and a copy of the directory has others. The name that it was given at its start tells neither.
+#[must_use]
+pub fn uses(layout: &Layout, node: &NodeId, id: &ProcessId) -> bool {
+    os::has_open(id.pid, &layout.node(node), &layout.stderr(node)).unwrap_or_else(|_| {
+        // Its files are not ours to see; what it was given is.
+        data_dir(id.pid).is_some_and(|given| os::is_same_file(&given, &layout.data(node)))
+    })
 }
 
 /// The data directory that a process was given on its command line, where that can be read.
@@ -88,12 +95,6 @@ pub fn data_dir(pid: u32) -> Option<PathBuf> {
         return Some(directory);
     }
     Some(std::fs::read_link(format!("/proc/{pid}/cwd")).ok()?.join(directory))
-}
-
-/// Both are the same, by name or as they lie on the disk.
-#[must_use]
-pub fn is_same_directory(one: &Path, other: &Path) -> bool {
-    one == other || matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The process remembered for a node, or else the one that the node's own lock names: the supervisor may have died
@@ -109,9 +110,7 @@ fn candidate(layout: &Layout, record: &Record, node: &NodeId) -> Option<Candidat
 
 fn locked_by(layout: &Layout, node: &NodeId) -> Option<ProcessId> {
     let lock: NodeLock = serde_json::from_slice(&std::fs::read(layout.node_lock(node)).ok()?).ok()?;
-    let id = ProcessId { pid: lock.pid, start_time: lock.start_time, boot_id: lock.boot_id };
-    let same = is_same_directory(&lock.data_dir, &layout.data(node));
-    (same && os::is_alive(&id)).then_some(id)
+    Some(ProcessId { pid: lock.pid, start_time: lock.start_time, boot_id: lock.boot_id })
 }
 
 async fn confirm(candidate: Candidate, asker: &Asker) -> Option<(NodeId, Survivor)> {
@@ -154,9 +153,19 @@ mod tests {
             let text = format!("nodes = [\"{port}\"]");
             let path = directory.path().join("cluster.toml");
             let config = crate::config::parse(&path, &text, &crate::config::resolve).unwrap();
-            let child = Command::new("sleep").arg("1000").spawn().unwrap();
+            let (layout, node) = (Layout::new(&config), config.nodes[0].clone());
+            let output = spawn::append(&layout.stderr(&node)).unwrap();
+            let child = Command::new("sleep").arg("1000").stdout(output).spawn().unwrap();
             let id = os::identify(child.id()).unwrap();
-            Scene { layout: Layout::new(&config), node: config.nodes[0].clone(), directory, child, id }
+            Scene { layout, node, directory, child, id }
+        }
+
+        /// The same nodes in another directory, with a record and a lock of the first.
+        fn elsewhere(&self, name: &str) -> Layout {
+            let path = self.directory.path().join(name).join("cluster.toml");
+            let text = format!("nodes = [\"{}\"]", self.node);
+            let config = crate::config::parse(&path, &text, &crate::config::resolve).unwrap();
+            Layout::new(&config)
         }
 
         fn remembering(&self, id: ProcessId) -> Record {
@@ -173,11 +182,11 @@ mod tests {
             })
         }
 
-        fn write_lock(&self, id: &ProcessId, data_dir: &Path) {
+        fn write_lock(&self, id: &ProcessId) {
             let path = self.layout.node_lock(&self.node);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             let text = serde_json::json!({"pid": id.pid, "start_time": id.start_time, "boot_id": id.boot_id,
-                "address": self.node.as_str(), "data_dir": data_dir});
+                "address": self.node.as_str(), "data_dir": self.layout.data(&self.node)});
             std::fs::write(path, text.to_string()).unwrap();
         }
     }
@@ -211,34 +220,39 @@ mod tests {
     }
 
     #[test]
-    fn what_a_copied_directory_remembers_are_the_processes_of_the_original() {
-        let mut scene = Scene::new();
-        let (here, elsewhere) = (scene.layout.data(&scene.node), scene.directory.path().join("elsewhere"));
-        for (directory, found) in [(&here, true), (&elsewhere, false)] {
-            // It waits without a child of its own, which would outlive it.
-            let mut command = Command::new("sh");
-            command.args(["-c", "read nothing", "sh", spawn::DATA_DIR_FLAG]).arg(directory);
-            let mut shell = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
-            let id = os::identify(shell.id()).unwrap();
-            while data_dir(id.pid).is_none() {
-                std::thread::yield_now();
-            }
-            let living = living(&scene.layout, &scene.remembering(id.clone()), &scene.node);
-            assert_eq!(living, found.then_some(id.clone()));
-            std::mem::swap(&mut scene.child, &mut shell);
-            shell.kill().unwrap();
-            shell.wait().unwrap();
-        }
-    }
-
-    #[test]
     fn a_process_nobody_remembers_is_found_by_its_own_lock_if_the_directory_is_ours() {
         let scene = Scene::new();
         assert_eq!(scene.found(&Record::default()), None);
-        scene.write_lock(&scene.id, &scene.layout.data(&scene.node));
+        scene.write_lock(&scene.id);
         assert_eq!(scene.found(&Record::default()), Some((scene.id.pid, false)));
-        scene.write_lock(&scene.id, &scene.directory.path().join("elsewhere"));
+        let mut stranger = Command::new("sleep").arg("1000").spawn().unwrap();
+        scene.write_lock(&os::identify(stranger.id()).unwrap());
         assert_eq!(scene.found(&Record::default()), None);
+        stranger.kill().unwrap();
+        stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn a_copied_directory_has_no_processes_and_a_moved_one_keeps_them() {
+        let scene = Scene::new();
+        scene.write_lock(&scene.id);
+        let record = scene.remembering(scene.id.clone());
+        let (moved, copied) = (scene.elsewhere("moved"), scene.elsewhere("copied"));
+        let copy = |from: &Layout, to: &Layout| {
+            std::fs::create_dir_all(to.root().parent().unwrap()).unwrap();
+            let done = Command::new("cp").arg("-a").args([from.root(), to.root()]).status().unwrap();
+            assert!(done.success());
+        };
+        copy(&scene.layout, &copied);
+        assert_eq!(living(&copied, &record, &scene.node), None);
+        assert_eq!(living(&scene.layout, &record, &scene.node), Some(scene.id.clone()));
+        std::fs::create_dir_all(moved.root().parent().unwrap()).unwrap();
+        std::fs::rename(scene.layout.root(), moved.root()).unwrap();
+        assert_eq!(living(&moved, &record, &scene.node), Some(scene.id.clone()));
+        // A copy that has the name which the process was given is a copy all the same.
+        copy(&moved, &scene.layout);
+        assert_eq!(living(&scene.layout, &record, &scene.node), None);
+        assert_eq!(living(&moved, &record, &scene.node), Some(scene.id.clone()));
     }
 
     #[test]

@@ -4,11 +4,13 @@
 use std::io;
 
 use crate::control::fault::{self, Duty};
+use crate::view::NodeId;
 
+use super::adopt;
 use super::events::{self, Event, EventLog};
 use super::layout::Layout;
 use super::lock::Lock;
-use super::os::{self, Handle};
+use super::os::{self, Handle, ProcessId};
 use super::past::Past;
 use super::record::{self, Fault, Record};
 
@@ -31,7 +33,7 @@ pub struct Healed {
 /// What the system said.
 pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Healed>>> {
     let seen = record::load(&layout.state())?;
-    if due(&seen, order).is_empty() && order.is_none() {
+    if due(layout, &seen, order).is_empty() && order.is_none() {
         return Ok(Some(Vec::new()));
     }
     // Whoever holds the lock is a supervisor and does this itself, or another command that does it now.
@@ -41,8 +43,8 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
     let past = Past::of(&events::recent(&layout.events(), HISTORY_BYTES)?);
     let mut history = EventLog::open(&layout.events())?;
     let mut healed = Vec::new();
-    for (node, fault, phase) in due(&record, order) {
-        let process = record.nodes.get(&node).and_then(|of_node| of_node.process.clone());
+    for (node, fault, phase) in due(layout, &record, order) {
+        let process = process_of(layout, &record, &node).filter(|id| id.pid == fault.pid);
         if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
             handle.signal(crate::control::life::SIGCONT)?;
         }
@@ -83,14 +85,19 @@ pub(super) fn why(phase: fault::Phase) -> &'static str {
     }
 }
 
-fn due(record: &Record, order: Option<&str>) -> Vec<(String, Fault, fault::Phase)> {
+/// The living process of a node, and of this cluster: a copied directory remembers those of another.
+fn process_of(layout: &Layout, record: &Record, node: &str) -> Option<ProcessId> {
+    adopt::living(layout, record, &NodeId::parse(node).ok()?)
+}
+
+fn due(layout: &Layout, record: &Record, order: Option<&str>) -> Vec<(String, Fault, fault::Phase)> {
     let now = os::milliseconds_since_boot();
     record
         .nodes
         .iter()
         .filter_map(|(node, of_node)| {
             let fault = of_node.fault.clone()?;
-            match fault.duty(of_node.process.as_ref(), now) {
+            match fault.duty(process_of(layout, record, node).as_ref(), now) {
                 Duty::Keep if order == Some(fault.id.as_str()) => {
                     Some((node.clone(), fault, fault::Phase::Abandoned))
                 }
@@ -117,7 +124,8 @@ mod tests {
             crate::config::parse(&path, "nodes = [\"127.0.0.1:1\"]", &crate::config::resolve).unwrap();
         let layout = Layout::new(&config);
         std::fs::create_dir_all(layout.root()).unwrap();
-        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let output = super::super::spawn::append(&layout.stderr(&config.nodes[0])).unwrap();
+        let mut child = Command::new("sleep").arg("1000").stdout(output).spawn().unwrap();
         let id = os::identify(child.id()).unwrap();
         let handle = Handle::open(&id).unwrap().unwrap();
         handle.signal(19).unwrap();

@@ -5,8 +5,9 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use nix::unistd::{SysconfVar, sysconf};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -111,6 +112,38 @@ pub fn argument(pid: u32, name: &str) -> Option<OsString> {
 pub fn pids() -> Vec<u32> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// True where both names lead to one file or directory.
+#[must_use]
+pub fn is_same_file(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
+    one == other || matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+/// True where a process has a file open in this directory, whatever the directory was called when it did that; or where
+/// its output goes to this file, which also tells where the directory is seen in two places.
+///
+/// # Errors
+/// What the system said: mostly that the process is another user's.
+pub fn has_open(pid: u32, directory: &Path, output: &Path) -> io::Result<bool> {
+    let Ok(directory) = directory.canonicalize() else { return Ok(false) };
+    let standard = ["1", "2"].map(|number| PathBuf::from(format!("/proc/{pid}/fd/{number}")));
+    // A deleted file tells nothing: the directory may have been deleted with it, and made anew.
+    let inside = |path: &Path| {
+        let deleted = |open: &Path| open.as_os_str().as_bytes().ends_with(b" (deleted)");
+        fs::read_link(path).is_ok_and(|open| open.starts_with(&directory) && !deleted(&open))
+    };
+    // Mostly these two tell, and a node with many clients has thousands of others.
+    if standard.iter().any(|path| inside(path) || is_same_file(path, output)) {
+        return Ok(true);
+    }
+    for open in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        if inside(&open?.path()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Milliseconds since the boot, also while the machine slept: what a deadline is written down in that another process
@@ -252,7 +285,7 @@ impl Handle {
     /// descriptor does: it hangs up, and the kernel keeps the status with it.
     #[must_use]
     pub fn ended(&self) -> Ended {
-        let uncollected = status_of_uncollected(self.id.pid);
+        let uncollected = status_of_uncollected(&self.id);
         let status = uncollected.or_else(|| {
             let patience = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
             let mut descriptors = [PollFd::new(&self.descriptor, PollFlags::empty())];
@@ -273,15 +306,17 @@ impl Handle {
 
 /// The raw status of a process that ended and was not collected. The kernel shows it only to those who might also trace
 /// the process, and a zero to others: so only that of a process of ours is believed.
-fn status_of_uncollected(pid: u32) -> Option<i32> {
+fn status_of_uncollected(id: &ProcessId) -> Option<i32> {
     const EXIT_CODE: usize = 49;
-    let path = format!("/proc/{pid}/stat");
+    let path = format!("/proc/{}/stat", id.pid);
     let own = nix::unistd::geteuid();
     if !own.is_root() && fs::metadata(&path).ok()?.uid() != own.as_raw() {
         return None;
     }
     let text = fs::read_to_string(path).ok()?;
-    if !parse_stat(&text)?.has_ended() {
+    let stat = parse_stat(&text)?;
+    // Once it is collected its number may be somebody else's.
+    if !stat.has_ended() || stat.start_time != id.start_time {
         return None;
     }
     text.get(text.rfind(')')? + 1..)?.split_ascii_whitespace().nth(EXIT_CODE)?.parse().ok()
