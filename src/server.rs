@@ -354,7 +354,7 @@ fn stop(handle: &Handle, running: Option<Serving>) {
 async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
     let resolved: Vec<SocketAddr> = tokio::net::lookup_host(address.as_str())
         .await
-        .map_err(|error| Failure::new(Exit::Usage, format!("cannot resolve {address}: {error}")))?
+        .map_err(|error| Failure::new(Exit::Failed, format!("cannot resolve {address}: {error}")))?
         .collect();
     TcpListener::bind(resolved.as_slice()).await.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => {
