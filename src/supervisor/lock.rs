@@ -94,8 +94,11 @@ impl Lock {
             }
             let lock = Lock { path: path.to_owned(), file };
             // Deleted between the opening and the locking: that is no lock any more.
-            if !lock.is_in_place() && clock::now() < deadline {
-                continue;
+            if !lock.is_in_place() {
+                if clock::now() < deadline {
+                    continue;
+                }
+                return Err(failed(io::Error::other("it is deleted again and again")));
             }
             let mut file = &lock.file;
             file.set_len(0)
