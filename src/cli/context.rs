@@ -302,9 +302,7 @@ pub async fn ask_nodes(supervisor: &mut Conversation, request: &Request) -> Resu
             }
             Ok(outcomes)
         }
-        Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => {
-            Err(other_version())
-        }
+        Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. } => Err(other_version()),
     }
 }
 

@@ -108,6 +108,10 @@ pub(super) fn sentence(event: &Event) -> String {
             let words = words.as_ref().map_or(String::new(), |words| format!(": {words}"));
             format!("{node} ended (pid {pid}, {how}, {}{trouble}){next}{words}", cause.as_str())
         }
+        Event::NotStarted { node, reason, restart_in_ms } => {
+            let reason = reason.lines().next().unwrap_or_default();
+            format!("{node} not started: {reason}; trying again in {restart_in_ms} ms")
+        }
         Event::GaveUp { node, reason } => {
             format!("{node} given up: {}", reason.lines().next().unwrap_or_default())
         }

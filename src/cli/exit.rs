@@ -230,7 +230,9 @@ impl From<SupervisorError> for Failure {
         let message = error.to_string();
         match error {
             SupervisorError::Config(error) => error.into(),
-            SupervisorError::Lock(LockError::Held { .. }) => Failure::new(Exit::Conflict, message),
+            SupervisorError::Lock(LockError::Held { .. }) | SupervisorError::Survivors { .. } => {
+                Failure::new(Exit::Conflict, message)
+            }
             SupervisorError::Lock(LockError::System { .. })
             | SupervisorError::Spawn(_)
             | SupervisorError::File { .. } => Failure::new(Exit::Failed, message),

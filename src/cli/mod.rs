@@ -334,7 +334,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
             Verb::Export(verb) => export::run(&verb, &context(false)?),
             Verb::Completions(verb) => completions::run(&verb),
             Verb::Man(verb) => man::run(&verb),
-            Verb::Supervise(verb) => supervise::run(&verb, config.clone()).await,
+            Verb::Supervise(verb) => supervise::run(&verb, config.clone(), interrupt.clone()).await,
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::{self, Config};
 use crate::supervisor::layout::Layout;
@@ -11,14 +13,16 @@ use crate::telemetry::{self, LogFile};
 
 use super::context::config_path;
 use super::exit::{Exit, Failure, Outcome};
+use super::orphans;
 
 #[derive(Debug, Args)]
 pub(super) struct Supervise {}
 
-pub(super) async fn run(_: &Supervise, given: Option<PathBuf>) -> Outcome {
+pub(super) async fn run(_: &Supervise, given: Option<PathBuf>, interrupt: CancellationToken) -> Outcome {
     let path = config_path(given)?;
     log(&config::load(&path)?)?;
-    let options = Options { config: path, server: None, foreground: false };
+    let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
+    let options = Options { config: path, server: None, foreground: false, interrupt };
     crate::supervisor::run::run(options).await?;
     Ok(Exit::Done)
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::probe;
@@ -249,7 +250,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         return Err(Failure::new(Exit::Conflict, message));
     }
     // A process keeps its parent: what another supervisor started cannot be made to end with this one.
-    let running = begin.0.running();
+    let running = [begin.0.running(), begin.0.unlisted_running.clone()].concat();
     if !running.is_empty() {
         let message = format!(
             "{} runs already and would outlive a supervisor in the foreground\nend it first with `replcluster down`, or take it over with `replcluster up`",
@@ -258,7 +259,10 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
         return Err(Failure::new(Exit::Conflict, message));
     }
     super::supervise::log(&context.config)?;
-    let options = Options { config: context.config.path.clone(), server: None, foreground: true };
+    let config = context.config.path.clone();
+    // This command handles signals, and ends the cluster before its supervisor.
+    let interrupt = CancellationToken::new();
+    let options = Options { config, server: None, foreground: true, interrupt };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
     let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
     let serving = async {

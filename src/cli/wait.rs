@@ -236,9 +236,7 @@ pub async fn ended_all(
 async fn snapshot(supervisor: &mut Conversation) -> Result<Record, Failure> {
     match ask(supervisor, &Request::Snapshot).await? {
         Reply::Snapshot { record } => Ok(record),
-        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. } => {
-            Err(other_version())
-        }
+        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } => Err(other_version()),
     }
 }
 

@@ -11,7 +11,8 @@
 //!    └──── Exited ──── Stopping                 └─ Exited ───────┘
 //! ```
 //! A node that was ended on purpose (`Stop`, `Kill`) is never restarted by policy; one that ended by itself is
-//! treated by [`restart`].
+//! treated by [`restart`]. A signal that need not end a process (any but SIGKILL) leads to `Signalled`: from there back
+//! to where it was if the process still lives after [`SIGNAL_PATIENCE`], and else as from `Stopping`.
 
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub const SIGKILL: i32 = 9;
 pub const SIGSTOP: i32 = 19;
 /// The signal that thaws.
 pub const SIGCONT: i32 = 18;
+/// How long a process may take to end by a signal of the operator's choice before that counts as without effect.
+pub const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Where a node's process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,19 +42,28 @@ pub enum State {
     Spawning,
     /// Runs, and has not served since it was started.
     Starting,
-    /// Runs and has served since the moment given.
+    /// Runs and has served.
     Serving {
-        /// When it said so first.
+        /// Since when every answer of it said so, without a long silence.
         since: Moment,
+        /// When it said so last.
+        last: Moment,
     },
     /// Frozen on purpose.
     Paused {
-        /// Since when it had served before, if it had.
-        served_since: Option<Moment>,
+        /// It had served before.
+        served: bool,
+    },
+    /// Runs, and got a signal that may end it.
+    Signalled {
+        /// When it counts as not ended by that.
+        deadline: Moment,
+        /// It had served before.
+        served: bool,
     },
     /// Runs, and was told to end.
     Stopping {
-        /// When patience ends and it is killed; `None` where it was killed or signalled on purpose.
+        /// When patience ends and it is killed; `None` where it was killed already.
         deadline: Option<Moment>,
         /// Whether it is to run again afterwards.
         then_start: bool,
@@ -92,14 +104,21 @@ pub enum Event {
     /// A process was started.
     Spawned,
     /// A process could not be started.
-    SpawnFailed,
+    SpawnFailed {
+        /// Another try would fail as well.
+        lasting: bool,
+        /// As in `Exited`.
+        chance: f64,
+    },
     /// A process that was started earlier, by a supervisor now dead, was found alive.
     Adopted {
         /// Found frozen.
         paused: bool,
     },
-    /// The node says that it serves.
+    /// The node says that it serves; again and again.
     Ready,
+    /// The node says that it does not.
+    Behind,
     /// The process ended.
     Exited {
         /// How.
@@ -122,6 +141,8 @@ pub enum Action {
     Signal(i32),
     /// Tell that the node was given up.
     GaveUp,
+    /// Tell that the signal has not ended the process: the node goes on as before.
+    Outlived,
 }
 
 /// What became of an event.
@@ -170,53 +191,70 @@ impl Default for Life {
 impl Life {
     /// Takes one event.
     pub fn step(&mut self, policy: Restart, now: Moment, event: Event) -> Answer {
-        use State::{Down, Failed, Paused, Serving, Spawning, Starting, Stopping, Waiting};
+        use State::{Down, Failed, Paused, Serving, Signalled, Spawning, Starting, Stopping, Waiting};
         match (self.state, event) {
             (Down | Failed, Event::Start | Event::Restart { .. }) => self.start(),
             (Waiting { .. }, Event::Start | Event::Restart { .. }) => self.start(),
             (Stopping { deadline, .. }, Event::Start) => {
                 self.go(Stopping { deadline, then_start: true }, vec![])
             }
+            // It was to end; that it is to run now does not undo that.
+            (Signalled { deadline, .. }, Event::Start) => {
+                self.go(Stopping { deadline: Some(deadline), then_start: true }, vec![])
+            }
             (Spawning | Starting | Serving { .. }, Event::Start) => Answer::Ignored,
-            (Paused { served_since }, Event::Start | Event::Resume) => {
-                self.go(awake(served_since), vec![Action::Signal(SIGCONT)])
+            (Paused { served }, Event::Start | Event::Resume) => {
+                self.go(awake(served, now), vec![Action::Signal(SIGCONT)])
             }
 
-            (Starting | Serving { .. }, Event::Restart { deadline }) => self.stop(deadline, true, vec![]),
+            (Starting | Serving { .. } | Signalled { .. }, Event::Restart { deadline }) => {
+                self.stop(deadline, true, vec![])
+            }
             (Paused { .. }, Event::Restart { deadline }) => {
                 self.stop(deadline, true, vec![Action::Signal(SIGCONT)])
             }
-            (Stopping { deadline, .. }, Event::Restart { .. }) => {
-                self.go(Stopping { deadline, then_start: true }, vec![])
+            (Stopping { deadline: earlier, .. }, Event::Restart { deadline }) => {
+                self.stop(sooner(earlier, deadline), true, vec![])
             }
 
-            (Starting | Serving { .. }, Event::Stop { deadline }) => self.stop(deadline, false, vec![]),
+            (Starting | Serving { .. } | Signalled { .. }, Event::Stop { deadline }) => {
+                self.stop(deadline, false, vec![])
+            }
             (Paused { .. }, Event::Stop { deadline }) => {
                 self.stop(deadline, false, vec![Action::Signal(SIGCONT)])
             }
             // A stop that comes after another asks again, and may be less patient.
             (Stopping { deadline: earlier, .. }, Event::Stop { deadline }) => {
-                let deadline = earlier.map_or(deadline, |earlier| earlier.min(deadline));
-                self.go(Stopping { deadline: Some(deadline), then_start: false }, vec![Action::Terminate])
+                self.stop(sooner(earlier, deadline), false, vec![])
             }
             (Waiting { .. } | Failed, Event::Stop { .. }) => self.go(Down, vec![]),
             (Down, Event::Stop { .. }) => Answer::Ignored,
 
-            (Starting | Serving { .. }, Event::Kill { signal }) => self.kill(vec![Action::Signal(signal)]),
-            // A frozen process would not feel anything but SIGKILL until it is thawed.
-            (Paused { .. }, Event::Kill { signal: SIGKILL }) => self.kill(vec![Action::Signal(SIGKILL)]),
-            (Paused { .. }, Event::Kill { signal }) => {
-                self.kill(vec![Action::Signal(signal), Action::Signal(SIGCONT)])
+            (
+                Starting | Serving { .. } | Paused { .. } | Signalled { .. } | Stopping { .. },
+                Event::Kill { signal: SIGKILL },
+            ) => self.go(Stopping { deadline: None, then_start: false }, vec![Action::Signal(SIGKILL)]),
+            (Starting, Event::Kill { signal }) => self.hit(now, false, vec![Action::Signal(signal)]),
+            (Serving { .. }, Event::Kill { signal }) => self.hit(now, true, vec![Action::Signal(signal)]),
+            (Signalled { served, .. }, Event::Kill { signal }) => {
+                self.hit(now, served, vec![Action::Signal(signal)])
             }
-            (Stopping { .. }, Event::Kill { signal }) => self.kill(vec![Action::Signal(signal)]),
+            // A frozen process would not feel anything but SIGKILL until it is thawed.
+            (Paused { served }, Event::Kill { signal }) => {
+                self.hit(now, served, vec![Action::Signal(signal), Action::Signal(SIGCONT)])
+            }
+            // It is to end already, and will.
+            (Stopping { deadline, .. }, Event::Kill { signal }) => {
+                self.go(Stopping { deadline, then_start: false }, vec![Action::Signal(signal)])
+            }
             (Down | Waiting { .. } | Failed, Event::Kill { .. }) => Answer::Denied(Denial::NotRunning),
 
-            (Starting, Event::Pause) => self.go(Paused { served_since: None }, vec![Action::Signal(SIGSTOP)]),
-            (Serving { since }, Event::Pause) => {
-                self.go(Paused { served_since: Some(since) }, vec![Action::Signal(SIGSTOP)])
-            }
+            (Starting, Event::Pause) => self.go(Paused { served: false }, vec![Action::Signal(SIGSTOP)]),
+            (Serving { .. }, Event::Pause) => self.go(Paused { served: true }, vec![Action::Signal(SIGSTOP)]),
             (Paused { .. }, Event::Pause) => Answer::Ignored,
-            (Stopping { .. }, Event::Pause | Event::Resume) => Answer::Denied(Denial::Stopping),
+            (Stopping { .. } | Signalled { .. }, Event::Pause | Event::Resume) => {
+                Answer::Denied(Denial::Stopping)
+            }
             (Down | Waiting { .. } | Failed, Event::Pause | Event::Resume) => {
                 Answer::Denied(Denial::NotRunning)
             }
@@ -233,45 +271,71 @@ impl Life {
 
             (Spawning, Event::Spawned) => self.go(Starting, vec![]),
             // Whoever failed to start it knows why, and tells.
-            (Spawning, Event::SpawnFailed) => self.go(Failed, vec![]),
+            (Spawning, Event::SpawnFailed { lasting: true, .. }) => self.go(Failed, vec![]),
+            (Spawning, Event::SpawnFailed { lasting: false, chance }) => {
+                self.fell(policy, now, (Ended::default(), chance), false);
+                Answer::Accepted(vec![])
+            }
             (
-                Down | Starting | Serving { .. } | Paused { .. } | Stopping { .. } | Waiting { .. } | Failed,
-                Event::Spawned | Event::SpawnFailed,
+                Down
+                | Starting
+                | Serving { .. }
+                | Paused { .. }
+                | Signalled { .. }
+                | Stopping { .. }
+                | Waiting { .. }
+                | Failed,
+                Event::Spawned | Event::SpawnFailed { .. },
             ) => Answer::Ignored,
 
             (Down | Waiting { .. } | Failed, Event::Adopted { paused: false }) => self.go(Starting, vec![]),
             (Down | Waiting { .. } | Failed, Event::Adopted { paused: true }) => {
-                self.go(Paused { served_since: None }, vec![])
+                self.go(Paused { served: false }, vec![])
             }
             (
-                Spawning | Starting | Serving { .. } | Paused { .. } | Stopping { .. },
+                Spawning | Starting | Serving { .. } | Paused { .. } | Signalled { .. } | Stopping { .. },
                 Event::Adopted { .. },
             ) => Answer::Ignored,
 
-            (Starting, Event::Ready) => self.go(Serving { since: now }, vec![]),
-            (
-                Down | Spawning | Serving { .. } | Paused { .. } | Stopping { .. } | Waiting { .. } | Failed,
-                Event::Ready,
-            ) => Answer::Ignored,
-
-            (Starting, Event::Exited { ended, chance }) => self.fell(policy, now, (ended, chance), None),
-            (Serving { since }, Event::Exited { ended, chance }) => {
-                self.fell(policy, now, (ended, chance), Some(since))
+            (Starting, Event::Ready) => self.go(awake(true, now), vec![]),
+            (Serving { since, last }, Event::Ready) => {
+                let since = if now > last + restart::LONGEST_SILENCE { now } else { since };
+                if is_stable(since, now) {
+                    self.failures = 0;
+                }
+                self.go(Serving { since, last: now }, vec![])
             }
-            (Paused { served_since }, Event::Exited { ended, chance }) => {
-                self.fell(policy, now, (ended, chance), served_since)
+            (Serving { .. }, Event::Behind) => self.go(awake(true, now), vec![]),
+            (
+                Down
+                | Spawning
+                | Paused { .. }
+                | Signalled { .. }
+                | Stopping { .. }
+                | Waiting { .. }
+                | Failed,
+                Event::Ready | Event::Behind,
+            )
+            | (Starting, Event::Behind) => Answer::Ignored,
+
+            (Starting | Paused { .. }, Event::Exited { ended, chance }) => {
+                self.fell(policy, now, (ended, chance), false)
+            }
+            (Serving { since, last }, Event::Exited { ended, chance }) => {
+                self.fell(policy, now, (ended, chance), is_stable(since, last))
             }
             (Stopping { then_start: true, .. }, Event::Exited { .. }) => self.start(),
-            (Stopping { then_start: false, .. }, Event::Exited { .. }) => self.go(Down, vec![]),
+            (Stopping { then_start: false, .. } | Signalled { .. }, Event::Exited { .. }) => {
+                self.go(Down, vec![])
+            }
             (Down | Spawning | Waiting { .. } | Failed, Event::Exited { .. }) => Answer::Ignored,
 
             (Waiting { until }, Event::Tick) if now >= until => self.go(Spawning, vec![Action::Spawn]),
             (Stopping { deadline: Some(deadline), then_start }, Event::Tick) if now >= deadline => {
                 self.go(Stopping { deadline: None, then_start }, vec![Action::Signal(SIGKILL)])
             }
-            (Serving { since }, Event::Tick) if self.failures > 0 && now >= since + restart::STABLE_AFTER => {
-                self.failures = 0;
-                Answer::Accepted(vec![])
+            (Signalled { deadline, served }, Event::Tick) if now >= deadline => {
+                self.go(awake(served, now), vec![Action::Outlived])
             }
             (
                 Down
@@ -279,6 +343,7 @@ impl Life {
                 | Starting
                 | Serving { .. }
                 | Paused { .. }
+                | Signalled { .. }
                 | Stopping { .. }
                 | Waiting { .. }
                 | Failed,
@@ -293,7 +358,7 @@ impl Life {
         match self.state {
             State::Waiting { until } => Some(until),
             State::Stopping { deadline, .. } => deadline,
-            State::Serving { since } if self.failures > 0 => Some(since + restart::STABLE_AFTER),
+            State::Signalled { deadline, .. } => Some(deadline),
             State::Down
             | State::Spawning
             | State::Starting
@@ -307,7 +372,11 @@ impl Life {
     #[must_use]
     pub fn runs(&self) -> bool {
         match self.state {
-            State::Starting | State::Serving { .. } | State::Paused { .. } | State::Stopping { .. } => true,
+            State::Starting
+            | State::Serving { .. }
+            | State::Paused { .. }
+            | State::Signalled { .. }
+            | State::Stopping { .. } => true,
             State::Down | State::Spawning | State::Waiting { .. } | State::Failed => false,
         }
     }
@@ -322,8 +391,8 @@ impl Life {
         self.go(State::Stopping { deadline: Some(deadline), then_start }, first)
     }
 
-    fn kill(&mut self, actions: Vec<Action>) -> Answer {
-        self.go(State::Stopping { deadline: None, then_start: false }, actions)
+    fn hit(&mut self, now: Moment, served: bool, actions: Vec<Action>) -> Answer {
+        self.go(State::Signalled { deadline: now + SIGNAL_PATIENCE, served }, actions)
     }
 
     fn fell(
@@ -331,9 +400,9 @@ impl Life {
         policy: Restart,
         now: Moment,
         (ended, chance): (Ended, f64),
-        served_since: Option<Moment>,
+        was_stable: bool,
     ) -> Answer {
-        if served_since.is_some_and(|since| now >= since + restart::STABLE_AFTER) {
+        if was_stable {
             self.failures = 0;
         }
         self.failures += 1;
@@ -350,8 +419,17 @@ impl Life {
     }
 }
 
-fn awake(served_since: Option<Moment>) -> State {
-    served_since.map_or(State::Starting, |since| State::Serving { since })
+/// The state of a process that is neither frozen nor to end. Whatever it has served before, that time begins anew.
+fn awake(served: bool, now: Moment) -> State {
+    if served { State::Serving { since: now, last: now } } else { State::Starting }
+}
+
+fn is_stable(since: Moment, last: Moment) -> bool {
+    last >= since + restart::STABLE_AFTER
+}
+
+fn sooner(earlier: Option<Moment>, deadline: Moment) -> Moment {
+    earlier.map_or(deadline, |earlier| earlier.min(deadline))
 }
 
 #[cfg(test)]
@@ -371,8 +449,9 @@ mod tests {
             State::Down,
             State::Spawning,
             State::Starting,
-            State::Serving { since: AT(5) },
-            State::Paused { served_since: Some(AT(5)) },
+            State::Serving { since: AT(5), last: AT(9) },
+            State::Paused { served: true },
+            State::Signalled { deadline: AT(50), served: true },
             State::Stopping { deadline: Some(AT(50)), then_start: false },
             State::Waiting { until: AT(50) },
             State::Failed,
@@ -388,9 +467,10 @@ mod tests {
             Event::Pause,
             Event::Resume,
             Event::Spawned,
-            Event::SpawnFailed,
+            Event::SpawnFailed { lasting: true, chance: 0.0 },
             Event::Adopted { paused: false },
             Event::Ready,
+            Event::Behind,
             exited(CRASH),
             Event::Tick,
         ]
@@ -407,6 +487,7 @@ mod tests {
                     State::Starting => "starting",
                     State::Serving { .. } => "serving",
                     State::Paused { .. } => "paused",
+                    State::Signalled { .. } => "signalled",
                     State::Stopping { then_start: false, .. } => "stopping",
                     State::Stopping { then_start: true, .. } => "stopping+",
                     State::Waiting { .. } => "waiting",
@@ -427,14 +508,15 @@ mod tests {
     fn every_event_in_every_state_has_the_answer_of_the_table() {
         // Rows are states, columns are events in the order of `events()`; the digit counts the actions.
         let table = [
-            "spawning1 -         spawning1  no        no      no       -         -       starting0 -        -        -",
-            "-         no        no         no        no      no       starting0 failed0 -         -        -        -",
-            "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         serving0 waiting0 -",
-            "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         -        waiting0 -",
-            "serving1  stopping2 stopping+2 stopping1 -       serving1 -         -       -         -        waiting0 -",
-            "stopping+0 stopping1 stopping+0 stopping1 no     no       -         -       -         -        down0    -",
-            "spawning1 down0     spawning1  no        no      no       -         -       starting0 -        -        -",
-            "spawning1 down0     spawning1  no        no      no       -         -       starting0 -        -        -",
+            "spawning1 -         spawning1  no        no      no       -         -       starting0 -        -        -        -",
+            "-         no        no         no        no      no       starting0 failed0 -         -        -        -        -",
+            "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         serving0 -        waiting0 -",
+            "-         stopping1 stopping+1 stopping1 paused1 no       -         -       -         serving0 serving0 waiting0 -",
+            "serving1  stopping2 stopping+2 stopping1 -       serving1 -         -       -         -        -        waiting0 -",
+            "stopping+0 stopping1 stopping+1 stopping1 no     no       -         -       -         -        -        down0    -",
+            "stopping+0 stopping1 stopping+1 stopping1 no     no       -         -       -         -        -        down0    -",
+            "spawning1 down0     spawning1  no        no      no       -         -       starting0 -        -        -        -",
+            "spawning1 down0     spawning1  no        no      no       -         -       starting0 -        -        -        -",
         ];
         for (state, row) in states().into_iter().zip(table) {
             let expected: Vec<&str> = row.split_whitespace().collect();
@@ -477,21 +559,96 @@ mod tests {
 
     #[test]
     fn a_stable_time_of_service_forgives_and_a_short_one_does_not() {
-        let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
+        let mut life = served_for(1);
         life.step(Restart::OnFailure, AT(101), exited(CRASH));
         assert_eq!(life.failures, 6);
-        let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
-        life.step(Restart::OnFailure, AT(100) + restart::STABLE_AFTER, exited(CRASH));
+        let mut life = served_for(restart::STABLE_AFTER.as_secs());
+        assert_eq!(life.failures, 0);
+        life.step(Restart::OnFailure, AT(200), exited(CRASH));
         assert_eq!(life.failures, 1);
-        let mut life = Life { state: State::Serving { since: AT(100) }, failures: 5 };
-        assert_eq!(life.step(Restart::OnFailure, life.due().unwrap(), Event::Tick), Answer::Accepted(vec![]));
-        assert_eq!((life.failures, life.due()), (0, None));
+    }
+
+    /// After five failures, and with an answer every second for so long from the hundredth second on.
+    fn served_for(seconds: u64) -> Life {
+        let mut life = Life { state: State::Starting, failures: 5 };
+        for second in 0..=seconds {
+            life.step(Restart::OnFailure, AT(100 + second), Event::Ready);
+        }
+        life
+    }
+
+    #[test]
+    fn time_frozen_or_silent_or_out_of_sync_is_no_time_of_service() {
+        let on = Restart::OnFailure;
+        let mut frozen = served_for(1);
+        frozen.step(on, AT(101), Event::Pause);
+        frozen.step(on, AT(500), Event::Resume);
+        frozen.step(on, AT(501), Event::Ready);
+        let mut silent = served_for(1);
+        silent.step(on, AT(500), Event::Ready);
+        let mut behind = served_for(1);
+        for second in 102..500 {
+            behind.step(on, AT(second), Event::Behind);
+        }
+        behind.step(on, AT(500), Event::Ready);
+        for mut life in [frozen, silent, behind] {
+            assert_eq!(life.failures, 5);
+            life.step(on, AT(502), exited(CRASH));
+            assert_eq!(life.failures, 6);
+        }
+    }
+
+    #[test]
+    fn a_signal_that_does_not_end_a_process_leaves_it_as_it_was_after_a_while() {
+        for (state, after) in [
+            (State::Starting, State::Starting),
+            (State::Serving { since: AT(0), last: AT(9) }, State::Serving { since: AT(20), last: AT(20) }),
+            (State::Paused { served: false }, State::Starting),
+        ] {
+            let mut life = Life { state, failures: 0 };
+            life.step(Restart::OnFailure, AT(10), Event::Kill { signal: 15 });
+            assert_eq!(life.due(), Some(AT(10) + SIGNAL_PATIENCE));
+            assert_eq!(life.step(Restart::OnFailure, AT(19), Event::Tick), Answer::Ignored);
+            let outlived = Answer::Accepted(vec![Action::Outlived]);
+            assert_eq!(life.step(Restart::OnFailure, AT(20), Event::Tick), outlived);
+            assert_eq!(life.state, after);
+            life.step(Restart::OnFailure, AT(21), exited(CRASH));
+            assert_eq!(
+                (life.state, life.failures),
+                (State::Waiting { until: AT(21) + restart::FIRST_DELAY }, 1)
+            );
+        }
+    }
+
+    #[test]
+    fn a_start_that_fails_for_the_moment_is_tried_again_and_one_that_cannot_succeed_is_not() {
+        let failed = |policy, lasting| {
+            let mut life = Life { state: State::Spawning, failures: 0 };
+            life.step(policy, AT(10), Event::SpawnFailed { lasting, chance: 0.0 });
+            life
+        };
+        let again = failed(Restart::OnFailure, false);
+        assert_eq!(
+            (again.state, again.failures),
+            (State::Waiting { until: AT(10) + restart::FIRST_DELAY }, 1)
+        );
+        assert_eq!(failed(Restart::OnFailure, true).state, State::Failed);
+        assert_eq!(failed(Restart::Never, false).state, State::Down);
+    }
+
+    #[test]
+    fn a_restart_during_a_stop_asks_again_and_keeps_the_earlier_deadline() {
+        let mut life = Life { state: State::Starting, failures: 0 };
+        life.step(Restart::Never, AT(1), Event::Stop { deadline: AT(3) });
+        let answer = life.step(Restart::Never, AT(2), Event::Restart { deadline: AT(9) });
+        assert_eq!(answer, Answer::Accepted(vec![Action::Terminate]));
+        assert_eq!(life.state, State::Stopping { deadline: Some(AT(3)), then_start: true });
     }
 
     #[test]
     fn a_killed_node_stays_down_whatever_the_policy() {
         for policy in [Restart::OnFailure, Restart::Always, Restart::Never] {
-            let mut life = Life { state: State::Serving { since: AT(0) }, failures: 0 };
+            let mut life = Life { state: State::Serving { since: AT(0), last: AT(0) }, failures: 0 };
             life.step(policy, AT(1), Event::Kill { signal: SIGKILL });
             life.step(policy, AT(1), exited(Ended { code: None, signal: Some(9) }));
             assert_eq!((life.state, life.due()), (State::Down, None));
@@ -511,7 +668,7 @@ mod tests {
 
     #[test]
     fn a_start_during_a_stop_starts_it_again_afterwards() {
-        let mut life = Life { state: State::Serving { since: AT(0) }, failures: 0 };
+        let mut life = Life { state: State::Serving { since: AT(0), last: AT(0) }, failures: 0 };
         life.step(Restart::Never, AT(1), Event::Stop { deadline: AT(3) });
         life.step(Restart::Never, AT(1), Event::Start);
         let answer = life.step(Restart::Never, AT(2), exited(Ended { code: Some(0), signal: None }));
@@ -520,7 +677,7 @@ mod tests {
 
     #[test]
     fn a_frozen_node_feels_a_gentle_signal_only_when_thawed() {
-        let mut life = Life { state: State::Paused { served_since: None }, failures: 0 };
+        let mut life = Life { state: State::Paused { served: false }, failures: 0 };
         let answer = life.step(Restart::Never, AT(1), Event::Kill { signal: 15 });
         assert_eq!(answer, Answer::Accepted(vec![Action::Signal(15), Action::Signal(SIGCONT)]));
     }

@@ -1,6 +1,7 @@
 //! Which exits that nobody asked for are answered with a restart, and after how long.
 //! Delays double from [`FIRST_DELAY`] to [`LONGEST_DELAY`], each shortened by up to [`JITTER`] of itself so that nodes
-//! that fell together do not come back together; a node that was *ready* for [`STABLE_AFTER`] starts afresh; after
+//! that fell together do not come back together; a node that said for [`STABLE_AFTER`] that it is in sync starts afresh
+//! (time in which it said nothing, or was frozen, is no such time); after
 //! [`GIVE_UP_AFTER`] failures in a row the node is left down, because one more start would not help. Ends that the
 //! operator ordered are no failures: they never come here.
 
@@ -18,6 +19,8 @@ pub const LONGEST_DELAY: Duration = Duration::from_secs(10);
 pub const JITTER: f64 = 0.2;
 /// Serving this long makes earlier failures forgotten.
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// A longer silence between two answers is no time of service.
+pub const LONGEST_SILENCE: Duration = Duration::from_secs(3);
 /// Failures in a row after which the node stays down: about half a minute of trying.
 pub const GIVE_UP_AFTER: u32 = 9;
 /// What `replserver` exits with where its command line or directory cannot be used: no restart changes that.

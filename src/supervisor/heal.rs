@@ -7,7 +7,7 @@ use crate::control::fault::{self, Duty};
 use crate::view::NodeId;
 
 use super::adopt;
-use super::events::{self, Event, EventLog};
+use super::events::{Event, EventLog};
 use super::layout::Layout;
 use super::lock::Lock;
 use super::os::{self, Handle, ProcessId};
@@ -33,16 +33,17 @@ pub struct Healed {
 /// What the system said.
 pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Healed>>> {
     let seen = record::load(&layout.state())?;
-    if due(layout, &seen, order).is_empty() && order.is_none() {
+    if due(layout, &seen, order).is_empty() && order.is_none() && frozen(layout, &seen).is_empty() {
         return Ok(Some(Vec::new()));
     }
     // Whoever holds the lock is a supervisor and does this itself, or another command that does it now.
     let Ok(_lock) = Lock::take_briefly(&layout.lock()) else { return Ok(None) };
     let mut record = record::load(&layout.state())?;
     // It may have been told to be over by a supervisor that died before it could forget it.
-    let past = Past::of(&events::recent(&layout.events(), HISTORY_BYTES)?);
+    let past = Past::read(&layout.events())?;
     let mut history = EventLog::open(&layout.events())?;
     let mut healed = Vec::new();
+    let forgotten = frozen(layout, &record);
     for (node, fault, phase) in due(layout, &record, order) {
         let process = process_of(layout, &record, &node).filter(|id| id.pid == fault.pid);
         if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
@@ -55,7 +56,7 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
         if told.is_some_and(fault::Phase::is_over) {
             continue;
         }
-        history.append(Event::Fault {
+        history.append(vec![Event::Fault {
             fault: fault.id.clone(),
             kind: fault.kind,
             node: node.clone(),
@@ -63,15 +64,46 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
             phase,
             for_ms: None,
             why: Some(why(phase).to_owned()),
-        })?;
+        }])?;
         healed.push(Healed { node, pid: fault.pid, unconfirmed: phase == fault::Phase::Abandoned });
+    }
+    for (node, id) in forgotten {
+        let Some(open) = past.node(&node).open_fault().filter(|open| open.pid == id.pid).cloned() else {
+            continue;
+        };
+        let Some(handle) = Handle::open(&id)?.filter(|_| open.kind == fault::Kind::Pause) else { continue };
+        handle.signal(crate::control::life::SIGCONT)?;
+        history.append(vec![Event::Fault {
+            fault: open.id,
+            kind: open.kind,
+            node: node.clone(),
+            pid: open.pid,
+            phase: fault::Phase::Healed,
+            for_ms: None,
+            why: Some(FORGOTTEN.to_owned()),
+        }])?;
+        healed.push(Healed { node, pid: open.pid, unconfirmed: true });
     }
     record::save(&layout.state(), &record)?;
     Ok(Some(healed))
 }
 
-/// So much of the end of the history is looked through for what became of a fault.
-const HISTORY_BYTES: u64 = 1 << 20;
+/// Why a fault was ended that the history knows as open and nobody remembers.
+pub(super) const FORGOTTEN: &str = "its supervisor died before it could remember it or say that it was over";
+
+/// Processes that are frozen without a fault that is remembered: by somebody else, or by a supervisor that could not
+/// write down what it did.
+fn frozen(layout: &Layout, record: &Record) -> Vec<(String, ProcessId)> {
+    let without = record.nodes.iter().filter(|(_, of_node)| of_node.fault.is_none());
+    without
+        .filter_map(|(node, of_node)| Some((node, of_node.process.as_ref()?)))
+        .filter(|(_, id)| os::stat(id.pid).is_ok_and(|stat| stat.is_frozen()))
+        .filter_map(|(node, id)| {
+            let living = process_of(layout, record, node)?;
+            (living == *id).then(|| (node.clone(), living))
+        })
+        .collect()
+}
 
 /// Why a fault ended in this phase that no command ended.
 pub(super) fn why(phase: fault::Phase) -> &'static str {

@@ -146,6 +146,23 @@ pub fn has_open(pid: u32, directory: &Path, output: &Path) -> io::Result<bool> {
     Ok(false)
 }
 
+/// Children of this process that ended and were not collected yet.
+#[must_use]
+pub fn ended_children() -> Vec<u32> {
+    let own = std::process::id();
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            text.rfind(')').is_some_and(|end| {
+                let mut fields = text[end + 1..].split_ascii_whitespace();
+                fields.next() == Some("Z") && fields.next() == Some(own.to_string().as_str())
+            })
+        })
+        .collect()
+}
+
 /// Milliseconds since the boot, also while the machine slept: what a deadline is written down in that another process
 /// must keep.
 #[must_use]
@@ -210,18 +227,33 @@ pub fn is_alive(id: &ProcessId) -> bool {
     identify(id.pid).is_ok_and(|now| now == *id)
 }
 
-/// How many processes the system has killed for memory so far: of our control group where it counts, else of the
-/// machine. 0 where it does not say.
-#[must_use]
-pub fn memory_kills() -> u64 {
-    let own_group = fs::read_to_string("/proc/self/cgroup").ok().and_then(|text| {
-        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
-        fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.events")).ok()
-    });
-    own_group
-        .or_else(|| fs::read_to_string("/proc/vmstat").ok())
-        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok()))
-        .unwrap_or(0)
+/// Where the system counts the processes that it killed for memory: those of a control group where it counts them, else
+/// those of the machine.
+#[derive(Clone, Debug)]
+pub struct MemoryCounter(PathBuf);
+
+impl MemoryCounter {
+    /// The counter of the control group that this process lives in.
+    #[must_use]
+    pub fn of(pid: u32) -> MemoryCounter {
+        let of_group = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok().and_then(|text| {
+            let group = text.lines().find_map(|line| line.strip_prefix("0::"))?.to_owned();
+            let counter = PathBuf::from(format!("/sys/fs/cgroup{group}/memory.events"));
+            counter.exists().then_some(counter)
+        });
+        MemoryCounter(of_group.unwrap_or_else(|| PathBuf::from("/proc/vmstat")))
+    }
+
+    /// How many so far; 0 where the system does not say.
+    #[must_use]
+    pub fn read(&self) -> u64 {
+        fs::read_to_string(&self.0)
+            .ok()
+            .and_then(|text| {
+                text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+            })
+            .unwrap_or(0)
+    }
 }
 
 /// A hold on a process: signals sent through it reach this process or nobody.

@@ -63,6 +63,12 @@ pub struct NodeRecord {
     /// Milliseconds until it is started again, where it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart_in_ms: Option<u64>,
+    /// When that is, in milliseconds since the boot: for a supervisor that comes after this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_at_ms: Option<u64>,
+    /// Ends in a row that nobody asked for, so that a supervisor which itself does not live long gives up too.
+    #[serde(default)]
+    pub failures: u32,
     /// What it last said, whether or not its process lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_answer: Option<LastAnswer>,
@@ -149,8 +155,8 @@ pub struct LastExit {
     pub words: Option<String>,
 }
 
-/// Reads what was remembered. No file, a torn one and one of another form are all "nothing": the processes
-/// themselves, asked by address, still tell who they are.
+/// Reads what was remembered. No file, a torn one and one of another form are all "nothing": the locks of the nodes
+/// in the register still name their processes, and the history tells what was begun.
 ///
 /// # Errors
 /// What the system said where the file is there and cannot be read.

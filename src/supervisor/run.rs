@@ -8,16 +8,16 @@
 //! - `inherit`: what it does before the first message, with what an earlier one left
 //!
 //! It can be killed between any two of its steps. Whatever it is about to do is written down before it is done, and
-//! told in the history after; a new one compares what was written and told with what is so.
+//! told in the history after; a new one compares what was written and told with what is so. What cannot be written down
+//! and would have to be undone (a pause, a kill) is not done; what ends or starts nodes for good is.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc, oneshot};
-
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
@@ -29,9 +29,10 @@ use crate::notify;
 use crate::proto::replcluster::DescribeResponse;
 use crate::view::NodeId;
 
+use super::adopt;
 use super::ask::Asker;
 use super::crash;
-use super::events::{self, Entry, EventLog};
+use super::events::{self, EventLog};
 use super::layout::Layout;
 use super::lock::{Lock, LockError};
 use super::os;
@@ -50,16 +51,10 @@ mod looks;
 
 use faults::Pausing;
 
-/// How often nodes that serve are asked how they are.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-/// How often nodes that start are asked.
-const EAGER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// How often the supervisor looks at its own directory and at what the nodes use.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_secs(1);
 /// Messages that wait for the loop. Full: whoever sends waits, which slows only commands and questions down.
 const INBOX: usize = 256;
-/// Events a follower may lag behind before it misses some; it then reads the file instead.
-const FOLLOWERS_LAG: usize = 1024;
 
 /// What a supervisor needs to know.
 #[derive(Clone, Debug)]
@@ -68,9 +63,12 @@ pub struct Options {
     pub config: PathBuf,
     /// The program to run a node with; `None` looks for it.
     pub server: Option<PathBuf>,
-    /// It runs within the command of somebody at a terminal, or of a service manager: that one handles SIGINT and
-    /// SIGTERM, and no node outlives it, however it ends.
+    /// It runs within the command of somebody at a terminal, or of a service manager: no node outlives it, however it
+    /// ends.
     pub foreground: bool,
+    /// Cancelled when this program is to end, also while the supervisor is still beginning. Never cancelled in the
+    /// foreground, where the command ends the cluster first.
+    pub interrupt: CancellationToken,
 }
 
 /// Why a supervisor could not begin, or could not go on.
@@ -85,6 +83,12 @@ pub enum SupervisorError {
     /// No process can be started.
     #[error(transparent)]
     Spawn(#[from] SpawnError),
+    /// Nodes run that would outlive a supervisor in the foreground: a process keeps its parent.
+    #[error("{} runs already and would outlive a supervisor in the foreground\nend it first with `replcluster down`, or take it over with `replcluster up`", list(.nodes))]
+    Survivors {
+        /// Which.
+        nodes: Vec<NodeId>,
+    },
     /// A file or socket of the cluster's directory fails.
     #[error("cannot use {}: {cause}\ncheck that the directory may be written to and has space left", .path.display())]
     File {
@@ -93,6 +97,10 @@ pub enum SupervisorError {
         /// What the system said.
         cause: io::Error,
     },
+}
+
+fn list(nodes: &[NodeId]) -> String {
+    nodes.iter().map(NodeId::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// What reaches the loop.
@@ -112,7 +120,7 @@ enum Message {
 /// Why the loop ends.
 enum End {
     Asked,
-    Signalled(&'static str),
+    Interrupted,
     DirectoryGone,
 }
 
@@ -134,7 +142,6 @@ struct Supervisor {
     nodes: BTreeMap<NodeId, Slot>,
     asker: Asker,
     history: EventLog,
-    followers: broadcast::Sender<Entry>,
     inbox: mpsc::Sender<Message>,
     /// The origin of every `Moment`.
     origin: Instant,
@@ -168,11 +175,17 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
     let history = EventLog::open(&layout.events()).map_err(failed(&layout.events()))?;
     let listener = socket::listen(&layout.socket()).map_err(failed(&layout.socket()))?;
     let record = record::load(&layout.state()).map_err(failed(&layout.state()))?;
-    let past = Past::of(&events::read(&layout.events()).map_err(failed(&layout.events()))?);
+    let past = Past::read(&layout.events()).map_err(failed(&layout.events()))?;
+    let asker = Asker::new(&config.nodes);
+    let nodes = inherit::known_nodes(&config, &record);
+    let survivors = adopt::survivors(&layout, &record, &nodes, &asker).await;
+    if options.foreground && !survivors.is_empty() {
+        return Err(SupervisorError::Survivors { nodes: survivors.into_keys().collect() });
+    }
     let (inbox, messages) = mpsc::channel(INBOX);
     let mut supervisor = Supervisor {
         config_path: options.config,
-        asker: Asker::new(&config.nodes),
+        asker,
         nodes: BTreeMap::new(),
         config,
         layout,
@@ -180,7 +193,6 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
         server,
         spawner,
         history,
-        followers: broadcast::channel(FOLLOWERS_LAG).0,
         inbox,
         origin: clock::now(),
         next_number: 1,
@@ -189,14 +201,14 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
         pausing: Vec::new(),
     };
     supervisor.tell(events::Event::SupervisorStarted { pid: std::process::id() });
-    supervisor.take_over(&record, &past).await;
+    supervisor.take_over(&record, &past, survivors);
     if !options.foreground {
         // In the foreground it is the cluster that has to be ready.
         notify::tell(notify::READY);
     }
-    let reason = match supervisor.serve(listener, messages, !options.foreground).await? {
+    let reason = match supervisor.serve(listener, messages, &options.interrupt).await {
         End::Asked => "asked to".to_owned(),
-        End::Signalled(name) => format!("got {name}"),
+        End::Interrupted => "got SIGINT or SIGTERM".to_owned(),
         End::DirectoryGone => {
             tracing::warn!(directory = %root.display(), "the cluster's directory is gone: ending; no node is ended");
             return Ok(());
@@ -213,35 +225,26 @@ impl Supervisor {
         &mut self,
         listener: Listener,
         mut messages: mpsc::Receiver<Message>,
-        handles_signals: bool,
-    ) -> Result<End, SupervisorError> {
-        let failed = |cause| SupervisorError::File { path: self.layout.socket(), cause };
-        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        interrupt: &CancellationToken,
+    ) -> End {
         let mut connections = self.take_connections(listener);
-        let mut next_look = clock::now();
         let mut next_housekeeping = clock::now();
         let end = loop {
+            self.look(clock::now());
             let due = self.nodes.values().filter_map(Slot::due).min().map(|moment| self.origin + moment);
-            let wake = [Some(next_look), Some(next_housekeeping), due].into_iter().flatten().min();
+            let next_look = self.nodes.values().filter_map(Slot::next_look).min();
+            let wake = [next_look, due].into_iter().flatten().fold(next_housekeeping, Instant::min);
             tokio::select! {
                 Some(message) = messages.recv() => {
                     if let Some(end) = self.handle(message) {
                         break end;
                     }
                 }
-                _ = terminate.recv(), if handles_signals => break End::Signalled("SIGTERM"),
-                _ = interrupt.recv(), if handles_signals => break End::Signalled("SIGINT"),
-                () = tokio::time::sleep_until(wake.unwrap_or(next_look).into()) => {}
+                () = interrupt.cancelled() => break End::Interrupted,
+                () = tokio::time::sleep_until(wake.into()) => {}
             }
             self.tick();
             let now = clock::now();
-            if now >= next_look {
-                self.look();
-                next_look = now + self.look_interval();
-            } else {
-                next_look = next_look.min(now + self.look_interval());
-            }
             if now >= next_housekeeping {
                 if !self.lock.is_in_place() {
                     break End::DirectoryGone;
@@ -253,12 +256,23 @@ impl Supervisor {
                 next_housekeeping = now + HOUSEKEEPING_INTERVAL;
             }
         };
-        Ok(end)
+        match end {
+            // What ended meanwhile is told by us, who know how.
+            End::Asked | End::Interrupted => {
+                while let Ok(message) = messages.try_recv() {
+                    if let Message::Ended { node, number, ended } = message {
+                        self.ended(&node, number, ended);
+                    }
+                }
+            }
+            End::DirectoryGone => {}
+        }
+        end
     }
 
     fn take_connections(&self, listener: Listener) -> Connections {
         let Listener { listener, place } = listener;
-        let taking = connections::accept(listener, self.inbox.clone(), self.followers.clone());
+        let taking = connections::accept(listener, self.inbox.clone());
         Connections { place, _taking: AbortOnDropHandle::new(tokio::spawn(taking)) }
     }
 
@@ -346,11 +360,14 @@ impl Supervisor {
             }
             Request::Note { id, event } => {
                 let written = self.history.append_once(&id, event);
-                self.told(written.map(Option::into_iter));
-                Reply::Done
+                crash::step("told");
+                match written {
+                    Ok(_) => Reply::Done,
+                    Err(error) => Reply::Refused { reason: self.cannot_note(&error), overtaken: false },
+                }
             }
             // These are answered elsewhere.
-            Request::Follow | Request::Quit | Request::Pause { .. } => Reply::Done,
+            Request::Quit | Request::Pause { .. } => Reply::Done,
         }
     }
 
@@ -368,7 +385,8 @@ impl Supervisor {
             self.nodes.entry(node.clone()).or_default();
         }
         // One that was started once may still count in the cluster: it stays known until it is taken out.
-        self.nodes.retain(|node, slot| config.nodes.contains(node) || slot.spawns > 0);
+        self.nodes
+            .retain(|node, slot| config.nodes.contains(node) || slot.spawns > 0 || slot.process.is_some());
         let nodes: Vec<NodeId> = self.nodes.keys().cloned().collect();
         self.asker = Asker::new(&nodes);
         self.config = config;
@@ -383,26 +401,39 @@ impl Supervisor {
         Record { supervisor, foreground: self.foreground, nodes, ..Record::default() }
     }
 
+    /// Writes down how everything stands, where nothing hangs on that: what cannot be written is logged.
     fn remember(&self) {
+        let _ = self.try_remember();
+    }
+
+    fn try_remember(&self) -> io::Result<()> {
         crash::step("before remembering");
-        if let Err(error) = record::save(&self.layout.state(), &self.record()) {
+        let saved = record::save(&self.layout.state(), &self.record());
+        if let Err(error) = &saved {
             tracing::error!(file = %self.layout.state().display(), %error, "cannot remember the processes");
         }
         crash::step("remembered");
+        saved
     }
 
+    /// Puts an event into the history, where nothing hangs on that: what cannot be written is logged.
     fn tell(&mut self, event: events::Event) {
-        let written = self.history.append(event);
-        self.told(written.map(Some));
+        let _ = self.try_tell(vec![event]);
     }
 
-    fn told(&mut self, written: io::Result<impl IntoIterator<Item = Entry>>) {
-        match written {
-            // Nobody follows: nobody is told.
-            Ok(entries) => entries.into_iter().for_each(|entry| drop(self.followers.send(entry))),
-            Err(error) => tracing::error!(%error, "cannot write the history"),
+    fn try_tell(&mut self, events: Vec<events::Event>) -> io::Result<()> {
+        let told = self.history.append(events);
+        if let Err(error) = &told {
+            tracing::error!(file = %self.layout.events().display(), %error, "cannot write the history");
         }
         crash::step("told");
+        told.map(drop)
+    }
+
+    /// Why something was not done that has to be written down before it is done.
+    fn cannot_note(&self, error: &io::Error) -> String {
+        let directory = self.layout.root().display();
+        format!("it cannot be written down in {directory}: {error}\nmake room there, or make it writable")
     }
 
     fn moment(&self) -> Moment {

@@ -11,7 +11,7 @@ use crate::control::cause::{self, Cause, Ended};
 use crate::control::life::{Life, Moment, State};
 use crate::telemetry::stamp;
 
-use super::os::{self, Handle};
+use super::os::{self, Handle, MemoryCounter};
 use super::record::{Fault, LastAnswer, LastExit, NodeRecord, Phase};
 
 /// One node.
@@ -37,6 +37,8 @@ pub(super) struct Slot {
     pub settings: BTreeMap<String, String>,
     /// The last question has not been answered yet: no second one is asked meanwhile.
     pub asking: bool,
+    /// When it is asked next; at once where there is no such time.
+    pub ask_at: Option<Instant>,
     /// Last answer named this epoch.
     pub epoch: u64,
     /// What it last said, for when it says nothing any more.
@@ -77,6 +79,8 @@ const MEMORY_WINDOW: Duration = Duration::from_secs(5);
 /// The count of kills for memory as it was a while ago.
 #[derive(Debug)]
 pub(super) struct MemoryKills {
+    /// Where the count stands: with the control group that the process lives in, which need not be ours.
+    counter: MemoryCounter,
     /// When `last` was read.
     at: Instant,
     last: u64,
@@ -85,13 +89,16 @@ pub(super) struct MemoryKills {
 }
 
 impl MemoryKills {
-    pub fn new(now: Instant, count: u64) -> MemoryKills {
-        MemoryKills { at: now, last: count, before: count }
+    /// Begins to count for a process that lives.
+    pub fn of(now: Instant, pid: u32) -> MemoryKills {
+        let counter = MemoryCounter::of(pid);
+        let count = counter.read();
+        MemoryKills { counter, at: now, last: count, before: count }
     }
 
     fn look(&mut self, now: Instant, count: u64) {
         if now.duration_since(self.at) >= MEMORY_WINDOW {
-            *self = MemoryKills { at: now, last: count, before: self.last };
+            (self.at, self.before, self.last) = (now, self.last, count);
         }
     }
 
@@ -113,12 +120,13 @@ impl Process {
             }
         }
         self.usage = Some((now, stat.cpu_ticks));
-        self.memory_kills.look(now, os::memory_kills());
+        let count = self.memory_kills.counter.read();
+        self.memory_kills.look(now, count);
     }
 
     /// How it ended, who or what ended it, and what it said last.
     pub fn explain(&self, ended: Ended, words_file: &Path) -> LastExit {
-        let of_late = self.memory_kills.grew(os::memory_kills());
+        let of_late = self.memory_kills.grew(self.memory_kills.counter.read());
         let cause = cause::attribute(ended, self.asked_to_end, of_late);
         let words = match cause {
             Cause::Operator | Cause::OutOfMemory => None,
@@ -138,18 +146,16 @@ impl Process {
 impl Slot {
     /// What is remembered and shown of it.
     pub fn record(&self, now: Moment) -> NodeRecord {
-        let (phase, restart_in_ms) = match self.life.state {
+        let (phase, wait) = match self.life.state {
             State::Down => (Phase::Down, None),
             State::Spawning | State::Starting => (Phase::Starting, None),
             State::Serving { .. } => (Phase::Serving, None),
             State::Paused { .. } => (Phase::Paused, None),
-            State::Stopping { .. } => (Phase::Stopping, None),
-            State::Waiting { until } => {
-                let wait = u64::try_from(until.saturating_sub(now).as_millis()).unwrap_or(u64::MAX);
-                (Phase::Waiting, Some(wait))
-            }
+            State::Signalled { .. } | State::Stopping { .. } => (Phase::Stopping, None),
+            State::Waiting { until } => (Phase::Waiting, Some(until.saturating_sub(now))),
             State::Failed => (Phase::Failed, None),
         };
+        let restart_in_ms = wait.map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
         NodeRecord {
             wanted: self.wanted,
             phase,
@@ -161,6 +167,8 @@ impl Slot {
             last_exit: self.last_exit.clone(),
             cpu_percent: self.process.as_ref().and_then(|process| process.cpu_percent),
             restart_in_ms,
+            restart_at_ms: restart_in_ms.map(|wait| os::milliseconds_since_boot().saturating_add(wait)),
+            failures: self.life.failures,
             last_answer: self.last_answer.clone(),
         }
     }
@@ -214,7 +222,8 @@ mod tests {
     #[test]
     fn a_kill_for_memory_counts_for_a_while_and_not_for_ever() {
         let start = clock::now();
-        let mut kills = MemoryKills::new(start, 7);
+        let mut kills =
+            MemoryKills { counter: MemoryCounter::of(std::process::id()), at: start, last: 7, before: 7 };
         assert!(!kills.grew(7) && kills.grew(8));
         for seconds in 1..=6 {
             kills.look(start + Duration::from_secs(seconds), 8);

@@ -67,6 +67,8 @@ pub struct Started {
     pub handle: Handle,
     /// To collect it.
     pub child: Child,
+    /// What it says begins here in the file for it, in bytes.
+    pub output_from: u64,
 }
 
 struct Order {
@@ -78,6 +80,21 @@ struct Order {
 #[derive(Clone, Debug)]
 pub struct Spawner {
     orders: mpsc::SyncSender<Order>,
+}
+
+impl SpawnError {
+    /// True where another try would fail as well: the program is not there or may not be run. Everything else passes: no
+    /// memory, no descriptors, too many processes, a full disk.
+    #[must_use]
+    pub fn is_lasting(&self, program: &Path) -> bool {
+        match self {
+            SpawnError::NoProgram | SpawnError::NoThread => true,
+            SpawnError::System { what, cause } => {
+                let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
+                what == program && kinds.contains(&cause.kind())
+            }
+        }
+    }
 }
 
 impl Spawner {
@@ -113,6 +130,7 @@ fn start(job: &Job) -> Result<Started, SpawnError> {
     // Nobody has it open between two processes, so now it can be put aside.
     rotate::bound(&job.output, Limits::OUTPUT).map_err(unusable)?;
     let output = append(&job.output).map_err(unusable)?;
+    let output_from = output.metadata().map_err(unusable)?.len();
     let failed = |cause| SpawnError::System { what: job.program.clone(), cause };
     let mut command = Command::new(&job.program);
     command
@@ -135,7 +153,7 @@ fn start(job: &Job) -> Result<Started, SpawnError> {
         })
         .map_err(failed);
     match held {
-        Ok(handle) => Ok(Started { handle, child }),
+        Ok(handle) => Ok(Started { handle, child, output_from }),
         Err(error) => {
             let _ = child.kill();
             let _ = child.wait();
@@ -336,6 +354,26 @@ mod tests {
         let job = Job { program: "/nonexistent/replserver".into(), ..shell(directory.path(), "") };
         let error = Spawner::start().unwrap().spawn(job).unwrap_err();
         assert!(error.to_string().contains("/nonexistent/replserver"), "{error}");
+        assert!(error.is_lasting(Path::new("/nonexistent/replserver")));
+        let full = SpawnError::System { what: "/p".into(), cause: io::ErrorKind::StorageFull.into() };
+        let no_directory = SpawnError::System { what: "/d".into(), cause: io::ErrorKind::NotFound.into() };
+        assert!(!full.is_lasting(Path::new("/p")) && !no_directory.is_lasting(Path::new("/p")));
+    }
+
+    #[test]
+    fn what_a_process_says_begins_where_its_own_file_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let job = shell(directory.path(), "echo last words");
+        let long = "x".repeat(usize::try_from(Limits::OUTPUT.max_size).unwrap() + 1);
+        append(&job.output).unwrap();
+        std::fs::write(&job.output, long).unwrap();
+        let spawner = Spawner::start().unwrap();
+        let first = spawner.spawn(job.clone()).unwrap();
+        assert_eq!(first.output_from, 0, "the former file was put aside");
+        ended(first);
+        let second = spawner.spawn(job).unwrap();
+        assert_eq!(second.output_from, 11);
+        ended(second);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What the command line and the supervisor say to each other: one JSON line a message, over the control socket.
-//! A request is answered by one line, except `Follow`, which is answered by a line an event until either side ends.
+//! A request is answered by one line.
 
 use serde::{Deserialize, Serialize};
 
-use super::events::{Entry, Event};
+use super::events::Event;
 use super::record::Record;
 
 /// A line may not be longer: nobody has more to say.
@@ -42,7 +42,8 @@ pub enum Request {
         signal: i32,
         /// An id for the order.
         fault: String,
-        /// Only if the process is one of these; any where none is named.
+        /// Only if the process is one of these. Where none is named whatever runs is to end, even if that cannot be written
+        /// down first: a cluster on a full disk can be ended.
         #[serde(default)]
         only: Vec<u32>,
         /// Also if no in-sync node is left running by it: the operator was asked.
@@ -91,8 +92,6 @@ pub enum Request {
         /// What.
         event: Event,
     },
-    /// Tell every event from now on.
-    Follow,
     /// End. No node is ended by this.
     Quit,
 }
@@ -120,11 +119,6 @@ pub enum Reply {
         /// Another command was faster; what was asked may be asked again.
         #[serde(default)]
         overtaken: bool,
-    },
-    /// To `Follow`, again and again; the first one may be any event.
-    Event {
-        /// What happened.
-        entry: Entry,
     },
 }
 

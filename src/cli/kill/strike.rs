@@ -130,9 +130,7 @@ impl Strike<'_> {
                 intent.retain(&struck);
                 denied
             }
-            Ok(Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. } | Reply::Event { .. }) => {
-                return Err(other_version());
-            }
+            Ok(Reply::Snapshot { .. } | Reply::Done | Reply::Refused { .. }) => return Err(other_version()),
             Err(refused) if refused.exit == Exit::Conflict => return Err(refused),
             // The supervisor went away or is stuck. It may have sent the signal before that.
             Err(unanswered) => {

@@ -190,6 +190,7 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
         Event::SupervisorStarted { .. }
         | Event::SupervisorEnded { .. }
         | Event::Started { .. }
+        | Event::NotStarted { .. }
         | Event::Adopted { .. }
         | Event::Ready { .. }
         | Event::View { .. }
@@ -268,6 +269,7 @@ fn moves_leadership(event: &Event, before: Option<&str>, after: &str) -> bool {
         | Event::SupervisorStarted { .. }
         | Event::SupervisorEnded { .. }
         | Event::Started { .. }
+        | Event::NotStarted { .. }
         | Event::Adopted { .. }
         | Event::Ready { .. }
         | Event::View { .. }

@@ -3,24 +3,19 @@
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use super::super::events::Entry;
 use super::super::socket::{self, Conversation};
-use super::super::wire::{Reply, Request};
+use super::super::wire::Request;
 use super::Message;
 
 /// Takes connections until the supervisor ends.
-pub(super) async fn accept(
-    listener: UnixListener,
-    inbox: mpsc::Sender<Message>,
-    followers: broadcast::Sender<Entry>,
-) {
+pub(super) async fn accept(listener: UnixListener, inbox: mpsc::Sender<Message>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) if socket::is_trusted(&stream) => {
                 // Ends when the other side hangs up, and with the runtime at the latest.
-                tokio::spawn(converse(Conversation::new(stream), inbox.clone(), followers.subscribe()));
+                tokio::spawn(converse(Conversation::new(stream), inbox.clone()));
             }
             Ok(_) => tracing::warn!("a process of another user tried to use the control socket"),
             // Out of descriptors: it will be some time until those that talk now free theirs.
@@ -32,21 +27,9 @@ pub(super) async fn accept(
     }
 }
 
-async fn converse(
-    mut conversation: Conversation,
-    inbox: mpsc::Sender<Message>,
-    mut events: broadcast::Receiver<Entry>,
-) {
+async fn converse(mut conversation: Conversation, inbox: mpsc::Sender<Message>) {
     let mut unconfirmed = Unconfirmed { fault: None, inbox: inbox.clone() };
     while let Ok(Some(request)) = conversation.receive::<Request>().await {
-        if request == Request::Follow {
-            while let Ok(entry) = events.recv().await {
-                if conversation.send(&Reply::Event { entry }).await.is_err() {
-                    break;
-                }
-            }
-            return;
-        }
         match &request {
             Request::Pause { fault, .. } => unconfirmed.fault = Some(fault.clone()),
             Request::Hold { fault } if unconfirmed.fault.as_ref() == Some(fault) => unconfirmed.fault = None,
@@ -61,7 +44,6 @@ async fn converse(
             | Request::Reload
             | Request::Forget { .. }
             | Request::Note { .. }
-            | Request::Follow
             | Request::Quit => {}
         }
         let (reply, answer) = oneshot::channel();

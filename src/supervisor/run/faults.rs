@@ -1,7 +1,8 @@
 //! Pauses and kills, phase by phase ([`fault`](crate::control::fault)): each phase is remembered and told before the
-//! next begins. A pause is answered when every thread of the process was seen frozen, and stays only if whoever ordered
+//! next begins, for all nodes of an order together. What cannot be written down is not done. A pause is answered when every thread of the process was seen frozen, and stays only if whoever ordered
 //! it then says that they know.
 
+use std::io;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -9,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::clock;
 use crate::config::show;
 use crate::control::fault::{Kind, Phase};
-use crate::control::life::{Answer, Event, SIGCONT, State};
+use crate::control::life::{Answer, Event, SIGCONT, SIGSTOP, State};
 use crate::register::operator::{self, Found};
 use crate::view::NodeId;
 
@@ -74,8 +75,9 @@ impl Supervisor {
         for name in names {
             let result = match self.known(name) {
                 None => unknown(),
+                Some(node) if awaited.contains(&node) => OutcomeKind::Already,
                 Some(node) => {
-                    let result = self.pause_one(&node, for_ms, fault);
+                    let result = self.may_pause(&node, for_ms, fault);
                     if result == OutcomeKind::Accepted {
                         awaited.push(node);
                     }
@@ -84,62 +86,120 @@ impl Supervisor {
             };
             outcomes.push(self.outcome(name, result));
         }
+        match self.begin(&awaited, Kind::Pause, fault, for_ms) {
+            Ok(()) => self.freeze(&awaited, fault),
+            Err(error) => {
+                let reason = self.cannot_note(&error);
+                for outcome in outcomes.iter_mut().filter(|one| one.result == OutcomeKind::Accepted) {
+                    outcome.result = OutcomeKind::Denied { reason: reason.clone() };
+                }
+                awaited.clear();
+            }
+        }
         let span = for_ms.map(Duration::from_millis);
         self.pausing.push(Pausing { fault: fault.to_owned(), span, awaited, outcomes, reply });
         self.answer_pauses();
     }
 
-    fn pause_one(&mut self, node: &NodeId, for_ms: Option<u64>, fault: &str) -> OutcomeKind {
+    /// Whether it can be frozen now. One that is frozen stays so, and a second order changes when that ends.
+    fn may_pause(&mut self, node: &NodeId, for_ms: Option<u64>, fault: &str) -> OutcomeKind {
         let policy = self.config.supervisor.restart;
         let now = self.moment();
-        let until_ms = for_ms.map(|span| os::milliseconds_since_boot().saturating_add(span));
-        let resume_at = for_ms.map(|span| now + Duration::from_millis(span));
         let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
         // A life is a value: what it would answer can be known before anything is written or done.
         match slot.life.clone().step(policy, now, Event::Pause) {
             Answer::Denied(denial) => return OutcomeKind::Denied { reason: denial.to_string() },
-            Answer::Ignored => {
-                if slot.fault.as_ref().is_some_and(|open| open.id != fault && open.phase < Phase::Held) {
+            Answer::Accepted(_) => return OutcomeKind::Accepted,
+            Answer::Ignored => {}
+        }
+        match &mut slot.fault {
+            Some(open) if open.kind == Kind::Pause => {
+                if open.id != fault && open.phase < Phase::Held {
                     let reason = "another command is just freezing it".to_owned();
                     return OutcomeKind::Denied { reason };
                 }
-                // It is frozen already; a second order changes when that ends.
-                slot.resume_at = resume_at;
-                if let Some(open) = &mut slot.fault {
-                    open.until_ms = until_ms;
-                }
+                open.until_ms = for_ms.map(|span| os::milliseconds_since_boot().saturating_add(span));
+                slot.resume_at = for_ms.map(|span| now + Duration::from_millis(span));
                 self.remember();
-                return OutcomeKind::Already;
+                OutcomeKind::Already
             }
-            Answer::Accepted(_) => {}
+            // Frozen by somebody else: from now on by us.
+            Some(_) | None => OutcomeKind::Accepted,
         }
-        self.close(node, Kind::Kill, Phase::Healed, "it runs again");
-        let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
-        let Some(process) = &slot.process else { return unknown() };
-        let (id, number) = (process.handle.id.clone(), process.number);
-        slot.fault = Some(Fault {
-            id: fault.to_owned(),
-            kind: Kind::Pause,
-            pid: id.pid,
-            phase: Phase::Intent,
-            until_ms,
+    }
+
+    /// Writes down for all these nodes what is about to be done to them, before it is done to the first. Either all of it
+    /// is on disk then, or there is an error and everything is as before.
+    fn begin(&mut self, nodes: &[NodeId], kind: Kind, fault: &str, for_ms: Option<u64>) -> io::Result<()> {
+        let until_ms = for_ms.map(|span| os::milliseconds_since_boot().saturating_add(span));
+        let mut before = Vec::with_capacity(nodes.len());
+        for (node, slot) in self.nodes.iter_mut().filter(|(node, _)| nodes.contains(node)) {
+            let Some(process) = &slot.process else { continue };
+            let pid = process.handle.id.pid;
+            let intent = Fault { id: fault.to_owned(), kind, pid, phase: Phase::Intent, until_ms };
+            before.push((node.clone(), slot.fault.replace(intent), slot.resume_at.take()));
+        }
+        if before.is_empty() {
+            return Ok(());
+        }
+        // The new intent is remembered before the former fault is told to be over: at no moment is a frozen process
+        // without a fault that says what is owed to it.
+        let written = self.try_remember().and_then(|()| {
+            let why = match kind {
+                Kind::Pause => "it runs again",
+                Kind::Kill => "it is killed",
+            };
+            let former = before.iter().filter_map(|(node, former, _)| {
+                Some(told(node, former.as_ref()?, Phase::Healed, None, Some(why.to_owned())))
+            });
+            let mut events: Vec<events::Event> = former.collect();
+            events.extend(
+                self.open_faults(nodes).map(|(node, open)| told(node, open, Phase::Intent, for_ms, None)),
+            );
+            self.try_tell(events)
         });
-        slot.resume_at = None;
-        self.phase(node, Phase::Intent, for_ms, None);
-        self.step(node, Event::Pause);
-        self.phase(node, Phase::Applied, None, None);
-        let (inbox, node, fault) = (self.inbox.clone(), node.clone(), fault.to_owned());
-        // Ends within its patience, and with the runtime at the latest.
-        tokio::spawn(async move {
-            let deadline = clock::now() + FREEZE_PATIENCE;
-            while !os::is_frozen_whole(id.pid) && os::is_alive(&id) && clock::now() < deadline {
-                tokio::time::sleep(FREEZE_LOOK).await;
+        if written.is_err() {
+            for (node, former, resume_at) in before {
+                if let Some(slot) = self.nodes.get_mut(&node) {
+                    (slot.fault, slot.resume_at) = (former, resume_at);
+                }
             }
-            let frozen = os::is_frozen_whole(id.pid);
-            tracing::debug!(%node, number, frozen, "looked whether it is frozen");
-            let _ = inbox.send(Message::Felt { node, fault, frozen }).await;
-        });
-        OutcomeKind::Accepted
+            self.remember();
+        }
+        written
+    }
+
+    /// The signals were sent. Where that cannot be written down it counts as never told, and is undone.
+    fn applied(&mut self, nodes: &[NodeId]) {
+        let _ = self.phases(nodes, Phase::Applied);
+    }
+
+    fn freeze(&mut self, nodes: &[NodeId], fault: &str) {
+        for node in nodes {
+            if self.step(node, Event::Pause) != OutcomeKind::Accepted {
+                // It is frozen already, and by us now.
+                self.signal(node, SIGSTOP);
+            }
+        }
+        self.applied(nodes);
+        for node in nodes {
+            let process = self.nodes.get(node).and_then(|slot| slot.process.as_ref());
+            let Some((id, number)) = process.map(|process| (process.handle.id.clone(), process.number))
+            else {
+                continue;
+            };
+            let (inbox, node, fault) = (self.inbox.clone(), node.clone(), fault.to_owned());
+            // Ends within its patience, and with the runtime at the latest.
+            tokio::spawn(async move {
+                let deadline = clock::now() + FREEZE_PATIENCE;
+                while !os::is_frozen_whole(id.pid) && os::is_alive(&id) && clock::now() < deadline {
+                    tokio::time::sleep(FREEZE_LOOK).await;
+                }
+                let frozen = os::is_frozen_whole(id.pid);
+                tracing::debug!(%node, number, frozen, "looked whether it is frozen");
+                let _ = inbox.send(Message::Felt { node, fault, frozen }).await;
+            });
+        }
     }
 
     /// The effect of an order to freeze was seen, or was not.
@@ -147,7 +207,7 @@ impl Supervisor {
         if self.has_fault(node, fault) {
             if frozen {
                 self.begin_span(node, fault);
-                self.phase(node, Phase::Seen, None, None);
+                self.phase(node, Phase::Seen);
             } else {
                 self.thaw_as(node, Phase::Abandoned, "it did not freeze in time");
             }
@@ -190,10 +250,18 @@ impl Supervisor {
 
     /// The operator knows of it and wants it.
     pub(super) fn hold(&mut self, fault: &str) -> Reply {
-        for node in self.nodes_with(fault) {
-            self.phase(&node, Phase::Held, None, None);
+        let nodes = self.nodes_with(fault);
+        match self.phases(&nodes, Phase::Held) {
+            Ok(()) => Reply::Done,
+            // Who comes after us would take it for one that nobody was told of.
+            Err(error) => {
+                let reason = format!("thawed again, for {}", self.cannot_note(&error));
+                for node in &nodes {
+                    self.thaw_as(node, Phase::Abandoned, "it could not be written down that it was wanted");
+                }
+                Reply::Refused { reason, overtaken: false }
+            }
         }
-        Reply::Done
     }
 
     /// Nobody knows of it: undo it.
@@ -246,48 +314,55 @@ impl Supervisor {
     }
 
     pub(super) fn kill(&mut self, names: &[String], signal: i32, fault: &str, only: &[u32]) -> Reply {
-        let mut outcomes = Vec::with_capacity(names.len());
+        let mut victims = Vec::new();
+        let mut results = Vec::with_capacity(names.len());
         for name in names {
-            let result = match self.known(name) {
+            results.push(match self.known(name) {
                 None => unknown(),
-                Some(node) => self.kill_one(&node, signal, fault, only),
-            };
-            outcomes.push(self.outcome(name, result));
+                Some(node) if victims.contains(&node) => OutcomeKind::Already,
+                Some(node) => {
+                    let result = self.may_kill(&node, signal, only);
+                    if result == OutcomeKind::Accepted {
+                        victims.push(node);
+                    }
+                    result
+                }
+            });
         }
-        self.remember();
+        match self.begin(&victims, Kind::Kill, fault, None) {
+            // An order to end whatever runs is carried out all the same.
+            Err(error) if !only.is_empty() => {
+                let reason = self.cannot_note(&error);
+                for result in results.iter_mut().filter(|one| **one == OutcomeKind::Accepted) {
+                    *result = OutcomeKind::Denied { reason: reason.clone() };
+                }
+            }
+            Ok(()) | Err(_) => {
+                for node in &victims {
+                    self.step(node, Event::Kill { signal });
+                    if let Some(slot) = self.nodes.get_mut(node) {
+                        slot.wanted = false;
+                    }
+                }
+                self.applied(&victims);
+            }
+        }
+        let outcomes = names.iter().zip(results).map(|(name, result)| self.outcome(name, result)).collect();
         Reply::Outcomes { outcomes }
     }
 
-    fn kill_one(&mut self, node: &NodeId, signal: i32, fault: &str, only: &[u32]) -> OutcomeKind {
-        let Some(slot) = self.nodes.get_mut(node) else { return OutcomeKind::Already };
-        if let Some(process) = &slot.process {
-            let pid = process.handle.id.pid;
-            if !only.is_empty() && !only.contains(&pid) {
-                let reason = format!("another process runs by now (pid {pid})");
-                return OutcomeKind::Denied { reason };
-            }
-            // The new intent is remembered before the former fault is told to be over: at no moment is a frozen process
-            // without a fault that says what is owed to it.
-            let intent =
-                Fault { id: fault.to_owned(), kind: Kind::Kill, pid, phase: Phase::Intent, until_ms: None };
-            let former = slot.fault.replace(intent);
-            slot.resume_at = None;
-            self.remember();
-            if let Some(former) = former {
-                self.tell_fault(node, &former, Phase::Healed, None, Some("it is killed".to_owned()));
-            }
-            self.tell_phase(node, Phase::Intent, None, None);
+    fn may_kill(&self, node: &NodeId, signal: i32, only: &[u32]) -> OutcomeKind {
+        let Some(slot) = self.nodes.get(node) else { return OutcomeKind::Already };
+        let pid = slot.process.as_ref().map(|process| process.handle.id.pid);
+        if let Some(pid) = pid.filter(|pid| !only.is_empty() && !only.contains(pid)) {
+            let reason = format!("another process runs by now (pid {pid})");
+            return OutcomeKind::Denied { reason };
         }
-        let result = self.step(node, Event::Kill { signal });
-        if result == OutcomeKind::Accepted {
-            if let Some(slot) = self.nodes.get_mut(node) {
-                slot.wanted = false;
-            }
-            self.phase(node, Phase::Applied, None, None);
-        } else if self.has_fault(node, fault) {
-            self.close(node, Kind::Kill, Phase::Abandoned, "it cannot be killed now");
+        match slot.life.clone().step(self.config.supervisor.restart, self.moment(), Event::Kill { signal }) {
+            Answer::Denied(denial) => OutcomeKind::Denied { reason: denial.to_string() },
+            Answer::Ignored => OutcomeKind::Already,
+            Answer::Accepted(_) => OutcomeKind::Accepted,
         }
-        result
     }
 
     /// A process ended: a kill has had its effect, a pause is over.
@@ -297,7 +372,7 @@ impl Supervisor {
             return;
         }
         match open.kind {
-            Kind::Kill => self.phase(node, Phase::Seen, None, None),
+            Kind::Kill => self.phase(node, Phase::Seen),
             Kind::Pause => self.close(node, Kind::Pause, Phase::Healed, "its process ended"),
         }
     }
@@ -316,7 +391,7 @@ impl Supervisor {
         if self.nodes.get(node).and_then(|slot| slot.fault.as_ref()).is_none_or(|open| open.kind != kind) {
             return;
         }
-        self.tell_phase(node, phase, None, Some(why.to_owned()));
+        self.tell_phase(node, phase, Some(why.to_owned()));
         if let Some(slot) = self.nodes.get_mut(node) {
             slot.fault = None;
         }
@@ -324,41 +399,35 @@ impl Supervisor {
     }
 
     /// A fault has come further: remembered, then told.
-    pub(super) fn phase(&mut self, node: &NodeId, phase: Phase, for_ms: Option<u64>, why: Option<String>) {
-        let Some(open) = self.nodes.get_mut(node).and_then(|slot| slot.fault.as_mut()) else { return };
-        open.phase = phase;
-        self.remember();
-        self.tell_phase(node, phase, for_ms, why);
+    pub(super) fn phase(&mut self, node: &NodeId, phase: Phase) {
+        let _ = self.phases(std::slice::from_ref(node), phase);
     }
 
-    pub(super) fn tell_phase(
-        &mut self,
-        node: &NodeId,
-        phase: Phase,
-        for_ms: Option<u64>,
-        why: Option<String>,
-    ) {
-        let Some(open) = self.nodes.get(node).and_then(|slot| slot.fault.clone()) else { return };
-        self.tell_fault(node, &open, phase, for_ms, why);
+    /// The open faults of these nodes have come further: remembered, then told, each in one go.
+    fn phases(&mut self, nodes: &[NodeId], phase: Phase) -> io::Result<()> {
+        let open = self.nodes.iter_mut().filter(|(node, _)| nodes.contains(node));
+        let open: Vec<&mut Fault> = open.filter_map(|(_, slot)| slot.fault.as_mut()).collect();
+        if open.is_empty() {
+            return Ok(());
+        }
+        for fault in open {
+            fault.phase = phase;
+        }
+        self.try_remember()?;
+        let events =
+            self.open_faults(nodes).map(|(node, open)| told(node, open, phase, None, None)).collect();
+        self.try_tell(events)
     }
 
-    fn tell_fault(
-        &mut self,
-        node: &NodeId,
-        fault: &Fault,
-        phase: Phase,
-        for_ms: Option<u64>,
-        why: Option<String>,
-    ) {
-        self.tell(events::Event::Fault {
-            fault: fault.id.clone(),
-            kind: fault.kind,
-            node: node.to_string(),
-            pid: fault.pid,
-            phase,
-            for_ms,
-            why,
-        });
+    pub(super) fn tell_phase(&mut self, node: &NodeId, phase: Phase, why: Option<String>) {
+        if let Some(open) = self.nodes.get(node).and_then(|slot| slot.fault.as_ref()) {
+            self.tell(told(node, open, phase, None, why));
+        }
+    }
+
+    fn open_faults(&self, nodes: &[NodeId]) -> impl Iterator<Item = (&NodeId, &Fault)> {
+        let of_these = self.nodes.iter().filter(|(node, _)| nodes.contains(node));
+        of_these.filter_map(|(node, slot)| Some((node, slot.fault.as_ref()?)))
     }
 
     fn has_fault(&self, node: &NodeId, fault: &str) -> bool {
@@ -385,10 +454,30 @@ fn is_awake(slot: &Slot) -> bool {
         State::Down
         | State::Spawning
         | State::Paused { .. }
+        | State::Signalled { .. }
         | State::Stopping { .. }
         | State::Waiting { .. }
         | State::Failed => false,
     };
     let stat = slot.process.as_ref().and_then(|process| os::stat(process.handle.id.pid).ok());
     runs && stat.is_some_and(|stat| !stat.is_frozen() && !stat.has_ended())
+}
+
+/// The event that tells of a phase of a fault.
+fn told(
+    node: &NodeId,
+    fault: &Fault,
+    phase: Phase,
+    for_ms: Option<u64>,
+    why: Option<String>,
+) -> events::Event {
+    events::Event::Fault {
+        fault: fault.id.clone(),
+        kind: fault.kind,
+        node: node.to_string(),
+        pid: fault.pid,
+        phase,
+        for_ms,
+        why,
+    }
 }

@@ -2,16 +2,19 @@
 //! (`record`), what was told (`past`), and what lives. Living processes are taken over, unseen ends are told, nothing is
 //! told twice, and what was begun is ended: a start whose process nobody noted, a stop, a pause, a kill.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::clock;
+use crate::config::Config;
 use crate::control::cause::{self, Ended};
 use crate::control::fault::{Duty, Kind, Phase};
 use crate::control::life::{Event, Life, State};
+use crate::control::restart;
 use crate::telemetry::stamp;
 use crate::view::NodeId;
 
-use super::super::adopt::{self, Survivor};
+use super::super::adopt::Survivor;
 use super::super::heal;
 use super::super::past::{NodePast, Past};
 use super::super::record::{self, Fault, LastExit, NodeRecord, Record};
@@ -25,21 +28,31 @@ const END_PATIENCE: Duration = Duration::from_secs(5);
 impl Supervisor {
     /// Takes over what an earlier supervisor left. What it left wanted and is dead now is treated like any other exit,
     /// where at least one node lives; a cluster that is dead as a whole waits for `up`.
-    pub(super) async fn take_over(&mut self, record: &Record, past: &Past) {
+    pub(super) fn take_over(
+        &mut self,
+        record: &Record,
+        past: &Past,
+        mut survivors: BTreeMap<NodeId, Survivor>,
+    ) {
         self.epoch = past.epoch;
-        let nodes = self.known_nodes(record);
-        let mut survivors = adopt::survivors(&self.layout, record, &nodes, &self.asker).await;
+        let nodes = known_nodes(&self.config, record);
+        let boot = record.supervisor.as_ref().map(|id| id.boot_id.as_str());
+        let this_boot = boot.is_some_and(|boot| os::boot_id().is_ok_and(|now| now == boot));
         let any_lives = !survivors.is_empty();
         for node in &nodes {
             let remembered = record.nodes.get(node.as_str()).cloned().unwrap_or_default();
             let of_past = past.node(node.as_str());
             let gave_up = remembered.phase == record::Phase::Failed;
             let slot = Slot {
-                wanted: remembered.wanted && any_lives,
+                wanted: remembered.wanted && (any_lives || this_boot && is_restarting(&remembered)),
                 spawns: remembered.spawns,
-                last_exit: newer(remembered.last_exit.clone(), of_past.last_exit.clone()),
+                // An end is told before it is remembered, so the history is never behind.
+                last_exit: of_past.last_exit.clone().or(remembered.last_exit.clone()),
                 last_answer: remembered.last_answer.clone(),
-                life: Life { state: if gave_up { State::Failed } else { State::Down }, failures: 0 },
+                life: Life {
+                    state: if gave_up { State::Failed } else { State::Down },
+                    failures: remembered.failures,
+                },
                 fault: remembered.fault.clone(),
                 settings: remembered.settings.clone(),
                 ..Slot::default()
@@ -55,7 +68,7 @@ impl Supervisor {
             let of_past = past.node(node.as_str());
             match survivors.remove(&node) {
                 Some(survivor) => self.adopt(&node, survivor, &remembered, &of_past),
-                None if self.nodes.contains_key(&node) => self.bury(&node, &remembered, &of_past, any_lives),
+                None if self.nodes.contains_key(&node) => self.bury(&node, &remembered, &of_past, this_boot),
                 None => {}
             }
         }
@@ -67,15 +80,6 @@ impl Supervisor {
                 self.tell(events::Event::GaveUp { node: node.clone(), reason });
             }
         }
-    }
-
-    /// The configured nodes, and those that were taken out of the configuration while they ran.
-    fn known_nodes(&self, record: &Record) -> Vec<NodeId> {
-        let mut nodes = self.config.nodes.clone();
-        nodes.extend(record.nodes.keys().filter_map(|name| NodeId::parse(name).ok()));
-        nodes.sort();
-        nodes.dedup();
-        nodes
     }
 
     fn adopt(&mut self, node: &NodeId, survivor: Survivor, remembered: &NodeRecord, past: &NodePast) {
@@ -109,11 +113,12 @@ impl Supervisor {
                 // What was said before is of no use: a process speaks of its end when it ends, and that is later.
                 words_from: self.layout.stderr(node).metadata().map_or(0, |metadata| metadata.len()),
                 asked_to_end: false,
-                memory_kills: MemoryKills::new(clock::now(), os::memory_kills()),
+                memory_kills: MemoryKills::of(clock::now(), pid),
                 usage: None,
                 cpu_percent: None,
             });
-            slot.spawns = slot.spawns.max(1);
+            // Started, and the supervisor died before it could count that.
+            slot.spawns += u64::from(remembered.process.as_ref().is_none_or(|id| id.pid != pid));
             slot.wanted = remembered.wanted || remembered.nonce.is_empty();
         }
         if untold {
@@ -136,6 +141,7 @@ impl Supervisor {
 
     /// Does what an open fault asks for.
     fn settle_fault(&mut self, node: &NodeId, remembered: &NodeRecord, past: &NodePast) {
+        self.settle_forgotten(node, remembered, past);
         let Some(open) = &remembered.fault else { return };
         let process = self
             .nodes
@@ -164,7 +170,7 @@ impl Supervisor {
                     slot.resume_at = at;
                 }
                 if told.is_some_and(|told| told < open.phase) {
-                    self.tell_phase(node, open.phase, None, None);
+                    self.tell_phase(node, open.phase, None);
                 }
             }
             Duty::End(phase) => {
@@ -176,11 +182,33 @@ impl Supervisor {
             }
             Duty::Dead => {
                 if told.is_some_and(|told| told < Phase::Seen) {
-                    self.phase(node, Phase::Seen, None, None);
+                    self.phase(node, Phase::Seen);
                 }
             }
             Duty::Ending => {}
         }
+    }
+
+    /// Ends a fault that the history knows as open and that is not remembered: another one took its place and the
+    /// supervisor died before it could say so, or it could not be written down.
+    fn settle_forgotten(&mut self, node: &NodeId, remembered: &NodeRecord, past: &NodePast) {
+        let Some(told) = past.open_fault() else { return };
+        if remembered.fault.as_ref().is_some_and(|open| open.id == told.id) {
+            return;
+        }
+        let process = self.nodes.get(node).and_then(|slot| slot.process.as_ref());
+        if told.kind == Kind::Pause && process.is_some_and(|process| process.handle.id.pid == told.pid) {
+            self.thaw_anyway(node);
+        }
+        self.tell(events::Event::Fault {
+            fault: told.id.clone(),
+            kind: told.kind,
+            node: node.to_string(),
+            pid: told.pid,
+            phase: Phase::Healed,
+            for_ms: None,
+            why: Some(heal::FORGOTTEN.to_owned()),
+        });
     }
 
     fn forget(&mut self, node: &NodeId) {
@@ -191,11 +219,12 @@ impl Supervisor {
     }
 
     /// A node without a process: tells the end of the last one where nobody did, and starts what is to run.
-    fn bury(&mut self, node: &NodeId, remembered: &NodeRecord, past: &NodePast, any_lives: bool) {
+    fn bury(&mut self, node: &NodeId, remembered: &NodeRecord, past: &NodePast, this_boot: bool) {
         let killed = |fault: &Fault| is_kill(fault) && past.open == Some(fault.pid);
         let by_order = !remembered.wanted || remembered.fault.as_ref().is_some_and(killed);
         if past.open.is_some() {
-            self.tell_unseen_end(node, past, by_order);
+            let was_to_end = remembered.phase == record::Phase::Stopping;
+            self.tell_unseen_end(node, past, by_order || was_to_end);
         }
         self.settle_fault(node, remembered, past);
         let wanted = self.nodes.get(node).is_some_and(|slot| slot.wanted);
@@ -205,10 +234,12 @@ impl Supervisor {
             }
             return;
         }
-        match remembered.phase {
-            record::Phase::Failed | record::Phase::Down => {}
+        match (remembered.phase, &remembered.process) {
+            (record::Phase::Failed | record::Phase::Down, _) => {}
+            // It was told to end in order to be started again.
+            (record::Phase::Stopping, _) => drop(self.step(node, Event::Start)),
             // Its process ended unseen: the policy decides.
-            record::Phase::Serving | record::Phase::Paused | record::Phase::Stopping if any_lives => {
+            (record::Phase::Serving | record::Phase::Paused, _) | (record::Phase::Starting, Some(_)) => {
                 // Where its end was told its status is known.
                 let told = past.last_exit.as_ref().filter(|_| past.open.is_none());
                 let ended =
@@ -216,15 +247,15 @@ impl Supervisor {
                 self.step(node, Event::Adopted { paused: false });
                 self.step(node, Event::Exited { ended, chance: rand::random() });
             }
-            // It was about to be started.
-            record::Phase::Starting | record::Phase::Waiting if any_lives => {
-                self.step(node, Event::Start);
+            // It was about to be started, at once or after a while. What it failed of counts on.
+            (record::Phase::Starting | record::Phase::Waiting, _) => {
+                let at_ms = remembered.restart_at_ms.filter(|_| this_boot).unwrap_or(0);
+                let wait = Duration::from_millis(at_ms.saturating_sub(os::milliseconds_since_boot()));
+                let until = self.moment() + wait.min(restart::LONGEST_DELAY);
+                if let Some(slot) = self.nodes.get_mut(node) {
+                    slot.life.state = State::Waiting { until };
+                }
             }
-            record::Phase::Serving
-            | record::Phase::Paused
-            | record::Phase::Stopping
-            | record::Phase::Starting
-            | record::Phase::Waiting => {}
         }
     }
 
@@ -259,10 +290,25 @@ fn is_kill(fault: &Fault) -> bool {
     fault.kind == Kind::Kill && !fault.phase.is_over()
 }
 
-/// The later of two accounts of the last end: one of them may have been written just before the other's writer died.
-fn newer(one: Option<LastExit>, other: Option<LastExit>) -> Option<LastExit> {
-    match (one, other) {
-        (Some(one), Some(other)) => Some(if other.at > one.at { other } else { one }),
-        (one, other) => one.or(other),
+/// True where a process of this node was to end, or had ended, and another one was to follow at once: what was ordered
+/// as one thing is ended, even where no other node lives.
+fn is_restarting(remembered: &NodeRecord) -> bool {
+    match remembered.phase {
+        record::Phase::Stopping => true,
+        record::Phase::Starting => remembered.process.is_none() && remembered.spawns > 0,
+        record::Phase::Down
+        | record::Phase::Serving
+        | record::Phase::Paused
+        | record::Phase::Waiting
+        | record::Phase::Failed => false,
     }
+}
+
+/// The configured nodes, and those that were taken out of the configuration while they ran.
+pub(super) fn known_nodes(config: &Config, record: &Record) -> Vec<NodeId> {
+    let mut nodes = config.nodes.clone();
+    nodes.extend(record.nodes.keys().filter_map(|name| NodeId::parse(name).ok()));
+    nodes.sort();
+    nodes.dedup();
+    nodes
 }

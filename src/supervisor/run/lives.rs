@@ -3,16 +3,17 @@
 use std::path::PathBuf;
 
 use crate::clock;
+use crate::config::show;
 use crate::control::cause::Ended;
 use crate::control::fault::{Kind, Phase};
-use crate::control::life::{Action, Answer, Event, SIGKILL, State};
+use crate::control::life::{Action, Answer, Event, SIGKILL, SIGNAL_PATIENCE, State};
 use crate::control::plan;
 use crate::view::NodeId;
 
 use super::super::slot::{MemoryKills, Process, Slot};
 use super::super::spawn::{self, Job, SpawnError};
 use super::super::wire::{Outcome, OutcomeKind, Reply};
-use super::super::{crash, events, os};
+use super::super::{crash, events};
 use super::{Message, Supervisor};
 
 impl Supervisor {
@@ -88,7 +89,7 @@ impl Supervisor {
         let Some(slot) = self.nodes.get_mut(node) else { return Answer::Ignored };
         let answer = slot.life.step(policy, now, event);
         if let Some(process) = &mut slot.process
-            && matches!(slot.life.state, State::Stopping { .. })
+            && matches!(slot.life.state, State::Stopping { .. } | State::Signalled { .. })
         {
             process.asked_to_end = true;
         }
@@ -107,15 +108,22 @@ impl Supervisor {
                 Ok(()) => {
                     self.step(node, Event::Spawned);
                 }
-                Err(error) => {
-                    tracing::error!(%node, %error, "cannot start");
-                    self.tell(events::Event::GaveUp { node: node.to_string(), reason: error.to_string() });
-                    self.step(node, Event::SpawnFailed);
-                }
+                Err(error) => self.not_started(node, &error),
             },
             // SIGTERM rather than a call: it needs no connection, and the node leaves the in-sync set all the same.
             Action::Terminate => self.signal(node, nix::libc::SIGTERM),
             Action::Signal(signal) => self.signal(node, signal),
+            Action::Outlived => {
+                let now = show(SIGNAL_PATIENCE);
+                if let Some(slot) = self.nodes.get_mut(node) {
+                    slot.wanted = true;
+                    if let Some(process) = &mut slot.process {
+                        process.asked_to_end = false;
+                    }
+                }
+                self.close(node, Kind::Kill, Phase::Abandoned, &format!("it did not end within {now}"));
+                self.remember();
+            }
             Action::GaveUp => {
                 let exit = self.nodes.get(node).and_then(|slot| slot.last_exit.clone());
                 if let Some(exit) = exit {
@@ -136,6 +144,21 @@ impl Supervisor {
         crash::step("signalled");
     }
 
+    /// What is missing for the moment is tried again like any other failure, and told; what another try cannot change
+    /// needs the operator.
+    fn not_started(&mut self, node: &NodeId, error: &SpawnError) {
+        tracing::error!(%node, %error, "cannot start");
+        let lasting = error.is_lasting(&self.server);
+        self.step(node, Event::SpawnFailed { lasting, chance: rand::random() });
+        let now = self.moment();
+        let wait = self.nodes.get(node).and_then(|slot| slot.record(now).restart_in_ms);
+        let (node, reason) = (node.to_string(), error.to_string());
+        self.tell(match wait {
+            Some(restart_in_ms) => events::Event::NotStarted { node, reason, restart_in_ms },
+            None => events::Event::GaveUp { node, reason },
+        });
+    }
+
     fn spawn(&mut self, node: &NodeId) -> Result<(), SpawnError> {
         let listed = &self.config.nodes;
         let wanted: Vec<NodeId> = self
@@ -152,19 +175,15 @@ impl Supervisor {
         let join = plan::join(node, &wanted, &self.config.nodes, has_view);
         let nonce = format!("{:032x}", rand::random::<u128>());
         if let Some(slot) = self.nodes.get_mut(node) {
-            slot.spawns += 1;
             slot.nonce.clone_from(&nonce);
             slot.settings = spawn::settings(&self.config);
         }
         // By the nonce a successor finds the process, should we die before we know its number.
         self.remember();
-        let memory_kills = MemoryKills::new(clock::now(), os::memory_kills());
-        let output = self.layout.stderr(node);
-        let words_from = output.metadata().map_or(0, |metadata| metadata.len());
         let job = Job {
             program: self.server.clone(),
             arguments: spawn::server_arguments(&self.config, &self.layout, node, join.as_deref(), &nonce),
-            output,
+            output: self.layout.stderr(node),
             dies_with_us: self.foreground,
         };
         let started = self.spawner.spawn(job)?;
@@ -177,9 +196,9 @@ impl Supervisor {
             since: clock::now(),
             adopted: false,
             ready_told: false,
-            words_from,
+            words_from: started.output_from,
             asked_to_end: false,
-            memory_kills,
+            memory_kills: MemoryKills::of(clock::now(), pid),
             usage: None,
             cpu_percent: None,
         };
@@ -196,8 +215,9 @@ impl Supervisor {
         }
         if let Some(slot) = self.nodes.get_mut(node) {
             slot.process = Some(process);
+            slot.spawns += 1;
             slot.nonce.clear();
-            slot.asking = false;
+            (slot.asking, slot.ask_at) = (false, None);
         }
         self.remember();
         self.tell(events::Event::Started { node: node.to_string(), pid });

@@ -10,26 +10,29 @@ use crate::telemetry::stamp;
 use crate::view::{Epoch, NodeId};
 
 use super::super::record::LastAnswer;
+use super::super::slot::Slot;
 use super::super::{adopt, ask, events};
-use super::{EAGER_LOOK_INTERVAL, LOOK_INTERVAL, Message, Supervisor};
+use super::{Message, Supervisor};
 
+/// How often a node is asked; one that starts more often at first.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+/// How often one is asked that was started just now.
+const EAGER_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// One that starts is asked again after this part of the time that it has taken so far.
+const EAGERNESS: u32 = 16;
 /// How long a node may take to answer before it is asked again.
 const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Supervisor {
-    pub(super) fn look_interval(&self) -> Duration {
-        let starting = self.nodes.values().any(|slot| slot.life.state == State::Starting);
-        if starting { EAGER_LOOK_INTERVAL } else { LOOK_INTERVAL }
-    }
-
-    /// Asks every node that runs how it is; the answers arrive as messages.
-    pub(super) fn look(&mut self) {
+    /// Asks every node whose turn it is how it is; the answers arrive as messages.
+    pub(super) fn look(&mut self, now: Instant) {
         for (node, slot) in &mut self.nodes {
-            let Some(process) = &slot.process else { continue };
-            if slot.asking || matches!(slot.life.state, State::Paused { .. }) {
+            if slot.next_look().is_none_or(|at| at > now) {
                 continue;
             }
+            let Some(process) = &slot.process else { continue };
             slot.asking = true;
+            slot.ask_at = Some(now + interval(&slot.life.state, now.duration_since(process.since)));
             let (asker, inbox) = (self.asker.clone(), self.inbox.clone());
             let (node, number) = (node.clone(), process.number);
             // Ends within its patience, and with the runtime at the latest.
@@ -56,7 +59,8 @@ impl Supervisor {
             applied: answer.applied_index,
             revision: answer.revision,
         });
-        if ask::is_in_sync(&answer) && slot.life.state == State::Starting {
+        let in_sync = ask::is_in_sync(&answer);
+        if in_sync && slot.life.state == State::Starting {
             let after = process.since.elapsed();
             let after_ms = (!process.adopted).then(|| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
             let told = std::mem::replace(&mut process.ready_told, true);
@@ -65,6 +69,13 @@ impl Supervisor {
             self.remember();
             if !told {
                 self.tell(events::Event::Ready { node: node.to_string(), after_ms });
+            }
+        } else {
+            // Every answer counts: what it fails of is forgiven after a time of service, and only after that.
+            let failures = slot.life.failures;
+            self.step(node, if in_sync { Event::Ready } else { Event::Behind });
+            if self.nodes.get(node).is_some_and(|slot| slot.life.failures != failures) {
+                self.remember();
             }
         }
         if answer.epoch > self.epoch && !answer.leader.is_empty() {
@@ -95,5 +106,42 @@ impl Supervisor {
         for process in self.nodes.values_mut().filter_map(|slot| slot.process.as_mut()) {
             process.measure(now);
         }
+    }
+}
+
+impl Slot {
+    /// When it is to be asked next: where it runs, is not frozen, and the last question is answered.
+    pub(super) fn next_look(&self) -> Option<Instant> {
+        let process = self.process.as_ref().filter(|_| !self.asking)?;
+        let frozen = matches!(self.life.state, State::Paused { .. });
+        (!frozen).then(|| self.ask_at.unwrap_or(process.since))
+    }
+}
+
+/// The time between two questions to a node that runs for so long.
+fn interval(state: &State, running: Duration) -> Duration {
+    match state {
+        State::Starting => (running / EAGERNESS).clamp(EAGER_LOOK_INTERVAL, LOOK_INTERVAL),
+        State::Down
+        | State::Spawning
+        | State::Serving { .. }
+        | State::Paused { .. }
+        | State::Signalled { .. }
+        | State::Stopping { .. }
+        | State::Waiting { .. }
+        | State::Failed => LOOK_INTERVAL,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_starts_is_asked_often_at_first_and_like_any_other_in_the_end() {
+        let after = |seconds| interval(&State::Starting, Duration::from_secs(seconds));
+        assert_eq!((after(0), after(3600)), (EAGER_LOOK_INTERVAL, LOOK_INTERVAL));
+        assert!(after(1) > after(0) && after(1) < LOOK_INTERVAL);
+        assert_eq!(interval(&State::Failed, Duration::ZERO), LOOK_INTERVAL);
     }
 }
