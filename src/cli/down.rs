@@ -188,8 +188,8 @@ fn purge(context: &Context) -> Result<(), Failure> {
     for directory in [layout.register(), root.join("nodes")] {
         missing_is_fine(std::fs::remove_dir_all(&directory)).map_err(failed(directory))?;
     }
-    let files = [layout.socket(), layout.supervisor_log(), layout.events(), layout.state(), layout.lock()];
-    for file in files {
+    let files = [layout.socket(), layout.supervisor_log(), layout.state(), layout.lock()];
+    for file in events::files(&layout.events()).chain(files) {
         missing_is_fine(std::fs::remove_file(&file)).map_err(failed(file))?;
     }
     match std::fs::remove_dir(root) {

@@ -150,6 +150,15 @@ mod tests {
 
     /// A frozen process with a fault in this phase, and what healing made of it.
     fn healing(phase: fault::Phase, until_ms: Option<u64>) -> (Vec<Healed>, bool, usize) {
+        healing_of(phase, until_ms, true)
+    }
+
+    /// The same, where the fault is remembered, or where only the history knows of it.
+    fn healing_of(
+        phase: fault::Phase,
+        until_ms: Option<u64>,
+        is_remembered: bool,
+    ) -> (Vec<Healed>, bool, usize) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("cluster.toml");
         let config =
@@ -165,7 +174,20 @@ mod tests {
             std::thread::yield_now();
         }
         let fault = Fault { id: "f".to_owned(), kind: fault::Kind::Pause, pid: id.pid, phase, until_ms };
-        let of_node = NodeRecord { process: Some(id.clone()), fault: Some(fault), ..NodeRecord::default() };
+        if !is_remembered {
+            let event = Event::Fault {
+                fault: fault.id.clone(),
+                kind: fault.kind,
+                node: "127.0.0.1:1".to_owned(),
+                pid: fault.pid,
+                phase,
+                for_ms: None,
+                why: None,
+            };
+            EventLog::open(&layout.events()).unwrap().append(vec![event]).unwrap();
+        }
+        let fault = is_remembered.then_some(fault);
+        let of_node = NodeRecord { process: Some(id.clone()), fault, ..NodeRecord::default() };
         let nodes = BTreeMap::from([("127.0.0.1:1".to_owned(), of_node)]);
         record::save(&layout.state(), &Record { nodes, ..Record::default() }).unwrap();
         let healed = heal(&layout, None).unwrap().unwrap();
@@ -194,5 +216,14 @@ mod tests {
             let (healed, frozen, told) = healing(fault::Phase::Held, until);
             assert_eq!((healed.len(), frozen, told), (0, true, 0));
         }
+    }
+    #[test]
+    fn a_pause_that_only_the_history_knows_is_undone_and_one_that_nobody_ordered_is_left() {
+        for phase in [fault::Phase::Seen, fault::Phase::Held] {
+            let (healed, frozen, told) = healing_of(phase, None, false);
+            assert_eq!((healed.len(), frozen, told), (1, false, 2));
+        }
+        let (healed, frozen, _) = healing_of(fault::Phase::Healed, None, false);
+        assert_eq!((healed.len(), frozen), (0, true));
     }
 }

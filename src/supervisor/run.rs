@@ -180,6 +180,7 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
     let nodes = inherit::known_nodes(&config, &record);
     let survivors = adopt::survivors(&layout, &record, &nodes, &asker).await;
     if options.foreground && !survivors.is_empty() {
+        let _ = std::fs::remove_file(layout.socket());
         return Err(SupervisorError::Survivors { nodes: survivors.into_keys().collect() });
     }
     let (inbox, messages) = mpsc::channel(INBOX);

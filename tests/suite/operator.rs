@@ -2,7 +2,7 @@
 //! middle, and afterwards no node is lost, doubled or left frozen, and the history tells everything once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -137,6 +137,20 @@ fn check_processes(scene: &Scene, context: &str) {
     assert!(running.iter().all(|process| process.state != 'T'), "{context}: {running:?}");
 }
 
+/// True where the history says that a pause stands: it was confirmed, and neither it nor its process has ended.
+fn is_held(scene: &Scene) -> bool {
+    let mut last = BTreeMap::new();
+    for event in history(scene) {
+        match event["event"].as_str().unwrap() {
+            "fault" if event["kind"] == "pause" => {
+                last.insert(event["node"].to_string(), event["phase"] == "held");
+            }
+            _ => {}
+        }
+    }
+    last.values().any(|held| *held)
+}
+
 struct Steps {
     scene: Scene,
     counter: PathBuf,
@@ -171,8 +185,15 @@ impl Steps {
             self.scene.said(&["status"]);
             let frozen: Vec<Process> =
                 processes(&self.scene).into_iter().filter(|process| process.state == 'T').collect();
-            let wanted = verb[0] == "pause" && code == 0;
+            let wanted = verb[0] == "pause" && code == 0 || is_held(&self.scene);
             assert!(frozen.is_empty() || wanted, "{context}: frozen: {frozen:?}");
+            if verb[0] == "restart" {
+                // Not `up`, which would start whatever is missing.
+                self.scene.said(&["start", &self.scene.address(0)]);
+                until(&format!("{context}: the node that was to run again"), || {
+                    processes(&self.scene).len() == 2
+                });
+            }
             let up = self.scene.said(&["up"]);
             assert_eq!(up.0, 0, "{context}: {}", up.1);
             check_processes(&self.scene, &context);
@@ -184,6 +205,11 @@ impl Steps {
 
 fn running(scene: &Scene) {
     scene.done(&["up"]);
+}
+
+fn paused(scene: &Scene) {
+    running(scene);
+    scene.done(&["pause", &scene.address(1)]);
 }
 
 fn stopped(scene: &Scene) {
@@ -199,6 +225,7 @@ fn a_supervisor_killed_at_any_step_of_any_verb_loses_doubles_and_freezes_nothing
     let follower = steps.scene.address(1);
     steps.kill_at_every_step(&["up"], stride, stopped);
     steps.kill_at_every_step(&["kill", &follower, "--no-probe"], stride, running);
+    steps.kill_at_every_step(&["kill", &follower, "--no-probe"], stride, paused);
     steps.kill_at_every_step(&["pause", &follower], stride, running);
     steps.kill_at_every_step(&["pause", "all", "--for", "20ms"], stride, running);
     steps.kill_at_every_step(&["restart", &follower], stride, running);
@@ -317,6 +344,86 @@ fn nothing_outlives_a_supervisor_in_the_foreground() {
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().code().is_some(), "it ends by itself");
     assert!(processes(&scene).is_empty());
+}
+
+#[test]
+fn a_supervisor_in_the_foreground_does_not_begin_beside_a_node_that_would_outlive_it() {
+    let scene = Scene::new(2);
+    let whole = std::fs::read_to_string(scene.path("cluster.toml")).unwrap();
+    scene.done(&["up"]);
+    scene.done(&["kill", &scene.address(0), "--no-probe"]);
+    scene.done(&["kill", "supervisor", "--no-probe"]);
+    // The one that lives is edited out.
+    let left = scene.address(1);
+    scene.config(&whole.replace(&format!(", \"{left}\""), ""));
+    let (code, said) = scene.said(&["up", "--foreground"]);
+    assert!(code == 5 && said.contains(&left) && said.contains("would outlive"), "{code} {said}");
+    assert_eq!(processes(&scene).len(), 1, "nothing was started and nothing ended");
+    scene.done(&["down"]);
+    assert_eq!(processes(&scene).len(), 0);
+}
+
+#[test]
+fn a_copied_directory_is_another_cluster_and_a_moved_one_is_the_same() {
+    let scene = Scene::new(2);
+    let place = scene.path("first");
+    std::fs::create_dir(&place).unwrap();
+    std::fs::rename(scene.path("cluster.toml"), place.join("cluster.toml")).unwrap();
+    let at = |place: &Path, verb: &[&str]| {
+        let output = scene.command(verb).current_dir(place).output().unwrap();
+        let said = [output.stderr, output.stdout].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
+    };
+    let done = |place: &Path, verb: &[&str]| {
+        let (code, said) = at(place, verb);
+        assert_eq!(code, 0, "{verb:?} in {}: {said}", place.display());
+        said
+    };
+    let _ended = Ended { scene: &scene, places: ["first", "moved"].map(|name| scene.path(name)) };
+    done(&place, &["up"]);
+    let follower = scene.address(1);
+    let copy = scene.path("copy");
+    done(&place, &["pause", &follower]);
+    assert!(Command::new("cp").arg("-a").args([&place, &copy]).status().unwrap().success());
+    // Whatever is said in the copy, nothing of the first one is touched.
+    let before = pids(&scene);
+    for verb in [&["up"][..], &["resume", &follower], &["kill", "all", "--yes"], &["down", "--now"]] {
+        let (code, said) = at(&copy, verb);
+        assert!(code != 0 || verb[0] == "down", "{verb:?}: {said}");
+        assert_eq!(pids(&scene), before, "{verb:?}: {said}");
+    }
+    done(&place, &["resume", &follower]);
+    // One that is moved while its nodes run keeps them.
+    done(&place, &["kill", "supervisor", "--no-probe"]);
+    let moved = scene.path("moved");
+    std::fs::rename(&place, &moved).unwrap();
+    std::fs::rename(&copy, &place).unwrap();
+    done(&moved, &["up"]);
+    assert_eq!(processes(&scene).len(), 2);
+    done(&moved, &["down"]);
+    assert_eq!(processes(&scene).len(), 0);
+}
+
+/// Clusters in other directories than the scene's own, which end with it whatever a test finds.
+struct Ended<'a> {
+    scene: &'a Scene,
+    places: [PathBuf; 2],
+}
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        for place in self.places.iter().filter(|place| place.exists()) {
+            let _ = self.scene.command(&["down", "--now"]).current_dir(place).output();
+        }
+    }
+}
+
+/// The nodes' processes, and which of them are frozen.
+fn pids(scene: &Scene) -> Vec<(i32, bool)> {
+    let mut all: Vec<(i32, bool)> =
+        processes(scene).into_iter().map(|process| (process.pid, process.state == 'T')).collect();
+    all.sort_unstable();
+    all
 }
 
 #[test]

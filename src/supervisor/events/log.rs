@@ -136,7 +136,8 @@ impl EventLog {
             match reopen(&self.path) {
                 Ok(file) => self.file = file,
                 // Its directory is gone. What we have open is better than nothing.
-                Err(_) => break held,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break held,
+                Err(error) => return Err(error),
             }
         };
         let result = work(self, held);
