@@ -118,10 +118,16 @@ impl Supervisor {
                     let reason = "another command is just freezing it".to_owned();
                     return OutcomeKind::Denied { reason };
                 }
+                let before = (open.until_ms, slot.resume_at);
                 open.until_ms = for_ms.map(|span| os::milliseconds_since_boot().saturating_add(span));
                 slot.resume_at = for_ms.map(|span| now + Duration::from_millis(span));
-                self.remember();
-                OutcomeKind::Already
+                let Err(error) = self.try_remember() else { return OutcomeKind::Already };
+                if let Some(slot) = self.nodes.get_mut(node)
+                    && let Some(open) = &mut slot.fault
+                {
+                    (open.until_ms, slot.resume_at) = before;
+                }
+                OutcomeKind::Denied { reason: self.cannot_note(&error) }
             }
             // Frozen by somebody else: from now on by us.
             Some(_) | None => OutcomeKind::Accepted,
@@ -330,25 +336,33 @@ impl Supervisor {
             });
         }
         match self.begin(&victims, Kind::Kill, fault, None) {
+            Ok(()) => {
+                self.strike(&victims, signal);
+                self.applied(&victims);
+            }
             // An order to end whatever runs is carried out all the same.
-            Err(error) if !only.is_empty() => {
+            Err(_) if only.is_empty() => {
+                self.strike(&victims, signal);
+                self.remember();
+            }
+            Err(error) => {
                 let reason = self.cannot_note(&error);
                 for result in results.iter_mut().filter(|one| **one == OutcomeKind::Accepted) {
                     *result = OutcomeKind::Denied { reason: reason.clone() };
                 }
             }
-            Ok(()) | Err(_) => {
-                for node in &victims {
-                    self.step(node, Event::Kill { signal });
-                    if let Some(slot) = self.nodes.get_mut(node) {
-                        slot.wanted = false;
-                    }
-                }
-                self.applied(&victims);
-            }
         }
         let outcomes = names.iter().zip(results).map(|(name, result)| self.outcome(name, result)).collect();
         Reply::Outcomes { outcomes }
+    }
+
+    fn strike(&mut self, nodes: &[NodeId], signal: i32) {
+        for node in nodes {
+            self.step(node, Event::Kill { signal });
+            if let Some(slot) = self.nodes.get_mut(node) {
+                slot.wanted = false;
+            }
+        }
     }
 
     fn may_kill(&self, node: &NodeId, signal: i32, only: &[u32]) -> OutcomeKind {

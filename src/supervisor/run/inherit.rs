@@ -220,10 +220,11 @@ impl Supervisor {
 
     /// A node without a process: tells the end of the last one where nobody did, and starts what is to run.
     fn bury(&mut self, node: &NodeId, remembered: &NodeRecord, past: &NodePast, this_boot: bool) {
-        let killed = |fault: &Fault| is_kill(fault) && past.open == Some(fault.pid);
+        let was_to_end = remembered.phase == record::Phase::Stopping;
+        // Wanted and to end: an order to run again came after whatever else was ordered.
+        let killed = |fault: &Fault| is_kill(fault) && past.open == Some(fault.pid) && !was_to_end;
         let by_order = !remembered.wanted || remembered.fault.as_ref().is_some_and(killed);
         if past.open.is_some() {
-            let was_to_end = remembered.phase == record::Phase::Stopping;
             self.tell_unseen_end(node, past, by_order || was_to_end);
         }
         self.settle_fault(node, remembered, past);
