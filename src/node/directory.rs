@@ -109,7 +109,9 @@ pub struct DataDirectory {
     path: PathBuf,
     address: NodeId,
     incarnation: Incarnation,
-    lock: File,
+    _lock: File,
+    /// The directory itself, whatever it is called now.
+    opened: File,
     promises: Promises,
     cluster: Mutex<Option<ClusterId>>,
 }
@@ -122,6 +124,8 @@ impl DataDirectory {
     pub fn open(path: &Path, address: &NodeId) -> Result<DataDirectory, DirectoryError> {
         private_directory(path)?;
         let lock = lock(path)?;
+        let opened =
+            File::open(path).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
         let identity = match read_identity(path, address)? {
             Some(identity) => identity,
             None => {
@@ -139,7 +143,8 @@ impl DataDirectory {
             path: path.to_owned(),
             address: address.clone(),
             incarnation,
-            lock,
+            _lock: lock,
+            opened,
             promises,
             cluster: Mutex::new(identity.cluster),
         })
@@ -155,18 +160,21 @@ impl DataDirectory {
         &self.path
     }
 
-    /// False once the directory was deleted, moved or replaced: what is written goes into files that no start will ever
-    /// read again, so nothing acknowledged from now on is durable.
+    /// False once the directory was deleted, emptied, moved or replaced: what is written goes into files that no start
+    /// will ever read again, so nothing acknowledged from now on is durable. The lock's file is not what tells: somebody
+    /// who takes it for left behind and deletes it has harmed no data.
     ///
     /// # Errors
     /// What the system said, where it cannot be told.
     pub fn is_in_place(&self) -> io::Result<bool> {
-        let ours = self.lock.metadata()?;
-        match std::fs::metadata(self.path.join("lock")) {
-            Ok(there) => Ok(there.ino() == ours.ino() && there.dev() == ours.dev()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        let (ours, gone) = (self.opened.metadata()?, io::ErrorKind::NotFound);
+        match std::fs::metadata(&self.path) {
+            Ok(there) if there.ino() != ours.ino() || there.dev() != ours.dev() => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.kind() == gone => return Ok(false),
+            Err(error) => return Err(error),
         }
+        self.path.join("identity").try_exists()
     }
 
     /// Minted with the directory.
@@ -461,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_was_deleted_moved_or_replaced_is_noticed() {
+    fn a_directory_that_was_deleted_emptied_moved_or_replaced_is_noticed() {
         let parent = tempfile::tempdir().unwrap();
         let (path, elsewhere) = (parent.path().join("data"), parent.path().join("elsewhere"));
         let held = open(&path).unwrap();
@@ -470,8 +478,13 @@ mod tests {
         assert!(!held.is_in_place().unwrap());
         let other = open(&path).unwrap();
         assert!(other.is_in_place().unwrap() && !held.is_in_place().unwrap());
-        std::fs::remove_dir_all(&path).unwrap();
+        std::fs::remove_file(path.join("lock")).unwrap();
+        assert!(other.is_in_place().unwrap(), "no data is gone");
+        std::fs::remove_file(path.join("identity")).unwrap();
         assert!(!other.is_in_place().unwrap());
+        let last = open(&path).unwrap();
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(!last.is_in_place().unwrap());
     }
 
     #[test]

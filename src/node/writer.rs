@@ -274,7 +274,7 @@ pub fn run(
         // Before anything is reported: what was written into deleted files is lost with this process (R21). What cannot
         // be told is no reason to end.
         if matches!(directory.is_in_place(), Ok(false)) {
-            fail(directory, "it was deleted, moved or replaced while the node ran");
+            fail(directory, "it was deleted, emptied, moved or replaced while the node ran");
         }
         if let Some(index) = done.dropped {
             events.send_blocking(Internal::Dropped(index));

@@ -10,7 +10,7 @@ fn unwritable(scene: &Scene) -> std::path::PathBuf {
 }
 
 fn kill_of(node: &[String], only: Vec<u32>) -> Request {
-    Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id(), only }
+    Request::Kill { nodes: node.to_vec(), signal: 9, fault: events::new_id(), only, even_last: true }
 }
 
 #[test]
@@ -20,8 +20,12 @@ fn what_cannot_be_written_down_is_not_done_unless_everything_is_to_end() {
         let node = scene.name(0);
         let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
         let pid = pid.unwrap();
-        let pause =
-            |fault: &str| Request::Pause { nodes: node.clone(), for_ms: None, fault: fault.to_owned() };
+        let pause = |fault: &str| Request::Pause {
+            nodes: node.clone(),
+            for_ms: None,
+            fault: fault.to_owned(),
+            even_last: true,
+        };
         let denied = |result: &OutcomeKind| matches!(result, OutcomeKind::Denied { reason } if reason.contains("cannot be written down"));
         let in_the_way = unwritable(&scene);
         let (result, _) = outcome(&mut talk, pause("f")).await;
@@ -63,7 +67,8 @@ fn a_pause_that_only_the_history_knows_is_undone_and_told_to_be_over() {
         let (running, mut talk) = scene.begin().await;
         let node = scene.name(0);
         let (_, pid) = outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
-        let pause = Request::Pause { nodes: node.clone(), for_ms: None, fault: "f".to_owned() };
+        let pause =
+            Request::Pause { nodes: node.clone(), for_ms: None, fault: "f".to_owned(), even_last: true };
         outcome(&mut talk, pause).await;
         talk.ask(&Request::Hold { fault: "f".to_owned() }).await.unwrap();
         abort(running).await;
@@ -97,7 +102,8 @@ fn one_that_somebody_else_froze_is_frozen_by_us_when_it_is_paused_again() {
         until(async || os::is_frozen_whole(id.pid).then_some(())).await;
         let (running, mut talk) = scene.begin().await;
         assert_eq!(snapshot(&mut talk, &node).await.phase, Phase::Paused);
-        let pause = Request::Pause { nodes: node.clone(), for_ms: Some(30), fault: "f".to_owned() };
+        let pause =
+            Request::Pause { nodes: node.clone(), for_ms: Some(30), fault: "f".to_owned(), even_last: true };
         assert_eq!(outcome(&mut talk, pause).await.0, OutcomeKind::Accepted);
         until(async || (!os::stat(id.pid).unwrap().is_frozen()).then_some(())).await;
         wait_for(&mut talk, &node, |record| record.fault.is_none()).await;
