@@ -13,12 +13,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
+use tokio_util::sync::CancellationToken;
 
 use crate::client::{Client, ClientError, Options, prefix_end};
 use crate::proto::etcdserverpb as pb;
 
 /// Longest value taken from standard input, in bytes: no server here takes a longer request by default.
 const LONGEST_INPUT: u64 = 64 << 20;
+
+/// What becomes of a request whose answer is not waited for.
+const UNANSWERED: &str = "what was sent may be carried out all the same";
 
 /// What the user typed after `client`.
 #[derive(Debug, Args)]
@@ -191,6 +195,9 @@ pub enum ClientFailure {
     /// Standard input or output failed.
     #[error("standard input or output failed: {0}")]
     Terminal(#[from] std::io::Error),
+    /// The user stopped it; what became of the request.
+    #[error("interrupted: {0}")]
+    Interrupted(&'static str),
 }
 
 impl ClientFailure {
@@ -205,33 +212,65 @@ impl ClientFailure {
             ClientFailure::Request(ClientError::Refused { .. } | ClientError::Broken { .. })
             | ClientFailure::NotInThisVersion(_)
             | ClientFailure::Terminal(_) => 1,
+            ClientFailure::Interrupted(_) => 130,
         }
     }
 }
 
-/// Where a request finds what its arguments leave to standard input.
+/// What a request's arguments leave to standard input.
 enum Input {
-    /// The whole of standard input belongs to the request.
-    Stdin,
+    /// All of standard input; empty where the request takes nothing from it.
+    Stdin(Vec<u8>),
     /// The lines after the request, as the prompt read them; there is nothing for a value.
     Lines(Vec<String>),
 }
 
-/// Carries out what was typed, against `--endpoints` or else `configured`.
+/// Carries out what was typed, against `--endpoints` or else `configured`, until `interrupt`.
 ///
 /// # Errors
 /// [`ClientFailure`]; nothing was printed to standard output then.
-pub async fn run(arguments: ClientArguments, configured: &[String]) -> Result<(), ClientFailure> {
+pub async fn run(
+    arguments: ClientArguments,
+    configured: &[String],
+    interrupt: &CancellationToken,
+) -> Result<(), ClientFailure> {
     let endpoints = if arguments.endpoints.is_empty() { configured } else { &arguments.endpoints };
     let client = Client::new(endpoints, Options { timeout: arguments.timeout, ..Options::default() })?;
-    match arguments.verb {
-        Some(verb) => {
-            let output = perform(&client, verb, arguments.json, Input::Stdin).await?;
-            write_out(&output)?;
-            Ok(())
-        }
-        None => prompt::run(&client, arguments.json).await,
+    let Some(verb) = arguments.verb else {
+        return prompt::run(&client, arguments.json, interrupt).await;
+    };
+    // All of a request is there before any of it is sent, and nothing is sent after an interrupt.
+    let input = tokio::select! {
+        biased;
+        () = interrupt.cancelled() => return Err(ClientFailure::Interrupted("nothing was sent")),
+        input = stdin_for(&verb) => Input::Stdin(input?),
+    };
+    let output = tokio::select! {
+        biased;
+        () = interrupt.cancelled() => return Err(ClientFailure::Interrupted(UNANSWERED)),
+        output = perform(&client, verb, arguments.json, input) => output?,
+    };
+    write_out(&output)?;
+    Ok(())
+}
+
+/// Reads what a request takes from standard input. Reading blocks, and an interrupt must be seen meanwhile.
+async fn stdin_for(verb: &ClientVerb) -> Result<Vec<u8>, ClientFailure> {
+    let takes_it = match verb {
+        ClientVerb::Put(put) => !put.ignore_value && put.value.as_ref().is_none_or(|value| value == "-"),
+        ClientVerb::Txn => true,
+        ClientVerb::Get(_)
+        | ClientVerb::Del(_)
+        | ClientVerb::Compact { .. }
+        | ClientVerb::Members
+        | ClientVerb::Status
+        | ClientVerb::Watch { .. }
+        | ClientVerb::Lease { .. } => false,
+    };
+    if !takes_it {
+        return Ok(Vec::new());
     }
+    tokio::task::spawn_blocking(read_stdin).await.map_err(std::io::Error::other)?
 }
 
 /// Carries out one request and gives what is to be printed.
@@ -252,7 +291,7 @@ async fn perform(
             if json { print::json(&print::range_value(&answer)) } else { print::range_text(&answer, look) }
         }
         ClientVerb::Put(arguments) => {
-            let answer = client.put(put_request(arguments, &input)?).await?;
+            let answer = client.put(put_request(arguments, input)?).await?;
             if json { print::json(&print::put_value(&answer)) } else { print::put_text(&answer) }
         }
         ClientVerb::Del(arguments) => {
@@ -264,8 +303,8 @@ async fn perform(
         }
         ClientVerb::Txn => {
             let lines = match input {
-                Input::Stdin => {
-                    let text = String::from_utf8(read_stdin()?)
+                Input::Stdin(bytes) => {
+                    let text = String::from_utf8(bytes)
                         .map_err(|_| ClientFailure::Usage("a transaction is text in UTF-8".to_owned()))?;
                     text.lines().map(str::to_owned).collect()
                 }
@@ -327,12 +366,12 @@ fn range_request(arguments: GetArguments) -> pb::RangeRequest {
     }
 }
 
-fn put_request(arguments: PutArguments, input: &Input) -> Result<pb::PutRequest, ClientFailure> {
+fn put_request(arguments: PutArguments, input: Input) -> Result<pb::PutRequest, ClientFailure> {
     let value = match arguments.value {
         _ if arguments.ignore_value => Bytes::new(),
         Some(value) if value != "-" => value.into_vec().into(),
         Some(_) | None => match input {
-            Input::Stdin => read_stdin()?.into(),
+            Input::Stdin(bytes) => bytes.into(),
             Input::Lines(_) => return Err(ClientFailure::Usage("put needs a key and a value".to_owned())),
         },
     };
@@ -452,7 +491,7 @@ mod tests {
     fn a_value_may_look_like_a_flag() {
         match verb(&["put", "key", "-5"]) {
             ClientVerb::Put(arguments) => {
-                assert_eq!(put_request(arguments, &Input::Lines(Vec::new())).unwrap().value, "-5");
+                assert_eq!(put_request(arguments, Input::Lines(Vec::new())).unwrap().value, "-5");
             }
             other => panic!("{other:?}"),
         }

@@ -3,9 +3,11 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
 use crate::config::{self, Config};
@@ -21,6 +23,7 @@ use crate::supervisor::spawn;
 use crate::supervisor::wire::{Outcome, OutcomeKind, Reply, Request};
 use crate::view::NodeId;
 
+use super::Interrupts;
 use super::exit::{Exit, Failure};
 
 /// How long a supervisor may take to answer before it counts as stuck.
@@ -325,10 +328,17 @@ pub fn list(nodes: &[NodeId]) -> String {
     names(nodes).join(", ")
 }
 
-/// Asks the user before something that cannot be undone. `--yes` answers for them.
+/// What comes of a question.
+enum Answer {
+    Said(String),
+    Interrupted,
+}
+
+/// Asks the user before something that cannot be undone. `--yes` answers for them. Waits on this thread, while the
+/// others of the runtime go on. Must be called within a runtime.
 ///
 /// # Errors
-/// Where the user says no, or nobody is there to ask.
+/// Where the user says no or interrupts, or nobody is there to ask.
 pub fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     use std::io::{BufRead, IsTerminal, Write};
     if yes {
@@ -337,12 +347,32 @@ pub fn confirm(question: &str, yes: bool) -> Result<(), Failure> {
     if !io::stdin().is_terminal() {
         return Err(Failure::usage(format!("{question}\nnobody is there to say yes: add --yes")));
     }
+    let (tell, told) = mpsc::channel();
+    let interrupted = tell.clone();
+    let mut interrupts = Interrupts::new();
+    let _interrupts = AbortOnDropHandle::new(tokio::spawn(async move {
+        interrupts.next().await;
+        let _ = interrupted.send(Answer::Interrupted);
+    }));
     anstream::eprint!("{question} [y/N] ");
     let _ = io::stderr().flush();
-    let mut answer = String::new();
-    let read = io::stdin().lock().read_line(&mut answer);
-    if read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
-        return Ok(());
+    // A line that is being read cannot be given up: after an interrupt the thread ends with the program.
+    let reading = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
+        let mut line = String::new();
+        // Where nothing can be read nobody has said yes.
+        let _ = io::stdin().lock().read_line(&mut line);
+        let _ = tell.send(Answer::Said(line));
+    });
+    let answer = if reading.is_ok() { told.recv().ok() } else { None };
+    match answer {
+        Some(Answer::Said(line)) if matches!(line.trim(), "y" | "Y" | "yes") => return Ok(()),
+        // Enter has ended the line.
+        Some(Answer::Said(line)) if line.ends_with('\n') => {}
+        Some(Answer::Said(_)) | None => anstream::eprintln!(),
+        Some(Answer::Interrupted) => {
+            anstream::eprintln!();
+            return Err(Failure::new(Exit::Interrupted, "interrupted: nothing was done"));
+        }
     }
     Err(Failure::new(Exit::Failed, "nothing was done\nsay y, or add --yes"))
 }

@@ -205,6 +205,7 @@ impl From<ClientFailure> for Failure {
             2 => Exit::Usage,
             3 => Exit::NotRunning,
             4 => Exit::TimedOut,
+            130 => Exit::Interrupted,
             _ => Exit::Failed,
         };
         Failure::new(exit, error.to_string())

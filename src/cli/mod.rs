@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::engine::ArgValueCandidates;
@@ -227,22 +228,28 @@ async fn interruptible(cli: Cli) -> Outcome {
             | Verb::Up(_)
             | Verb::Status(_)
             | Verb::Top(_)
+            | Verb::Client(_)
             | Verb::Bench(_)
             | Verb::Torture(_)
             | Verb::Supervise(_)
     );
     let only_shows = matches!(cli.verb, Verb::Logs(_) | Verb::Events(_) | Verb::Status(_));
+    let serves = matches!(&cli.verb, Verb::Up(up) if up.serves());
     let mut verb = std::pin::pin!(run(cli, interrupt.clone()));
-    tokio::select! {
+    let interruption = tokio::select! {
         outcome = &mut verb => return outcome,
         () = pipe::reader_left(), if only_shows => return Ok(Exit::Done),
-        () = interrupts.next() => {}
-    }
+        interruption = interrupts.next() => interruption,
+    };
     if puts_right {
         interrupt.cancel();
         tokio::select! {
-            outcome = &mut verb => return outcome,
-            () = interrupts.next() => {}
+            outcome = &mut verb => return match (outcome, interruption) {
+                // What a service manager asks for and gets is no failure of the service.
+                (Ok(Exit::Interrupted), Interruption::Ended) if serves => Ok(Exit::Done),
+                (outcome, Interruption::Ended | Interruption::Typed) => outcome,
+            },
+            _ = interrupts.next() => {}
         }
     }
     // What only shows has begun nothing that could go on.
@@ -254,11 +261,21 @@ async fn interruptible(cli: Cli) -> Outcome {
     Ok(Exit::Interrupted)
 }
 
-/// Ctrl-C, and the request to terminate that service managers and containers send. Caught from its making on: a verb may
-/// print before it lets anybody else run. Without a handler a signal ends the program itself.
+/// How a user or a service manager says that it is enough.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Interruption {
+    /// Ctrl-C.
+    Typed,
+    /// The request to terminate that service managers and containers send, or the end of the terminal.
+    Ended,
+}
+
+/// Caught from its making on: a verb may print before it lets anybody else run. Without a handler a signal ends the
+/// program itself.
 struct Interrupts {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
+    hang_up: Option<Signal>,
 }
 
 impl Interrupts {
@@ -266,15 +283,28 @@ impl Interrupts {
         Interrupts {
             interrupt: signal(SignalKind::interrupt()).ok(),
             terminate: signal(SignalKind::terminate()).ok(),
+            hang_up: if outlives_terminal() { None } else { signal(SignalKind::hangup()).ok() },
         }
     }
 
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Interruption {
         tokio::select! {
-            () = came(self.interrupt.as_mut()) => {}
-            () = came(self.terminate.as_mut()) => {}
+            () = came(self.interrupt.as_mut()) => Interruption::Typed,
+            () = came(self.terminate.as_mut()) => Interruption::Ended,
+            () = came(self.hang_up.as_mut()) => Interruption::Ended,
         }
     }
+}
+
+/// True where whoever started this program had it ignore the end of its terminal, as `nohup` does.
+fn outlives_terminal() -> bool {
+    static IGNORED: OnceLock<bool> = OnceLock::new();
+    // Asked once, before a handler of ours is there. The first bit is SIGHUP, whose number is 1.
+    *IGNORED.get_or_init(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+    })
 }
 
 async fn came(signal: Option<&mut Signal>) {
@@ -315,7 +345,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 } else {
                     Vec::new()
                 };
-                client::run(verb, &configured).await?;
+                client::run(verb, &configured, &interrupt).await?;
                 Ok(Exit::Done)
             }
             Verb::Bench(verb) => {

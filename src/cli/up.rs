@@ -44,6 +44,13 @@ pub(super) struct Up {
     dry_run: bool,
 }
 
+impl Up {
+    /// True where it stays and is the service.
+    pub(super) fn serves(&self) -> bool {
+        self.foreground && !self.dry_run
+    }
+}
+
 pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
     if let Register::Etcd { .. } = context.config.register {
         let message = "a register in etcd is not served by this version\nset kind = \"file\" under [register] to run the cluster on this host";

@@ -1,15 +1,23 @@
 //! The prompt of `replcluster client`: one request a line, with history and help. Where standard input is no
 //! terminal, the same lines come from it and the first failure ends the run.
 
+use std::cell::Cell;
 use std::ffi::OsString;
-use std::io::{BufRead as _, IsTerminal as _};
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
 
 use clap::Parser;
-use rustyline::DefaultEditor;
+use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
+use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
+use rustyline::highlight::Highlighter;
+use rustyline::hint::Hinter;
+use rustyline::history::DefaultHistory;
+use rustyline::validate::Validator;
+use rustyline::{Context, Editor, Helper};
+use tokio_util::sync::CancellationToken;
 
-use super::{ClientFailure, ClientVerb, Input, perform, txn, words, write_out};
+use super::{ClientFailure, ClientVerb, Input, UNANSWERED, perform, txn, words, write_out};
 use crate::client::Client;
 
 const HELP: &str = "\
@@ -30,21 +38,40 @@ struct Line {
 }
 
 /// Reads and carries out lines until the user leaves.
-pub(super) async fn run(client: &Client, json: bool) -> Result<(), ClientFailure> {
+pub(super) async fn run(
+    client: &Client,
+    json: bool,
+    interrupt: &CancellationToken,
+) -> Result<(), ClientFailure> {
     let mut source = Source::open()?;
     if source.is_terminal() {
         println!("{} · help lists what can be asked", client.endpoints().join(","));
     }
-    while let Some(line) = source.next("> ").await? {
-        let outcome = answer(client, json, &line, &mut source).await;
+    // A thread that waits for a line cannot be called off, so it cannot give the terminal back either.
+    let _given_back = source.is_terminal().then(GivenBack::remember);
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = interrupt.cancelled() => return Err(ClientFailure::Interrupted("nothing more was sent")),
+            next = source.next("> ") => next?,
+        };
+        let line = match next {
+            Typed::Line(line) => line,
+            Typed::Dropped => continue,
+            Typed::Left | Typed::End => return Ok(()),
+        };
+        let outcome = tokio::select! {
+            biased;
+            () = interrupt.cancelled() => return Err(ClientFailure::Interrupted(UNANSWERED)),
+            outcome = answer(client, json, &line, &mut source) => outcome,
+        };
         match outcome {
             Ok(Next::Print(output)) => write_out(&output)?,
-            Ok(Next::Leave) => break,
-            Err(failure) if source.is_terminal() => eprintln!("{failure}"),
+            Ok(Next::Leave) => return Ok(()),
+            Err(failure) if source.is_terminal() => anstream::eprintln!("{failure}"),
             Err(failure) => return Err(failure),
         }
     }
-    Ok(())
 }
 
 /// What a line leads to.
@@ -63,11 +90,18 @@ async fn answer(client: &Client, json: bool, line: &str, source: &mut Source) ->
     }
     let line = match Line::try_parse_from(words.into_iter().map(OsString::from_vec)) {
         Ok(line) => line,
-        Err(error) if error.use_stderr() => return Err(ClientFailure::Usage(error.render().to_string())),
+        Err(error) if error.use_stderr() => {
+            // Whoever prints a failure says that it is one.
+            let text = error.render().to_string();
+            return Err(ClientFailure::Usage(text.trim_start_matches("error: ").trim_end().to_owned()));
+        }
         Err(help) => return Ok(Next::Print(help.render().to_string().into_bytes())),
     };
     let more = match line.verb {
-        ClientVerb::Txn => source.txn().await?,
+        ClientVerb::Txn => match source.txn().await? {
+            Some(lines) => lines,
+            None => return Ok(Next::Print(b"nothing was sent\n".to_vec())),
+        },
         ClientVerb::Get(_)
         | ClientVerb::Put(_)
         | ClientVerb::Del(_)
@@ -80,10 +114,21 @@ async fn answer(client: &Client, json: bool, line: &str, source: &mut Source) ->
     Ok(Next::Print(perform(client, line.verb, json, Input::Lines(more)).await?))
 }
 
+/// What comes of waiting for a line.
+enum Typed {
+    Line(String),
+    /// Ctrl-C on something.
+    Dropped,
+    /// Ctrl-C on nothing.
+    Left,
+    /// Ctrl-D, or the end of the input.
+    End,
+}
+
 /// Where lines come from.
 enum Source {
     /// Somebody types. The editor is away while a blocking thread waits for a line.
-    Terminal(Option<Box<DefaultEditor>>),
+    Terminal(Option<Box<Editor<Watcher, DefaultHistory>>>),
     Pipe,
 }
 
@@ -92,7 +137,9 @@ impl Source {
         if !std::io::stdin().is_terminal() {
             return Ok(Source::Pipe);
         }
-        Ok(Source::Terminal(Some(Box::new(DefaultEditor::new().map_err(terminal)?))))
+        let mut editor = Editor::new().map_err(terminal)?;
+        editor.set_helper(Some(Watcher::default()));
+        Ok(Source::Terminal(Some(Box::new(editor))))
     }
 
     fn is_terminal(&self) -> bool {
@@ -102,8 +149,8 @@ impl Source {
         }
     }
 
-    /// The next line, or nothing at the end. Ctrl-C drops what was typed; on an empty line it leaves.
-    async fn next(&mut self, prompt: &'static str) -> Result<Option<String>, ClientFailure> {
+    /// The next line. Ctrl-C drops what was typed; on an empty line it leaves.
+    async fn next(&mut self, prompt: &'static str) -> Result<Typed, ClientFailure> {
         let editor = match self {
             Source::Terminal(editor) => editor.take(),
             Source::Pipe => None,
@@ -123,13 +170,17 @@ impl Source {
         line
     }
 
-    /// The lines of a transaction, up to the end of its third part.
-    async fn txn(&mut self) -> Result<Vec<String>, ClientFailure> {
+    /// The lines of a transaction, up to the end of its third part; nothing where Ctrl-C drops it.
+    async fn txn(&mut self) -> Result<Option<Vec<String>>, ClientFailure> {
         let mut lines = Vec::new();
         let prompts = ["compare> ", "then> ", "else> "];
         for prompt in prompts.iter().take(txn::PARTS) {
             loop {
-                let Some(line) = self.next(prompt).await? else { return Ok(lines) };
+                let line = match self.next(prompt).await? {
+                    Typed::Line(line) => line,
+                    Typed::Dropped | Typed::Left => return Ok(None),
+                    Typed::End => return Ok(Some(lines)),
+                };
                 let ends = line.trim().is_empty();
                 lines.push(line);
                 if ends {
@@ -137,27 +188,83 @@ impl Source {
                 }
             }
         }
-        Ok(lines)
+        Ok(Some(lines))
     }
 }
 
-fn read_terminal(editor: &mut DefaultEditor, prompt: &str) -> Result<Option<String>, ClientFailure> {
+/// Sees every line while it is typed: the editor does not tell what Ctrl-C was pressed on.
+#[derive(Default)]
+struct Watcher {
+    holds_text: Cell<bool>,
+}
+
+impl Hinter for Watcher {
+    type Hint = String;
+
+    fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
+        self.holds_text.set(!line.is_empty());
+        None
+    }
+}
+
+impl Completer for Watcher {
+    type Candidate = String;
+}
+
+impl Highlighter for Watcher {}
+impl Validator for Watcher {}
+impl Helper for Watcher {}
+
+/// Gives the terminal back as it was found, on whatever way out.
+struct GivenBack {
+    before: Option<Termios>,
+}
+
+impl GivenBack {
+    fn remember() -> GivenBack {
+        GivenBack { before: tcgetattr(std::io::stdin()).ok() }
+    }
+}
+
+impl Drop for GivenBack {
+    fn drop(&mut self) {
+        // Nothing can be done where it fails: the terminal is gone then.
+        let Some(before) = &self.before else { return };
+        if tcgetattr(std::io::stdin()).is_ok_and(|now| now != *before) {
+            let _ = tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, before);
+            let _ = std::io::stdout().write_all(PASTES_PLAIN);
+            let _ = std::io::stdout().flush();
+        }
+    }
+}
+
+/// Takes back what the editor asked of the terminal, and leaves the line.
+const PASTES_PLAIN: &[u8] = b"\x1b[?2004l\n";
+
+fn read_terminal(editor: &mut Editor<Watcher, DefaultHistory>, prompt: &str) -> Result<Typed, ClientFailure> {
     match editor.readline(prompt) {
         Ok(line) => {
             if !line.trim().is_empty() {
                 editor.add_history_entry(&line).map_err(terminal)?;
             }
-            Ok(Some(line))
+            Ok(Typed::Line(line))
         }
-        Err(ReadlineError::Eof | ReadlineError::Interrupted) => Ok(None),
+        Err(ReadlineError::Interrupted) => {
+            let holds_text = editor.helper().is_some_and(|watcher| watcher.holds_text.get());
+            Ok(if holds_text { Typed::Dropped } else { Typed::Left })
+        }
+        Err(ReadlineError::Eof) => Ok(Typed::End),
         Err(error) => Err(terminal(error)),
     }
 }
 
-fn read_pipe() -> Result<Option<String>, ClientFailure> {
+fn read_pipe() -> Result<Typed, ClientFailure> {
     let mut line = String::new();
     let length = std::io::stdin().lock().read_line(&mut line)?;
-    Ok((length > 0).then(|| line.trim_end_matches(['\n', '\r']).to_owned()))
+    if length == 0 {
+        return Ok(Typed::End);
+    }
+    Ok(Typed::Line(line.trim_end_matches(['\n', '\r']).to_owned()))
 }
 
 fn terminal(error: ReadlineError) -> ClientFailure {

@@ -122,7 +122,7 @@ fn operation(text: &str) -> Result<pb::RequestOp, String> {
     let request = match operation.verb {
         ClientVerb::Get(arguments) => Request::RequestRange(super::range_request(arguments)),
         ClientVerb::Put(arguments) => {
-            let request = super::put_request(arguments, &Input::Lines(Vec::new()));
+            let request = super::put_request(arguments, Input::Lines(Vec::new()));
             Request::RequestPut(request.map_err(|error| error.to_string())?)
         }
         ClientVerb::Del(arguments) => {
