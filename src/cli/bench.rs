@@ -20,13 +20,18 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use serde_json::Value;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use self::load::LoadError;
 use self::request::Mix;
+use super::exit::{Exit, Failure, Outcome};
+use super::pipe::{self, tell};
 use super::scratch::Scratch;
 use crate::client::ClientError;
 use crate::supervisor::spawn::SpawnError;
+
+/// How long deleting the load's keys may take where the load has failed or was stopped.
+const CLEAR: Duration = Duration::from_secs(5);
 
 /// What the user typed after `bench`.
 #[derive(Debug, Args)]
@@ -44,16 +49,16 @@ pub struct BenchArguments {
     #[arg(long, conflicts_with_all = ["versus", "failover"])]
     controller: bool,
     /// With --controller: how often everything is done
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 10, requires = "controller", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: u32,
     /// With --failover: KILL, or STOP and CONT with a look for stale reads after waking
-    #[arg(long, value_enum, ignore_case = true, default_value = "KILL")]
+    #[arg(long, value_enum, ignore_case = true, default_value = "KILL", requires = "failover")]
     signal: Fault,
     /// With --failover: whom it strikes
-    #[arg(long, value_enum, default_value = "leader")]
+    #[arg(long, value_enum, default_value = "leader", requires = "failover")]
     target: Victim,
     /// With --failover: compare an empty cluster with one that holds this much, such as 1GiB
-    #[arg(long, value_name = "BYTES", value_parser = data::parse_bytes, conflicts_with = "versus")]
+    #[arg(long, value_name = "BYTES", value_parser = data::parse_bytes, conflicts_with = "versus", requires = "failover")]
     data: Option<u64>,
     /// Numbers of closed-loop clients, over all endpoints
     #[arg(long, value_delimiter = ',', default_value = "1,64,512", value_parser = parse_clients)]
@@ -74,13 +79,13 @@ pub struct BenchArguments {
     #[arg(long, default_value_t = 2)]
     connections: usize,
     /// With --versus: how often everything is measured
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, default_value_t = 3, requires = "versus", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// With --failover: how often a node is struck, in each cluster
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 20, requires = "failover", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     kills: u32,
     /// With --failover: how many clients write at the same time
-    #[arg(long, default_value_t = 4, value_parser = parse_writers)]
+    #[arg(long, default_value_t = 4, requires = "failover", value_parser = parse_writers)]
     writers: usize,
     /// Where the temporary directory of --versus, --failover and --controller is made; its disk is the one that is measured
     #[arg(long, default_value = ".", value_name = "DIR")]
@@ -206,18 +211,27 @@ pub enum BenchFailure {
         /// What was seen that must never be.
         violations: Vec<String>,
     },
+    /// No fault in a cluster was seen by enough writes to say anything of it.
+    #[error("inconclusive: {}\ntry again on a machine with less to do", .reasons.join("; "))]
+    Inconclusive {
+        /// What was measured all the same.
+        report: Report,
+        /// Why, once each.
+        reasons: Vec<String>,
+    },
     /// The user stopped it.
     #[error("interrupted; everything that was started is ended")]
     Interrupted,
-    /// Standard output failed.
-    #[error("standard output failed: {0}")]
-    Output(#[from] std::io::Error),
+    /// The user stopped it, and the load's keys could not be deleted.
+    #[error("interrupted; keys of the load may be left\ndelete them: replcluster client del --prefix {0}")]
+    KeysLeft(String),
 }
 
 impl From<LoadError> for BenchFailure {
     fn from(error: LoadError) -> BenchFailure {
         match error {
             LoadError::Client(error) => BenchFailure::Client(error),
+            LoadError::Interrupted => BenchFailure::Interrupted,
             other @ (LoadError::Connection { .. } | LoadError::AllFailed(_) | LoadError::Thread(_)) => {
                 BenchFailure::Load(other.to_string())
             }
@@ -241,10 +255,10 @@ impl BenchFailure {
             | BenchFailure::Command { .. }
             | BenchFailure::Cluster { .. }
             | BenchFailure::Space { .. }
-            | BenchFailure::NoWrites(..)
-            | BenchFailure::Output(_) => 1,
+            | BenchFailure::NoWrites(..) => 1,
             BenchFailure::Violated { .. } => 6,
-            BenchFailure::Interrupted => 130,
+            BenchFailure::Inconclusive { .. } => 7,
+            BenchFailure::Interrupted | BenchFailure::KeysLeft(_) => 130,
         }
     }
 
@@ -252,6 +266,7 @@ impl BenchFailure {
     fn keeps_logs(&self) -> bool {
         match self {
             BenchFailure::Interrupted
+            | BenchFailure::KeysLeft(_)
             | BenchFailure::NoProgram(_)
             | BenchFailure::Spawn(..)
             | BenchFailure::Directory(..)
@@ -262,24 +277,24 @@ impl BenchFailure {
             | BenchFailure::Cluster { .. }
             | BenchFailure::NoWrites(..)
             | BenchFailure::Violated { .. }
-            | BenchFailure::Output(_) => true,
+            | BenchFailure::Inconclusive { .. } => true,
         }
     }
 }
 
-/// Runs the benchmark against `--endpoints` or else `configured`, or against clusters of its own.
+/// Runs the benchmark against `--endpoints` or else `configured`, or against clusters of its own, until `interrupt`.
 ///
 /// # Errors
-/// [`BenchFailure`].
-pub async fn run(arguments: BenchArguments, configured: &[String]) -> Result<(), BenchFailure> {
+/// What went wrong, or what was found that must never be.
+pub async fn run(arguments: BenchArguments, configured: &[String], interrupt: &CancellationToken) -> Outcome {
     let outcome = if arguments.starts_its_own() {
         let made = Scratch::new(&arguments.dir, "bench");
         let mut scratch = made.map_err(|(path, error)| BenchFailure::Directory(path, error))?;
         // Dropping the work ends the servers; the directory goes after them.
         let outcome = tokio::select! {
             biased;
-            () = interruption() => Err(BenchFailure::Interrupted),
-            outcome = own_clusters(&arguments, &scratch) => outcome,
+            () = interrupt.cancelled() => Err(BenchFailure::Interrupted),
+            outcome = own_clusters(&arguments, &scratch, interrupt) => outcome,
         };
         if outcome.as_ref().is_err_and(BenchFailure::keeps_logs) {
             scratch.keep();
@@ -287,58 +302,52 @@ pub async fn run(arguments: BenchArguments, configured: &[String]) -> Result<(),
         outcome
     } else {
         let endpoints = if arguments.endpoints.is_empty() { configured } else { &arguments.endpoints };
-        let outcome = tokio::select! {
-            biased;
-            () = interruption() => Err(BenchFailure::Interrupted),
-            outcome = throughput::endpoints(&arguments, endpoints) => outcome,
-        };
-        if outcome.is_err() {
-            // The first failure says more than one of cleaning up after it.
-            let _ = tokio::time::timeout(Duration::from_secs(5), load::clear(endpoints)).await;
+        match throughput::endpoints(&arguments, endpoints, interrupt).await {
+            Err(failure) => Err(cleared(endpoints, failure).await),
+            Ok(report) => Ok(report),
         }
-        outcome
     };
     match &outcome {
-        Ok(report) | Err(BenchFailure::Violated { report, .. }) => print(report, arguments.json)?,
+        Ok(report)
+        | Err(BenchFailure::Violated { report, .. } | BenchFailure::Inconclusive { report, .. }) => {
+            print(report, arguments.json)?;
+        }
         Err(_) => {}
     }
-    outcome.map(|_| ())
+    outcome.map(|_| Exit::Done).map_err(Failure::from)
 }
 
-async fn own_clusters(arguments: &BenchArguments, scratch: &Scratch) -> Result<Report, BenchFailure> {
+/// The failure, after what the load wrote is gone. The first failure says more than one of cleaning up after it.
+async fn cleared(endpoints: &[String], failure: BenchFailure) -> BenchFailure {
+    let cleared = tokio::time::timeout(CLEAR, load::clear(endpoints)).await;
+    if matches!(failure, BenchFailure::Interrupted) && !matches!(cleared, Ok(Ok(()))) {
+        return BenchFailure::KeysLeft(String::from_utf8_lossy(request::PREFIX).into_owned());
+    }
+    failure
+}
+
+async fn own_clusters(
+    arguments: &BenchArguments,
+    scratch: &Scratch,
+    interrupt: &CancellationToken,
+) -> Result<Report, BenchFailure> {
     if arguments.controller {
         controller::run(arguments, scratch).await
     } else if arguments.failover {
         failover::run(arguments, scratch).await
     } else {
-        throughput::versus(arguments, scratch).await
+        throughput::versus(arguments, scratch, interrupt).await
     }
 }
 
-/// Ends at the first Ctrl-C or request to terminate.
-async fn interruption() {
-    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(mut interrupt), Ok(mut terminate)) => {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        // Without handlers the signals end the program themselves.
-        (Err(_), _) | (_, Err(_)) => std::future::pending().await,
-    }
-}
-
-fn print(report: &Report, json: bool) -> std::io::Result<()> {
-    use std::io::Write as _;
-    let mut stdout = std::io::stdout().lock();
-    if json { writeln!(stdout, "{}", report.value) } else { stdout.write_all(&report.text) }
+fn print(report: &Report, json: bool) -> Result<(), Failure> {
+    if json { pipe::print(format!("{}\n", report.value).as_bytes()) } else { pipe::print(&report.text) }
 }
 
 /// Says how far it is, to people who wait.
 fn note(text: &str) {
     if std::io::stderr().is_terminal() {
-        eprintln!("{text}");
+        tell(text);
     }
 }
 
@@ -387,12 +396,32 @@ mod tests {
             ["--writers", "65"],
             ["--mix", "watch"],
             ["--versus", "redis"],
-            ["--signal", "TERM"],
-            ["--target", "everybody"],
-            ["--data", "much"],
         ] {
             assert!(Line::try_parse_from([&["bench"], &words[..]].concat()).is_err(), "{words:?}");
         }
+        for words in [["--signal", "TERM"], ["--target", "everybody"], ["--data", "much"]] {
+            assert!(
+                Line::try_parse_from([&["bench", "--failover"], &words[..]].concat()).is_err(),
+                "{words:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_only_another_kind_of_run_takes_is_refused() {
+        for (words, kind) in [
+            (["--signal", "STOP"], "--failover"),
+            (["--target", "follower"], "--failover"),
+            (["--data", "1GiB"], "--failover"),
+            (["--kills", "3"], "--failover"),
+            (["--writers", "3"], "--failover"),
+            (["--runs", "3"], "--controller"),
+        ] {
+            let error = Line::try_parse_from([&["bench"], &words[..]].concat()).unwrap_err();
+            assert!(error.to_string().contains(kind), "{error}");
+            assert!(Line::try_parse_from([&["bench", kind], &words[..]].concat()).is_ok(), "{words:?}");
+        }
+        assert!(Line::try_parse_from(["bench", "--rounds", "2"]).is_err());
     }
 
     #[test]

@@ -219,6 +219,7 @@ impl From<BenchFailure> for Failure {
             3 => Exit::NotRunning,
             4 => Exit::TimedOut,
             6 => Exit::Violated,
+            7 => Exit::Inconclusive,
             130 => Exit::Interrupted,
             _ => Exit::Failed,
         };

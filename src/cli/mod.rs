@@ -357,8 +357,7 @@ fn run(cli: Cli, interrupt: CancellationToken) -> impl Future<Output = Outcome> 
                 } else {
                     Vec::new()
                 };
-                bench::run(verb, &endpoints).await?;
-                Ok(Exit::Done)
+                bench::run(verb, &endpoints, &interrupt).await
             }
             Verb::Torture(verb) => torture::run(&verb, interrupt.clone()).await,
             Verb::Export(verb) => export::run(&verb, &context(false)?),

@@ -3,14 +3,14 @@
 //! The signal that ends other programs then is ignored by Rust's, and is left so: it would also end us for a socket
 //! whose other side has gone, which is an ordinary failure here.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::fd::AsFd;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::oneshot;
 
-use super::exit::Exit;
+use super::exit::{Exit, Failure};
 
 /// Makes a line that cannot be printed because nobody reads an end of the command and not a panic: `anstream`'s macros
 /// pass over it, the standard library's have no other way to fail.
@@ -31,6 +31,26 @@ pub(super) fn end_quietly_without_a_reader() {
         }
         print(panic);
     }));
+}
+
+/// Says how far long work is. Where nobody can hear it the work goes on and comes to its own end: a verb that ended
+/// here would leave behind what it has started.
+pub(super) fn tell(text: &str) {
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// Prints what was found. A reader that went away is no failure.
+///
+/// # Errors
+/// Where the output has no room.
+pub(super) fn print(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = anstream::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, format!("cannot print: {error}\nmake room where the output goes")))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn is_of_a_missing_reader(words: &str) -> bool {

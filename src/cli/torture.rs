@@ -10,7 +10,7 @@ mod machine;
 mod record;
 mod request;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,7 +25,9 @@ use self::judge::{Demands, Judgement};
 use self::load::{Board, Clients, Load};
 use self::machine::Watch;
 use self::record::Record;
+use super::client::parse_duration;
 use super::exit::{Exit, Failure, Outcome};
+use super::pipe::{self, tell};
 use super::scratch::Scratch;
 use crate::check::{self, Freshness, History, Key, Request};
 use crate::client::ClientError;
@@ -129,7 +131,7 @@ pub(super) async fn run(verb: &Torture, interrupt: CancellationToken) -> Outcome
     let seed = verb.seed.unwrap_or_else(rand::random);
     let mut scratch =
         Scratch::new(&verb.dir, "torture").map_err(|(path, error)| TortureFailure::Directory(path, error))?;
-    eprintln!("seed {seed}, {} nodes, in {}", verb.nodes, scratch.path().display());
+    tell(&format!("seed {seed}, {} nodes, in {}", verb.nodes, scratch.path().display()));
     let began = clock::now();
     // Dropping the work ends clients and servers; the directory goes after them.
     let outcome = tokio::select! {
@@ -157,7 +159,7 @@ pub(super) async fn run(verb: &Torture, interrupt: CancellationToken) -> Outcome
         kept = Some(path);
     }
     let seconds = began.elapsed().as_secs_f64();
-    print(verb, seed, seconds, &judgement, kept.as_deref());
+    pipe::print(report(verb, seed, seconds, &judgement, kept.as_deref()).as_bytes())?;
     Ok(match judgement.verdict {
         Verdict::Proved => Exit::Done,
         Verdict::Violated => Exit::Violated,
@@ -183,8 +185,8 @@ async fn torture(
     let mut done = Done::default();
     let mut torturer = Torturer { cluster: &mut cluster, board: board.clone(), done: &mut done };
     let mut plan = Plan::new(seed, verb.nodes.into(), &verb.kinds());
-    let tell = |number: u32, text: &str| eprintln!("cycle {number} of {}: {text}", verb.cycles);
-    let cycles = torturer.run(&mut plan, verb.cycles, tell);
+    let tell_cycle = |number: u32, text: &str| tell(&format!("cycle {number} of {}: {text}", verb.cycles));
+    let cycles = torturer.run(&mut plan, verb.cycles, tell_cycle);
     let timed_out = match tokio::time::timeout(verb.timeout, cycles).await {
         Ok(finished) => finished.map(|()| false)?,
         Err(_) => true,
@@ -244,7 +246,7 @@ impl Torture {
     }
 }
 
-fn print(verb: &Torture, seed: u64, seconds: f64, judgement: &Judgement, kept: Option<&std::path::Path>) {
+fn report(verb: &Torture, seed: u64, seconds: f64, judgement: &Judgement, kept: Option<&Path>) -> String {
     if verb.json {
         let mut value = judgement.value();
         value["schema"] = json!(1);
@@ -253,43 +255,34 @@ fn print(verb: &Torture, seed: u64, seconds: f64, judgement: &Judgement, kept: O
         value["cycles"] = json!(verb.cycles);
         value["survivors_only"] = json!(verb.survivors_only);
         value["seconds"] = json!((seconds * 10.0).round() / 10.0);
-        value["history"] = json!(kept);
-        anstream::println!("{value}");
-        return;
+        value["history"] = json!(kept.map(Path::to_string_lossy));
+        return format!("{value}\n");
     }
-    anstream::println!("seed {seed}, {} nodes, {} cycles, {seconds:.1} s", verb.nodes, verb.cycles);
-    for line in judgement.lines() {
-        anstream::println!("{line}");
-    }
-    for reason in judgement.reasons.iter().take(REASONS) {
-        anstream::println!("{reason}");
-    }
+    let mut lines =
+        vec![format!("seed {seed}, {} nodes, {} cycles, {seconds:.1} s", verb.nodes, verb.cycles)];
+    lines.extend(judgement.lines());
+    lines.extend(judgement.reasons.iter().take(REASONS).cloned());
     if let Some(more) = judgement.reasons.len().checked_sub(REASONS + 1) {
-        anstream::println!("and {} more; all of them with --json", more + 1);
+        lines.push(format!("and {} more; all of them with --json", more + 1));
     }
-    anstream::println!(
-        "{}",
+    lines.push(
         match judgement.verdict {
             Verdict::Proved => "proved",
             Verdict::Violated => "violated",
             Verdict::Inconclusive => "inconclusive",
         }
+        .to_owned(),
     );
     if let Some(path) = kept {
-        anstream::println!(
+        lines.push(format!(
             "everything that was asked and answered is in {}; the logs are beside it",
             path.display()
-        );
-        anstream::println!(
+        ));
+        lines.push(format!(
             "the same decisions again: replcluster torture --seed {seed} with the same options"
-        );
+        ));
     }
-}
-
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let parsed: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 10m"))?;
-    Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())
+    lines.iter().map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]

@@ -179,7 +179,7 @@ pub fn detach(command: &mut Command) {
 /// Has the kernel kill the process when the thread that starts it ends. Of use only from a thread that lives as long as
 /// its program: the signal follows the thread's end, not the program's.
 #[expect(unsafe_code, reason = "the standard library cannot set the parent-death signal")]
-fn die_with_parent(command: &mut Command) {
+pub fn die_with_parent(command: &mut Command) {
     let parent = nix::unistd::getpid();
     // SAFETY: between fork and exec the closure makes two system calls, which are async-signal-safe, and allocates
     // nothing: its errors are plain numbers.

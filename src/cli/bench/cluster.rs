@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::load::{cpu_time, wait_for};
 use super::request::PREFIX;
 use super::{BenchFailure, Fault};
+use crate::cli::exit::last_lines;
 use crate::cli::scratch::free_addresses;
 use crate::client::{Client, ClientError, Link, Options};
 use crate::clock;
@@ -248,6 +249,8 @@ impl Cluster {
         let error_log = log.try_clone().map_err(|error| BenchFailure::Directory(path, error))?;
         // Own process group: a Ctrl-C on the terminal reaches this program alone, which then ends its children.
         command.stdin(Stdio::null()).stdout(log).stderr(error_log).process_group(0);
+        // However this program ends. Servers are started on its main thread, which lives as long as it does.
+        spawn::die_with_parent(&mut command);
         let child = command.spawn().map_err(|error| BenchFailure::Spawn(self.program.clone(), error))?;
         self.nodes[position].child = Some(child);
         Ok(())
@@ -339,10 +342,7 @@ impl Cluster {
 
     fn failure(&self, position: usize, what: &'static str) -> BenchFailure {
         let log = self.log_path(position);
-        let text =
-            std::fs::read(&log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-        let lines: Vec<&str> = text.lines().collect();
-        let tail = lines[lines.len().saturating_sub(10)..].join("\n");
+        let tail = last_lines(&log, 10).join("\n");
         BenchFailure::Cluster {
             kind: self.kind.name(),
             address: self.nodes[position].address.clone(),

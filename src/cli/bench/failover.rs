@@ -51,9 +51,15 @@ pub(super) async fn run(arguments: &BenchArguments, scratch: &Scratch) -> Result
     let head = sides.first().map(|(_, tally)| tally.head()).unwrap_or_default();
     let text = table(&head, sides.iter().map(|(_, tally)| tally.row()));
     let value = sides.iter().map(|(_, tally)| tally.value()).collect();
+    let mut reasons: Vec<String> = sides.iter().flat_map(|(_, tally)| tally.doubts()).collect();
+    reasons.dedup();
     let violations: Vec<String> = sides.into_iter().flat_map(|(_, tally)| tally.into_violations()).collect();
     let report = Report { text, value };
-    if violations.is_empty() { Ok(report) } else { Err(BenchFailure::Violated { report, violations }) }
+    match (violations.is_empty(), reasons.is_empty()) {
+        (false, _) => Err(BenchFailure::Violated { report, violations }),
+        (true, false) => Err(BenchFailure::Inconclusive { report, reasons }),
+        (true, true) => Ok(report),
+    }
 }
 
 /// One fault and what came of it.

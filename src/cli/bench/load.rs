@@ -1,9 +1,12 @@
 //! Closed-loop load over all endpoints: every client sends its next request when the last one was answered.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::request::{Mix, PREFIX, Template};
 use super::wire::{Connection, Tally, Window, histogram};
@@ -15,6 +18,8 @@ use crate::proto::etcdserverpb as pb;
 const BATCH: u64 = 100;
 /// Answers that come earlier than this after the start are warm-up.
 const WARM_UP: Duration = Duration::from_millis(500);
+/// How long the last answers are waited for after an interrupt.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -77,16 +82,28 @@ pub(super) enum LoadError {
     /// Every request was answered with an error; this is one of them.
     #[error("every request failed: {0}")]
     AllFailed(String),
+    /// The user stopped it.
+    #[error("interrupted")]
+    Interrupted,
     /// The thread for the load could not be had.
     #[error("the load cannot be started: {0}")]
     Thread(std::io::Error),
 }
 
 /// Lays out the keys, so that a read finds one.
-pub(super) async fn fill(endpoints: &[String], keys: u64, value_length: usize) -> Result<(), LoadError> {
+pub(super) async fn fill(
+    endpoints: &[String],
+    keys: u64,
+    value_length: usize,
+    interrupt: &CancellationToken,
+) -> Result<(), LoadError> {
     let client = Client::new(endpoints, Options { timeout: Duration::from_secs(30), ..Options::default() })?;
     let value = bytes::Bytes::from(vec![b'v'; value_length]);
     for first in (0..keys).step_by(usize::try_from(BATCH).unwrap_or(1)) {
+        // Between two requests: one that nobody waits for could still write after the keys are cleared.
+        if interrupt.is_cancelled() {
+            return Err(LoadError::Interrupted);
+        }
         let put = |number: u64| {
             let key = [PREFIX, format!("{number:014}").as_bytes()].concat().into();
             let put = pb::PutRequest { key, value: value.clone(), ..Default::default() };
@@ -98,40 +115,71 @@ pub(super) async fn fill(endpoints: &[String], keys: u64, value_length: usize) -
     Ok(())
 }
 
-/// Removes what [`fill`] and the load wrote.
+/// Removes what [`fill`] and the load wrote, until nothing more is found.
 pub(super) async fn clear(endpoints: &[String]) -> Result<(), LoadError> {
     let client = Client::new(endpoints, Options { timeout: Duration::from_secs(30), ..Options::default() })?;
     let request =
         pb::DeleteRangeRequest { key: PREFIX.into(), range_end: prefix_end(PREFIX), prev_kv: false };
-    client.delete(request).await?;
+    while client.delete(request.clone()).await?.deleted > 0 {}
     Ok(())
 }
 
 /// Runs the load on one thread of its own, so that nothing else of this program runs there. A second thread was
 /// measured: it cost as much again on one request and brought nothing.
-pub(super) async fn run(load: &Load, addresses: &[String]) -> Result<Sample, LoadError> {
+///
+/// After an interrupt no request is sent, and this returns when those under way are answered or given up and the thread
+/// has ended: whoever clears the keys then has the last word.
+pub(super) async fn run(
+    load: &Load,
+    addresses: &[String],
+    interrupt: &CancellationToken,
+) -> Result<Sample, LoadError> {
     let (load, addresses) = (load.clone(), addresses.to_vec());
-    let (tx, rx) = tokio::sync::oneshot::channel();
+    let (tx, mut rx) = tokio::sync::oneshot::channel();
+    let stop = Arc::new(AtomicBool::new(false));
+    // Also cancelled when this is dropped.
+    let given_up = CancellationToken::new();
+    let _give_up = given_up.clone().drop_guard();
+    let (stopped, given_up_there) = (stop.clone(), given_up.clone());
     let thread = std::thread::Builder::new().name("load".to_owned());
     let spawned = thread.spawn(move || {
         let sample = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime.block_on(all_turns(&load, &addresses)),
+            Ok(runtime) => runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = given_up_there.cancelled() => Err(LoadError::Interrupted),
+                    sample = all_turns(&load, &addresses, &stopped) => sample,
+                }
+            }),
             Err(error) => Err(LoadError::Thread(error)),
         };
         // The receiver is gone when the run was interrupted; then nobody wants the sample.
         let _ = tx.send(sample);
     });
     spawned.map_err(LoadError::Thread)?;
-    rx.await.unwrap_or_else(|_| Err(LoadError::Thread(std::io::Error::other("its thread ended"))))
+    let ended = |sample: Result<_, _>| {
+        sample.unwrap_or_else(|_| Err(LoadError::Thread(std::io::Error::other("its thread ended"))))
+    };
+    tokio::select! {
+        sample = &mut rx => return ended(sample),
+        () = interrupt.cancelled() => {}
+    }
+    stop.store(true, Ordering::Relaxed);
+    if tokio::time::timeout(LAST_ANSWERS, &mut rx).await.is_err() {
+        given_up.cancel();
+        // It says so when its connections are closed.
+        let _ = rx.await;
+    }
+    Err(LoadError::Interrupted)
 }
 
-async fn all_turns(load: &Load, addresses: &[String]) -> Result<Sample, LoadError> {
+async fn all_turns(load: &Load, addresses: &[String], stop: &Arc<AtomicBool>) -> Result<Sample, LoadError> {
     let turns = load.turns(addresses.len());
     let measured = load.measured / u32::try_from(turns).unwrap_or(1);
     let mut sum = Tally { latency: histogram(), failed: 0 };
     let cpu_before = cpu_time("self");
     for turn in 0..turns {
-        let tally = together(load, addresses, turn, measured).await?;
+        let tally = together(load, addresses, turn, measured, stop).await?;
         sum.latency.add(&tally.latency).expect("histograms of one shape");
         sum.failed += tally.failed;
     }
@@ -155,6 +203,7 @@ async fn together(
     addresses: &[String],
     turn: usize,
     measured: Duration,
+    stop: &Arc<AtomicBool>,
 ) -> Result<Tally, LoadError> {
     let mut on_endpoint = vec![0_usize; addresses.len()];
     for client in 0..load.clients {
@@ -184,8 +233,9 @@ async fn together(
     let window = Window { begins, ends: begins + measured };
     let mut running = JoinSet::new();
     for (address, share, connection) in opened {
+        let stop = stop.clone();
         running.spawn(async move {
-            let tally = connection.run(share, window).await;
+            let tally = connection.run(share, window, &stop).await;
             tally.map_err(|source| LoadError::Connection { address, source })
         });
     }

@@ -79,6 +79,14 @@ impl Tally {
         self.violations
     }
 
+    /// Why no fault at all proves anything; empty where one does.
+    pub(super) fn doubts(&self) -> Vec<String> {
+        let mut doubts = if self.proved == 0 { self.inconclusive.clone() } else { Vec::new() };
+        doubts.sort();
+        doubts.dedup();
+        doubts
+    }
+
     /// The columns of [`Tally::row`].
     pub(super) fn head(&self) -> Vec<&'static str> {
         let faults = match self.fault {
@@ -198,10 +206,20 @@ mod tests {
         let stale = Awakening { answered: 5, stale: 1, violations: vec!["stale".to_owned()] };
         tally.add(evidence(Verdict::Proved, 7.0), stale, 2);
         assert_eq!((tally.lost, tally.proved, tally.inconclusive.len()), (1, 2, 1));
+        assert!(tally.doubts().is_empty());
         let value = tally.value();
         assert_eq!((value["lost"].as_u64(), value["kills"].as_u64()), (Some(1), Some(4)));
         assert_eq!((value["stale_reads"].as_u64(), value["resident_bytes"].as_u64()), (Some(1), Some(2)));
         assert_eq!(tally.head().len(), tally.row().len());
         assert_eq!(tally.into_violations(), ["lost", "stale"]);
+    }
+
+    #[test]
+    fn where_every_fault_is_inconclusive_so_is_the_whole() {
+        let mut tally = Tally::new(Kind::Ours, Fault::Kill, Victim::Leader, 0);
+        for _ in 0..3 {
+            tally.add(evidence(Verdict::Inconclusive, 7.0), Awakening::default(), 1);
+        }
+        assert_eq!(tally.doubts(), ["why"]);
     }
 }

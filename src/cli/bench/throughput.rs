@@ -1,6 +1,7 @@
 //! How many requests a second, and how long each takes: one cluster, or ours and etcd in turn.
 
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use super::cluster::{Cluster, Kind};
 use super::load::{self, Load, Sample};
@@ -36,12 +37,13 @@ struct Spread {
 pub(super) async fn endpoints(
     arguments: &BenchArguments,
     addresses: &[String],
+    interrupt: &CancellationToken,
 ) -> Result<Report, BenchFailure> {
-    load::fill(addresses, arguments.keys, arguments.size).await?;
+    load::fill(addresses, arguments.keys, arguments.size, interrupt).await?;
     let mut rows = Vec::new();
     let mut values = Vec::new();
     for cell in cells(arguments) {
-        let sample = load::run(&load_of(arguments, cell), addresses).await?;
+        let sample = load::run(&load_of(arguments, cell), addresses, interrupt).await?;
         note(&format!("{} {}: {}", cell.mix.name(), cell.clients, rate(sample.per_second)));
         let measured = Measured { sample, server_cpu_us: None };
         rows.push(vec![
@@ -64,11 +66,15 @@ pub(super) async fn endpoints(
 }
 
 /// Loads ours and etcd in turn: both are up all the time, one of them idle.
-pub(super) async fn versus(arguments: &BenchArguments, scratch: &Scratch) -> Result<Report, BenchFailure> {
+pub(super) async fn versus(
+    arguments: &BenchArguments,
+    scratch: &Scratch,
+    interrupt: &CancellationToken,
+) -> Result<Report, BenchFailure> {
     let ours = Cluster::start(Kind::Ours, scratch.join("ours"), 3).await?;
     let etcd = Cluster::start(Kind::Etcd, scratch.join("etcd"), 3).await?;
     for cluster in [&ours, &etcd] {
-        load::fill(&cluster.addresses(), arguments.keys, arguments.size).await?;
+        load::fill(&cluster.addresses(), arguments.keys, arguments.size, interrupt).await?;
     }
     let cells = cells(arguments);
     let mut results: Vec<(Cell, Vec<Measured>, Vec<Measured>)> =
@@ -79,7 +85,7 @@ pub(super) async fn versus(arguments: &BenchArguments, scratch: &Scratch) -> Res
             // Whoever comes second finds a warmer disk; so they take turns.
             let order = if round % 2 == 0 { [&ours, &etcd] } else { [&etcd, &ours] };
             for cluster in order {
-                let measured = measure(&load, cluster).await?;
+                let measured = measure(&load, cluster, interrupt).await?;
                 let what = format!("{} {} {}", cluster.kind.name(), cell.mix.name(), cell.clients);
                 note(&format!(
                     "round {} of {}: {what}: {}",
@@ -162,9 +168,13 @@ fn row(cell: Cell, of_ours: &[Measured], of_etcd: &[Measured]) -> Vec<String> {
     ]
 }
 
-async fn measure(load: &Load, cluster: &Cluster) -> Result<Measured, BenchFailure> {
+async fn measure(
+    load: &Load,
+    cluster: &Cluster,
+    interrupt: &CancellationToken,
+) -> Result<Measured, BenchFailure> {
     let before = cluster.cpu_time();
-    let sample = load::run(load, &cluster.addresses()).await?;
+    let sample = load::run(load, &cluster.addresses(), interrupt).await?;
     let spent = cluster.cpu_time().saturating_sub(before).as_secs_f64() * 1e6;
     let share = load.measured_share(cluster.addresses().len());
     #[expect(clippy::cast_precision_loss, reason = "a count of requests is far below 2^52")]

@@ -9,6 +9,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -142,11 +143,21 @@ impl Connection {
         })
     }
 
-    /// Runs `clients` closed-loop clients until the window ends and the last answer is there.
-    pub(super) async fn run(mut self, clients: usize, window: Window) -> io::Result<Tally> {
+    /// Runs `clients` closed-loop clients until the window ends and the last answer is there. Nothing more is sent once
+    /// `stop` is set.
+    pub(super) async fn run(
+        mut self,
+        clients: usize,
+        window: Window,
+        stop: &AtomicBool,
+    ) -> io::Result<Tally> {
         let start = clock::now();
         self.waiting.extend(std::iter::repeat_n(start, clients));
         loop {
+            // Seen at the next answer; a server that gives none is given up from outside.
+            if stop.load(Ordering::Relaxed) {
+                self.waiting.clear();
+            }
             self.send_waiting(window.ends);
             self.flush()?;
             if self.in_flight == 0 && self.waiting.is_empty() {
@@ -408,7 +419,14 @@ mod tests {
         let template = Template::new(Mix::Put, &address, 256, 100, 0, 7);
         let connection = Connection::open(&address, template).await.unwrap();
         let begins = clock::now();
-        connection.run(clients, Window { begins, ends: begins + Duration::from_millis(300) }).await.unwrap()
+        connection
+            .run(
+                clients,
+                Window { begins, ends: begins + Duration::from_millis(300) },
+                &AtomicBool::new(false),
+            )
+            .await
+            .unwrap()
     }
 
     #[tokio::test]
@@ -450,6 +468,6 @@ mod tests {
         drop(listener.accept().await.unwrap());
         let begins = clock::now();
         let window = Window { begins, ends: begins + Duration::from_secs(60) };
-        assert!(connection.run(1, window).await.is_err());
+        assert!(connection.run(1, window, &AtomicBool::new(false)).await.is_err());
     }
 }

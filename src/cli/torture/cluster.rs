@@ -126,6 +126,8 @@ impl Cluster {
         let (log, error_log) = logs.map_err(|error| TortureFailure::Directory(path, error))?;
         // Own process group: a Ctrl-C on the terminal reaches this program alone, which then ends its children.
         command.stdin(Stdio::null()).stdout(log).stderr(error_log).process_group(0);
+        // However this program ends. Servers are started on its main thread, which lives as long as it does.
+        spawn::die_with_parent(&mut command);
         let child = command.spawn().map_err(|error| TortureFailure::Spawn(self.program.clone(), error))?;
         self.nodes[position].child = Some(child);
         Ok(())
