@@ -12,7 +12,11 @@ mkdir -p "$out/man" "$out/completions"
 for shell in bash zsh fish; do
     "$program" completions "$shell" > "$out/completions/replcluster.$shell"
 done
-# The paths of the package in place of those of this directory.
-"$program" --config packaging/cluster.toml export systemd --user replcluster 2>/dev/null | sed \
+# The paths of the package in place of those of this directory. In two steps: a pipe would hide a failure of the first.
+"$program" --config packaging/cluster.toml export systemd --user replcluster > "$out/exported" 2> "$out/exported.log" \
+    || { cat "$out/exported.log" >&2; exit 1; }
+sed \
     -e 's|^\(Exec[A-Za-z]*=-\{0,1\}\).* \([a-z]*\) --config .*|\1/usr/bin/replcluster \2 --config /etc/replcluster/cluster.toml|' \
-    -e 's|^ProtectHome=.*|ProtectHome=yes|' -e 's|^PrivateTmp=.*|PrivateTmp=yes|' > "$out/replcluster.service"
+    -e 's|^ProtectHome=.*|ProtectHome=yes|' -e 's|^PrivateTmp=.*|PrivateTmp=yes|' "$out/exported" > "$out/replcluster.service"
+rm "$out/exported" "$out/exported.log"
+grep -q '^ExecStart=/usr/bin/replcluster ' "$out/replcluster.service"

@@ -139,6 +139,9 @@ pub enum ConfigError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// The file's path is no text.
+    #[error("the path {} is not valid UTF-8\nrename what is not in it", .0.display())]
+    NotText(PathBuf),
     /// The text is wrong at one place.
     #[error("{}:{}:{}: {}", .0.path.display(), .0.line, .0.column, .0.message)]
     Wrong(Box<Wrong>),
@@ -195,15 +198,43 @@ pub fn find(given: Option<&Path>, environment: Option<&Path>, here: &Path) -> Re
         .ok_or_else(|| ConfigError::NotFound(here.to_owned()))
 }
 
-/// Reads and judges the file at `path`.
+/// Reads and judges the file at `path`. No name of a host is looked up: a cluster can be seen and ended while names
+/// are out of order.
 ///
 /// # Errors
 /// [`ConfigError`] with the first thing that is wrong.
 pub fn load(path: &Path) -> Result<Config, ConfigError> {
+    read(path, None)
+}
+
+/// The same with every name looked up: each must mean a socket, and no two the same one.
+///
+/// # Errors
+/// [`ConfigError`] with the first thing that is wrong.
+pub fn load_and_resolve(path: &Path) -> Result<Config, ConfigError> {
+    read(path, Some(&resolve))
+}
+
+/// The node among `nodes` that an address given elsewhere is another name of.
+///
+/// # Errors
+/// In words, where the address means no socket.
+pub fn same_socket(address: &NodeId, nodes: &[NodeId]) -> Result<Option<NodeId>, String> {
+    let own = addresses::sockets(address, Some(&resolve))?;
+    // What another name means is not for this one to answer for.
+    let means = |node: &NodeId| addresses::sockets(node, Some(&resolve)).unwrap_or_default();
+    Ok(nodes.iter().find(|node| !means(node).is_disjoint(&own)).cloned())
+}
+
+fn read(path: &Path, resolver: Option<Resolver<'_>>) -> Result<Config, ConfigError> {
     let path = in_real_directory(path);
     let text = std::fs::read_to_string(&path)
         .map_err(|cause| ConfigError::Unreadable { path: path.clone(), cause })?;
-    parse::parse(&path, &text, &resolve)
+    // Units, JSON and the nodes' command lines hold it as text.
+    if path.to_str().is_none() {
+        return Err(ConfigError::NotText(path));
+    }
+    parse::parse(&path, &text, resolver)
 }
 
 /// The same file by the real name of its directory: however it was named, it is the same cluster, with the same name and
@@ -221,7 +252,7 @@ fn in_real_directory(path: &Path) -> PathBuf {
 /// # Errors
 /// [`ConfigError::Wrong`] with the first thing that is wrong.
 pub fn parse(path: &Path, text: &str, resolver: Resolver<'_>) -> Result<Config, ConfigError> {
-    parse::parse(path, text, resolver)
+    parse::parse(path, text, Some(resolver))
 }
 
 impl Config {
@@ -267,10 +298,15 @@ pub fn show(duration: Duration) -> String {
     }
 }
 
+/// Far beyond what anybody waits for, and far below what a moment can be moved by.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Reads a duration such as `50ms`, `5s` or `1m 30s`.
 ///
 /// # Errors
-/// In words, where it is none, is negative, or is finer than a millisecond.
+/// In words, where it is none, is negative, is finer than a millisecond, or is longer than a year.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wanted = "expected a duration such as 50ms, 5s or 1m";
     let signed: jiff::SignedDuration =
@@ -279,7 +315,29 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     if !duration.subsec_nanos().is_multiple_of(1_000_000) {
         return Err(format!("\"{text}\" is finer than a millisecond: {wanted}"));
     }
+    if duration > LONGEST {
+        return Err(format!("\"{text}\" is longer than a year: {wanted}"));
+    }
     Ok(duration)
+}
+
+/// Reads how often something is looked at again: a duration that leaves time for other work.
+///
+/// # Errors
+/// In words, where it is none or too short.
+pub fn parse_interval(text: &str) -> Result<Duration, String> {
+    match parse_duration(text)? {
+        interval if interval < SHORTEST_INTERVAL => {
+            Err(format!("\"{text}\" is too often: expected at least {}", show(SHORTEST_INTERVAL)))
+        }
+        interval => Ok(interval),
+    }
+}
+
+/// The word among `candidates` that a misspelt one was probably meant to be.
+#[must_use]
+pub fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    parse::nearest(text, candidates)
 }
 
 /// Units of sizes, the largest first.
@@ -375,9 +433,11 @@ mod tests {
             assert_eq!(duration, Duration::from_millis(milliseconds), "{text}");
             assert_eq!(parse_duration(&show(duration)).unwrap(), duration, "{text}");
         }
-        for text in ["", "fast", "5", "-5s", "10us"] {
+        for text in ["", "fast", "5", "-5s", "10us", "8761h", "2562047788015215h"] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
+        assert!(parse_interval("49ms").unwrap_err().contains("at least 50ms"));
+        assert_eq!(parse_interval("50ms"), Ok(Duration::from_millis(50)));
     }
 
     #[test]

@@ -129,7 +129,12 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     let parsed: jiff::SignedDuration =
         text.parse().map_err(|_| format!("\"{text}\" is not a duration such as 300ms"))?;
     let duration = Duration::try_from(parsed).map_err(|_| "a duration cannot be negative".to_owned())?;
-    if duration.is_zero() { Err("must be longer than nothing".to_owned()) } else { Ok(duration) }
+    match duration {
+        Duration::ZERO => Err("must be longer than nothing".to_owned()),
+        // No moment could be moved by much more.
+        _ if duration > Duration::from_secs(365 * 24 * 3600) => Err("is longer than a year".to_owned()),
+        _ => Ok(duration),
+    }
 }
 
 fn parse_handback(text: &str) -> Result<Handback, String> {

@@ -1,6 +1,8 @@
 //! The words every part of the program shares: who a node is, and who leads whom since when.
 //! Plain values; no rule of the protocol is applied here.
 
+// Of the two places that have it the one without sockets.
+use core::net::IpAddr;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -42,7 +44,9 @@ impl NodeId {
             Ok(number) if number > 0 && !port.starts_with('+') && !port.starts_with('0') => {}
             _ => return Err(AddressError::Port(text.to_owned())),
         }
-        if host == "0.0.0.0" || host == "[::]" {
+        let bare = host.trim_start_matches('[').trim_end_matches(']');
+        // However it is spelt: [::0] and [::ffff:0.0.0.0] name every interface too.
+        if bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_unspecified()) {
             return Err(AddressError::Wildcard(text.to_owned()));
         }
         Ok(NodeId(Arc::from(text)))
@@ -189,7 +193,7 @@ mod tests {
         for text in ["h:0", "h:", "h:70000", "h:+1", "h:01", "h:x"] {
             assert!(matches!(NodeId::parse(text), Err(AddressError::Port(_))), "{text}");
         }
-        for text in ["0.0.0.0:1", "[::]:1"] {
+        for text in ["0.0.0.0:1", "[::]:1", "[::0]:1", "[0:0:0:0:0:0:0:0]:1", "[::ffff:0.0.0.0]:1"] {
             assert!(matches!(NodeId::parse(text), Err(AddressError::Wildcard(_))), "{text}");
         }
         for text in ["127.0.0.1:1", "[::1]:2379", "node-1.example:65535"] {

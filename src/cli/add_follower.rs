@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::config::{byte_order_warnings, edit, parse_duration};
+use crate::config::{self, Config, byte_order_warnings, parse_duration};
 use crate::supervisor::ports;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
@@ -14,7 +14,7 @@ use super::context::{Context, ask, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::render::{PLAIN, YELLOW};
 use super::wait::{self, say};
-use super::{status, survey};
+use super::{remove, status, survey};
 
 #[derive(Debug, Args)]
 pub(super) struct AddFollower {
@@ -30,31 +30,23 @@ pub(super) struct AddFollower {
 }
 
 pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
+    // From here on the file is ours: two commands would choose the same port.
+    let editor = remove::editor(context).await?;
+    let config = config::load_and_resolve(&context.config.path)?;
     let added = match &verb.address {
-        Some(text) => vec![NodeId::parse(text).map_err(|error| Failure::usage(error.to_string()))?],
-        None => next_free(&context.config.nodes, usize::from(verb.count), |node| ports::check(node).is_ok())
+        Some(text) => vec![new_node(text, &config)?],
+        None => next_free(&config.nodes, usize::from(verb.count), |node| ports::check(node).is_ok())
             .ok_or_else(|| {
                 Failure::new(Exit::Conflict, "no free port is left beside the last node\nname an address")
             })?,
     };
     for node in &added {
-        if context.config.nodes.contains(node) {
-            let message = format!(
-                "{node} is a node of {} already\nstart it with `replcluster start {node}`",
-                context.config.name
-            );
-            return Err(Failure::new(Exit::Conflict, message));
-        }
         ports::check(node)?;
     }
     let found = survey::survey(context).await?;
-    edit::add_nodes(&context.config.path, &added)
-        .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    if let Err(failure) = context.reload() {
-        // An address that means the same as another is found only now: the file goes back to what it was.
-        let _ = edit::remove_nodes(&context.config.path, &added);
-        return Err(failure);
-    }
+    editor.add_nodes(&added).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    drop(editor);
+    context.reload()?;
     for warning in byte_order_warnings(&context.config.nodes) {
         anstream::eprintln!("{YELLOW}warning:{PLAIN} {warning}");
     }
@@ -73,8 +65,24 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
     context.note(Some(&mut supervisor), event).await;
     ask_nodes(&mut supervisor, &Request::Start { nodes: names(&added) }).await?;
     wait::in_sync(context, &added, verb.timeout).await?;
+    // Another command may have added others meanwhile.
+    context.reload()?;
     status::print_table(context, &status::after_change(context).await?);
     Ok(Exit::Done)
+}
+
+/// The address that was typed, where it can be one of a new node.
+fn new_node(text: &str, config: &Config) -> Result<NodeId, Failure> {
+    let node = NodeId::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
+    let same = config::same_socket(&node, &config.nodes)
+        .map_err(|error| Failure::usage(format!("{text}: {error}\nname an address of this host")))?;
+    let Some(same) = same else { return Ok(node) };
+    let other_name = if same == node { String::new() } else { format!("{same}, which is ") };
+    let message = format!(
+        "{node} is {other_name}a node of {} already\nstart it with `replcluster start {same}`",
+        config.name
+    );
+    Err(Failure::new(Exit::Conflict, message))
 }
 
 /// The next addresses after the highest port in use, on the host of that node.

@@ -2,10 +2,10 @@
 
 use clap::Args;
 
-use crate::config::byte_order_warnings;
+use crate::config::{self, Config, Register, byte_order_warnings};
 
 use super::context::Context;
-use super::exit::{Exit, Outcome};
+use super::exit::{Exit, Failure, Outcome};
 use super::render::{PLAIN, YELLOW, table};
 
 #[derive(Debug, Args)]
@@ -16,14 +16,15 @@ pub(super) struct Check {
 }
 
 pub(super) fn run(_: &Check, context: &Context) -> Outcome {
-    let config = &context.config;
+    let config = &config::load_and_resolve(&context.config.path)?;
     let settings = config.settings();
     let warnings = byte_order_warnings(&config.nodes);
     if context.json {
         let value = serde_json::json!({
-            "schema": 1, "config": config.path, "settings": settings, "warnings": warnings,
+            "schema": 1, "config": config.path.to_string_lossy(), "settings": settings, "warnings": warnings,
         });
         anstream::println!("{value}");
+        served(config)?;
         return Ok(Exit::Done);
     }
     anstream::println!("{}", config.path.display());
@@ -34,5 +35,19 @@ pub(super) fn run(_: &Check, context: &Context) -> Outcome {
     for warning in warnings {
         anstream::eprintln!("{YELLOW}warning:{PLAIN} {warning}");
     }
+    served(config)?;
     Ok(Exit::Done)
+}
+
+/// What is right and yet cannot be run by this version.
+///
+/// # Errors
+/// What that is.
+pub(super) fn served(config: &Config) -> Result<(), Failure> {
+    match config.register {
+        Register::File => Ok(()),
+        Register::Etcd { .. } => Err(Failure::usage(
+            "a register in etcd is not served by this version\nset kind = \"file\" under [register] to run the cluster on this host",
+        )),
+    }
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use clap_complete::engine::CompletionCandidate;
+use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
 use clap_complete::env::Shells;
 
 use super::exit::{Exit, Failure, Outcome};
@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(120);
 #[derive(Debug, Args)]
 pub(super) struct Completions {
     /// bash, zsh, fish, elvish or powershell
+    #[arg(add = ArgValueCandidates::new(shells))]
     shell: String,
 }
 
@@ -96,6 +97,20 @@ fi
 /// The nodes of the configuration.
 pub(super) fn nodes() -> Vec<CompletionCandidate> {
     candidates(&[])
+}
+
+/// What can stand for one node.
+pub(super) fn node_or_role() -> Vec<CompletionCandidate> {
+    candidates(&["leader", "follower"])
+}
+
+/// The signals that somebody who kills means most often.
+pub(super) fn signals() -> Vec<CompletionCandidate> {
+    ["KILL", "TERM", "INT", "QUIT", "ABRT", "HUP"].map(CompletionCandidate::new).into()
+}
+
+fn shells() -> Vec<CompletionCandidate> {
+    Shells::builtins().names().map(|name| CompletionCandidate::new(name.to_owned())).collect()
 }
 
 /// The nodes of the configuration, or all of them.

@@ -11,7 +11,8 @@ use crate::control::life::SIGKILL;
 use crate::control::plan::{self, Step};
 use crate::supervisor::events;
 use crate::supervisor::lock::{self, Lock, LockError};
-use crate::supervisor::wire::Request;
+use crate::supervisor::socket::Conversation;
+use crate::supervisor::wire::{Reply, Request};
 use crate::view::NodeId;
 
 use super::context::{Context, POLL_INTERVAL, ask, ask_nodes, confirm, list, names};
@@ -50,8 +51,11 @@ pub(super) async fn run(verb: &Down, context: &Context) -> Outcome {
         deserted::end(context, &found, if verb.now { Duration::ZERO } else { verb.timeout }).await?;
     let ended = end_all(context, verb.now, verb.timeout).await?;
     if verb.purge {
-        purge(context)?;
-        anstream::println!("deleted the data of {}", context.config.name);
+        if purge(context)? || !deserted.is_empty() {
+            anstream::println!("deleted the data of {}", context.config.name);
+        } else {
+            anstream::println!("there was nothing of {} to delete", context.config.name);
+        }
     } else if ended.is_empty() && !deserted.is_empty() {
         anstream::println!(
             "ended {}; the data had been deleted while it ran\nnext: replcluster up",
@@ -124,7 +128,7 @@ pub(super) async fn end_all(
                 wait::ended_all(&mut supervisor, &ordered, patience + Duration::from_secs(5)).await?;
             }
             Step::EndSupervisor => {
-                let all = context.config.nodes.clone();
+                let all = known(&mut supervisor).await?;
                 let request = Request::Stop { nodes: names(&all), patience_ms };
                 let ordered = ask_nodes(&mut supervisor, &request).await?;
                 wait::ended_all(&mut supervisor, &ordered, patience + Duration::from_secs(5)).await?;
@@ -144,10 +148,20 @@ pub(super) async fn end_all(
     Ok(mine)
 }
 
-async fn end_supervisor(
-    context: &Context,
-    supervisor: &mut crate::supervisor::socket::Conversation,
-) -> Result<(), Failure> {
+/// The nodes that the supervisor knows; the configuration may list others since it was read.
+///
+/// # Errors
+/// Where it does not say.
+pub(super) async fn known(supervisor: &mut Conversation) -> Result<Vec<NodeId>, Failure> {
+    match ask(supervisor, &Request::Snapshot).await? {
+        Reply::Snapshot { record } => {
+            Ok(record.nodes.keys().filter_map(|name| NodeId::parse(name).ok()).collect())
+        }
+        Reply::Outcomes { .. } | Reply::Done | Reply::Refused { .. } => Ok(Vec::new()),
+    }
+}
+
+async fn end_supervisor(context: &Context, supervisor: &mut Conversation) -> Result<(), Failure> {
     let holder = lock::holding(&context.layout.lock());
     // It may be gone before its answer arrives.
     let _ = ask(supervisor, &Request::Quit).await;
@@ -167,8 +181,9 @@ async fn end_supervisor(
     Ok(())
 }
 
-/// Deletes what the cluster made and nothing else: its directory may be one that holds more.
-fn purge(context: &Context) -> Result<(), Failure> {
+/// Deletes what the cluster made and nothing else: its directory may be one that holds more. `false` where there was
+/// nothing.
+fn purge(context: &Context) -> Result<bool, Failure> {
     let layout = &context.layout;
     let root = layout.root();
     let failed = |path: std::path::PathBuf| {
@@ -177,9 +192,14 @@ fn purge(context: &Context) -> Result<(), Failure> {
             Failure::new(Exit::Failed, message)
         }
     };
-    let missing_is_fine = |result: io::Result<()>| match result {
+    let mut found = false;
+    let mut missing_is_fine = |result: io::Result<()>| match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
+        Ok(()) => {
+            found = true;
+            Ok(())
+        }
+        other @ Err(_) => other,
     };
     // No supervisor may begin in what is being deleted; the lock itself goes last.
     let conflict = |error: LockError| Failure::new(Exit::Conflict, error.to_string());
@@ -188,14 +208,19 @@ fn purge(context: &Context) -> Result<(), Failure> {
     for directory in [layout.register(), root.join("nodes")] {
         missing_is_fine(std::fs::remove_dir_all(&directory)).map_err(failed(directory))?;
     }
-    let files = [layout.socket(), layout.supervisor_log(), layout.state(), layout.lock()];
+    let files = [layout.socket(), layout.supervisor_log(), layout.state()];
     for file in events::files(&layout.events()).chain(files) {
         missing_is_fine(std::fs::remove_file(&file)).map_err(failed(file))?;
     }
+    // The lock may have been made just now.
+    match std::fs::remove_file(layout.lock()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(layout.lock())(error)),
+        Ok(()) | Err(_) => {}
+    }
     match std::fs::remove_dir(root) {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(found),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty) => {
-            Ok(())
+            Ok(found)
         }
         Err(error) => Err(failed(root.to_owned())(error)),
     }

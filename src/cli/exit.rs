@@ -124,7 +124,7 @@ impl Failure {
         if let Some(log) = &self.log {
             anstream::eprintln!("last lines of {}:", log.display());
             for line in last_lines(log, LOG_LINES) {
-                anstream::eprintln!("  {line}");
+                anstream::eprintln!("  {}", super::render::unfolded(&line));
             }
         }
     }
@@ -183,7 +183,9 @@ impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Failure {
         let message = error.to_string();
         match error {
-            ConfigError::NotFound(_) | ConfigError::Unreadable { .. } => Failure::usage(message),
+            ConfigError::NotFound(_) | ConfigError::Unreadable { .. } | ConfigError::NotText(_) => {
+                Failure::usage(message)
+            }
             ConfigError::Wrong(wrong) => Failure { place: Some(wrong), ..Failure::usage(message) },
         }
     }

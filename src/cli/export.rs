@@ -81,7 +81,7 @@ pub(super) fn run(verb: &Export, context: &Context) -> Outcome {
     // Beside the units and not in them: what is printed can go into a file as it is.
     let directory = verb.out.as_deref();
     anstream::eprintln!("\ninstall:");
-    for line in installation(&units, directory, &user, context.layout.root()) {
+    for line in installation(&units, directory, &user, config, context.layout.root()) {
         anstream::eprintln!("  {line}");
     }
     for warning in warnings(&units, config, &context.layout) {
@@ -119,7 +119,13 @@ fn write(directory: &Path, path: &Path, text: &str) -> Result<(), Failure> {
 }
 
 /// The commands that install the units, ready for a shell.
-fn installation(units: &[Unit], written: Option<&Path>, user: &str, root: &Path) -> Vec<String> {
+fn installation(
+    units: &[Unit],
+    written: Option<&Path>,
+    user: &str,
+    config: &Config,
+    root: &Path,
+) -> Vec<String> {
     let names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
     let names = names.join(" ");
     let quoted = |path: &Path| quote(path.as_os_str());
@@ -130,7 +136,8 @@ fn installation(units: &[Unit], written: Option<&Path>, user: &str, root: &Path)
         ));
     }
     if root.exists() {
-        lines.push("replcluster down                 # where it runs by hand now".to_owned());
+        let down = format!("replcluster --config {} down", quoted(&config.path));
+        lines.push(format!("{down}   # where it runs by hand now"));
         lines.push(format!("sudo chown -R {user}: {}", quoted(root)));
     } else {
         lines.push(format!("sudo install -d -m 0700 -o {user} {}", quoted(root)));
@@ -219,8 +226,19 @@ mod tests {
             program: PathBuf::from("/usr/bin/replcluster"),
             node: None,
         };
-        let lines =
-            installation(&[unit], Some(Path::new("/x y")), "replcluster", Path::new("/nonexistent/it's"));
+        let config = crate::config::parse(
+            Path::new("/c/cluster.toml"),
+            "nodes = [\"127.0.0.1:1\"]",
+            &crate::config::resolve,
+        );
+        let config = config.unwrap();
+        let lines = installation(
+            &[unit],
+            Some(Path::new("/x y")),
+            "replcluster",
+            &config,
+            Path::new("/nonexistent/it's"),
+        );
         assert_eq!(
             lines,
             [

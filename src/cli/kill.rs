@@ -16,7 +16,7 @@ use crate::view::NodeId;
 use super::context::{Context, POLL_INTERVAL, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Supervision, Survey};
-use super::targets;
+use super::{completions, targets};
 
 mod runs;
 mod signals;
@@ -60,7 +60,8 @@ pub(super) struct Kill {
     #[arg(long, value_name = "N", requires = "random")]
     seed: Option<u64>,
     /// Which signal to send
-    #[arg(long, value_name = "SIGNAL", default_value = "KILL", value_parser = signals::parse)]
+    #[arg(long, value_name = "SIGNAL", default_value = "KILL", value_parser = signals::parse,
+          add = ArgValueCandidates::new(completions::signals))]
     signal: Signal,
     /// Kill without a load and without a verdict
     #[arg(long)]

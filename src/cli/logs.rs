@@ -1,8 +1,8 @@
 //! `logs`: the nodes' log files merged by time. A node is followed, not a process: its log goes on over restarts, each
 //! marked with a line, and over files that are put aside. Reads files only, so it works with everything dead.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::Style;
@@ -21,9 +21,10 @@ use crate::view::NodeId;
 
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
-use super::render::{DIM, NODE_COLOURS, PLAIN};
+use super::render::{DIM, NODE_COLOURS, PLAIN, unfolded};
 use super::{survey, target, targets};
 
+mod begin;
 mod source;
 
 use source::{Entry, Source, Wanted};
@@ -60,6 +61,8 @@ pub(super) struct Logs {
 const SUPERVISOR: &str = "supervisor";
 /// Lines of each node to begin with, unless told otherwise.
 const LINES: usize = 100;
+/// Lines that are printed at once.
+const BATCH: usize = 1000;
 /// How often the files are looked at for more.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -92,7 +95,7 @@ pub(super) async fn run(verb: &Logs, context: &Context) -> Outcome {
             && pattern.as_ref().is_none_or(|pattern| pattern.is_match(&entry.text))
     };
     let lines = verb.lines.unwrap_or(if verb.since.is_some() { usize::MAX } else { LINES });
-    let wanted = Wanted { lines, oldest: oldest.as_deref(), keep: &keep };
+    let wanted = Wanted { lines, oldest: oldest.as_deref(), process: verb.json, keep: &keep };
     // What may not be looked at is not what was never written.
     for source in &sources {
         source.path.try_exists().map_err(|error| unreadable(source, &error))?;
@@ -104,27 +107,35 @@ pub(super) async fn run(verb: &Logs, context: &Context) -> Outcome {
         );
         return Err(Failure::new(Exit::NotRunning, message));
     }
-    let mut batch = Vec::new();
     for source in &mut sources {
-        let entries = source.history(&wanted).map_err(|error| unreadable(source, &error))?;
-        batch.extend(entries);
+        source.begin(&wanted).map_err(|error| unreadable(source, &error))?;
+    }
+    let labels = Labels::of(&sources);
+    let mut past = Past::new(sources.len());
+    loop {
+        let entries = past.next(&mut sources, &keep)?;
+        if entries.is_empty() {
+            break;
+        }
+        if write(&text(&entries, &labels, verb))?.is_none() {
+            return Ok(Exit::Done);
+        }
+        // Ctrl-C is seen here.
+        tokio::task::yield_now().await;
+    }
+    if !verb.follow {
+        return Ok(Exit::Done);
     }
     loop {
-        let text = text(&merged(batch), &sources, verb);
-        match write(&text) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(Exit::Done),
-            Err(error) => {
-                let message = format!("cannot print: {error}\nmake room where the output goes");
-                return Err(Failure::new(Exit::Failed, message));
-            }
-            Ok(()) if !verb.follow => return Ok(Exit::Done),
-            Ok(()) => tokio::time::sleep(FOLLOW_INTERVAL).await,
-        }
-        batch = Vec::new();
+        tokio::time::sleep(FOLLOW_INTERVAL).await;
+        let mut batch = Vec::new();
         for source in &mut sources {
             let mut entries = source.more().map_err(|error| unreadable(source, &error))?;
             entries.retain(keep);
             batch.extend(entries);
+        }
+        if write(&text(&merged(batch), &labels, verb))?.is_none() {
+            return Ok(Exit::Done);
         }
     }
 }
@@ -167,46 +178,107 @@ async fn sources(verb: &Logs, context: &Context) -> Result<Vec<Source>, Failure>
     Ok(logs.into_iter().enumerate().map(|(index, (label, path))| Source::new(index, label, path)).collect())
 }
 
-/// By time; lines of one node stay in their order, also where two of its threads took their stamps in one order and
-/// wrote in the other: a line is nowhere before the one it follows in its file.
-fn merged(entries: Vec<Entry>) -> Vec<Entry> {
-    let mut latest: BTreeMap<usize, String> = BTreeMap::new();
-    let mut placed: Vec<(String, Entry)> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let latest = latest.entry(entry.source).or_default();
+/// What is there already, merged by time without holding more than a batch of each log.
+struct Past {
+    /// What was read of each log and not given yet, each with the time that it is placed at.
+    heads: Vec<VecDeque<(String, Entry)>>,
+    places: Places,
+}
+
+impl Past {
+    fn new(sources: usize) -> Past {
+        Past { heads: (0..sources).map(|_| VecDeque::new()).collect(), places: Places::default() }
+    }
+
+    /// The next lines; none at the end.
+    fn next(&mut self, sources: &mut [Source], keep: &dyn Fn(&Entry) -> bool) -> Result<Vec<Entry>, Failure> {
+        let mut entries = Vec::new();
+        while entries.len() < BATCH {
+            for (source, head) in sources.iter_mut().zip(&mut self.heads).filter(|(_, head)| head.is_empty())
+            {
+                let more = source.past(keep).map_err(|error| unreadable(source, &error))?;
+                head.extend(more.into_iter().map(|entry| (self.places.place(&entry), entry)));
+            }
+            let fronts = self.heads.iter().enumerate();
+            let first = fronts.filter_map(|(index, head)| Some((&head.front()?.0, index))).min();
+            let Some((_, index)) = first else { break };
+            entries.extend(self.heads[index].pop_front().map(|(_, entry)| entry));
+        }
+        Ok(entries)
+    }
+}
+
+/// Where lines belong in time. Lines of one node stay in their order, also where two of its threads took their stamps
+/// in one order and wrote in the other: a line is nowhere before the one it follows in its file.
+#[derive(Default)]
+struct Places {
+    latest: BTreeMap<usize, String>,
+}
+
+impl Places {
+    fn place(&mut self, entry: &Entry) -> String {
+        let latest = self.latest.entry(entry.source).or_default();
         if entry.stamp > *latest {
             latest.clone_from(&entry.stamp);
         }
-        placed.push((latest.clone(), entry));
+        latest.clone()
     }
+}
+
+/// What was written since, by time.
+fn merged(entries: Vec<Entry>) -> Vec<Entry> {
+    let mut places = Places::default();
+    let mut placed: Vec<(String, Entry)> =
+        entries.into_iter().map(|entry| (places.place(&entry), entry)).collect();
     placed.sort_by(|(one, _), (other, _)| one.cmp(other));
     placed.into_iter().map(|(_, entry)| entry).collect()
 }
 
-fn text(entries: &[Entry], sources: &[Source], verb: &Logs) -> String {
-    let width = sources.iter().map(|source| source.label.len()).max().unwrap_or(0);
+/// What the lines of each log are marked with, and how they are laid out.
+struct Labels {
+    labels: Vec<String>,
+    width: usize,
+    /// A message of several lines is shown as such, to people; a program gets each in one line.
+    unfolds: bool,
+}
+
+impl Labels {
+    fn of(sources: &[Source]) -> Labels {
+        let labels: Vec<String> = sources.iter().map(|source| source.label.clone()).collect();
+        Labels {
+            width: labels.iter().map(String::len).max().unwrap_or(0),
+            labels,
+            unfolds: io::stdout().is_terminal(),
+        }
+    }
+}
+
+fn text(entries: &[Entry], labels: &Labels, verb: &Logs) -> String {
+    let width = labels.width;
     let mut text = String::new();
     for entry in entries {
-        let label = &sources[entry.source].label;
+        let label = &labels.labels[entry.source];
         if verb.json {
             text.push_str(&json(entry, label));
         } else if verb.no_prefix {
-            text.push_str(&in_colour(entry));
+            text.push_str(&in_colour(&entry.text));
         } else if let Some(pid) = entry.start() {
             text.push_str(&format!("{DIM}──── {label} started, pid {pid} ────{PLAIN}"));
         } else {
             let style = Style::new().fg_color(Some(NODE_COLOURS[entry.source % NODE_COLOURS.len()].into()));
-            text.push_str(&format!("{style}{label:width$}{PLAIN} {}", in_colour(entry)));
+            let line =
+                if labels.unfolds { in_colour(&unfolded(&entry.text)) } else { in_colour(&entry.text) };
+            text.push_str(&format!("{style}{label:width$}{PLAIN} {line}"));
         }
         text.push('\n');
     }
     text
 }
 
-fn in_colour(entry: &Entry) -> String {
-    match Line::level_of(&entry.text) {
-        Some(level) => coloured(&entry.text, level),
-        None => entry.text.clone(),
+fn in_colour(text: &str) -> String {
+    match Line::level_of(text) {
+        Some(level) => coloured(text, level),
+        None => text.to_owned(),
     }
 }
 
@@ -226,11 +298,16 @@ fn json(entry: &Entry, label: &str) -> String {
     serde_json::to_string(&printed).unwrap_or_default()
 }
 
-/// All of it at once; what is not a terminal gets no colours.
-fn write(text: &str) -> io::Result<()> {
+/// What is not a terminal gets no colours. `None` where nobody reads any more.
+fn write(text: &str) -> Result<Option<()>, Failure> {
     let mut stdout = anstream::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
-    stdout.flush()
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(Some(())),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(None),
+        Err(error) => {
+            Err(Failure::new(Exit::Failed, format!("cannot print: {error}\nmake room where the output goes")))
+        }
+    }
 }
 
 fn level(word: &str) -> Level {
@@ -261,9 +338,13 @@ mod tests {
     }
 
     fn printed(sources: &mut [Source], verb: &Logs) -> Vec<String> {
-        let wanted = Wanted { lines: usize::MAX, oldest: None, keep: &|_| true };
-        let entries = sources.iter_mut().flat_map(|source| source.history(&wanted).unwrap()).collect();
-        let text = text(&merged(entries), sources, verb);
+        let wanted = Wanted { lines: usize::MAX, oldest: None, process: true, keep: &|_| true };
+        for source in sources.iter_mut() {
+            source.begin(&wanted).unwrap();
+        }
+        let labels = Labels::of(sources);
+        let entries = Past::new(sources.len()).next(sources, &|_| true).unwrap();
+        let text = text(&entries, &labels, verb);
         anstream::adapter::strip_str(&text).to_string().lines().map(str::to_owned).collect()
     }
 

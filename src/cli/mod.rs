@@ -47,7 +47,7 @@ mod up;
 mod wait;
 mod waiting;
 
-use completions::{nodes, targets};
+use completions::{node_or_role, nodes, targets};
 use context::Context;
 use exit::{Exit, Failure, Outcome};
 

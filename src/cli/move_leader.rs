@@ -3,16 +3,14 @@
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::view::NodeId;
-
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
-use super::{nodes, survey, target, wait};
+use super::{node_or_role, survey, wait};
 
 #[derive(Debug, Args)]
 pub(super) struct MoveLeader {
-    /// The node that is to lead: an address, or an end of it that fits only one
-    #[arg(value_name = "NODE", add = ArgValueCandidates::new(nodes))]
+    /// The node that is to lead: an address, an end of it that fits only one, or follower
+    #[arg(value_name = "NODE", add = ArgValueCandidates::new(node_or_role))]
     node: String,
 }
 
@@ -21,8 +19,12 @@ pub(super) async fn run(verb: &MoveLeader, context: &Context) -> Outcome {
     if found.running().is_empty() {
         return Err(found.nothing_to_change(context));
     }
-    let node: NodeId = target::by_address(&verb.node, &context.config.nodes)
-        .map_err(|error| Failure::usage(error.to_string()))?;
+    // Of the followers one that can.
+    let able = found.sum.in_sync.iter().find(|node| found.sum.leader.as_ref() != Some(*node));
+    let node = match (verb.node.as_str(), able) {
+        ("follower", Some(able)) => able.clone(),
+        (text, _) => found.target(text)?,
+    };
     if found.sum.leader.as_ref() == Some(&node) {
         anstream::println!("{node} leads already");
         return Ok(Exit::Done);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::config::edit;
+use crate::config::edit::Editor;
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
@@ -15,12 +15,12 @@ use super::context::{Context, ask, ask_nodes, confirm};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{nodes, status, target};
+use super::{down, node_or_role, status};
 
 #[derive(Debug, Args)]
 pub(super) struct Remove {
-    /// The node: an address, or an end of it that fits only one
-    #[arg(value_name = "NODE", add = ArgValueCandidates::new(nodes))]
+    /// The node: an address, an end of it that fits only one, leader or follower
+    #[arg(value_name = "NODE", add = ArgValueCandidates::new(node_or_role))]
     node: String,
     /// Delete its data and logs as well
     #[arg(long)]
@@ -33,8 +33,8 @@ pub(super) struct Remove {
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
-    let node = target::by_address(&verb.node, &context.config.nodes)
-        .map_err(|error| Failure::usage(error.to_string()))?;
+    let found = survey::survey(context).await?;
+    let node = found.target(&verb.node)?;
     let left = context.config.nodes.len() - 1;
     let min_in_sync = context.config.replication.min_in_sync;
     if left == 0 {
@@ -48,7 +48,6 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
             "{left} nodes would be left, and min_in_sync is {min_in_sync}\nlower it in cluster.toml first"
         )));
     }
-    let found = survey::survey(context).await?;
     let Some(leader) = found.sum.leader.clone() else {
         let message = format!(
             "no node leads, so nobody can take {node} out\nstart the cluster with `replcluster up` first"
@@ -64,27 +63,43 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
         let directory = context.layout.node(&node);
         confirm(&format!("delete the copy of the data in {}?", directory.display()), verb.yes)?;
     }
+    // Known before anything is done: a node that is out and still listed would be started again.
+    let editor = editor(context).await?;
     let mut supervisor = context.ensure_supervisor().await?;
     let event = found.command("remove".to_owned(), std::slice::from_ref(&node));
     context.note(Some(&mut supervisor), event).await;
     let through = out_of_the_cluster(context, &found, &mut supervisor, &node, leader).await?;
-    edit::remove_nodes(&context.config.path, std::slice::from_ref(&node))
+    editor
+        .remove_nodes(std::slice::from_ref(&node))
         .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    drop(editor);
     context.reload()?;
     ask(&mut supervisor, &Request::Reload).await?;
     ask(&mut supervisor, &Request::Forget { nodes: vec![node.to_string()] }).await?;
     if verb.purge {
         let directory = context.layout.node(&node);
-        std::fs::remove_dir_all(&directory).map_err(|error| {
-            Failure::new(
-                Exit::Failed,
-                format!("cannot delete {}: {error}\ndelete it by hand", directory.display()),
-            )
-        })?;
+        match std::fs::remove_dir_all(&directory) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                let message = format!("cannot delete {}: {error}\ndelete it by hand", directory.display());
+                return Err(Failure::new(Exit::Failed, message));
+            }
+            Ok(()) | Err(_) => {}
+        }
     }
     say(&format!("{node} is out of the cluster (asked {through}) and of {}", context.config.path.display()));
     status::print_table(context, &status::after_change(context).await?);
     Ok(Exit::Done)
+}
+
+/// The right to change the configuration, once nobody else has it.
+///
+/// # Errors
+/// Where it cannot be changed.
+pub(super) async fn editor(context: &Context) -> Result<Editor, Failure> {
+    let path = context.config.path.clone();
+    let opened = tokio::task::spawn_blocking(move || Editor::open(&path)).await;
+    let opened = opened.map_err(|error| Failure::new(Exit::Failed, format!("{error}\ntry again")))?;
+    opened.map_err(|error| Failure::new(Exit::Failed, error.to_string()))
 }
 
 /// Takes a node out of the view and ends it; gives back who was asked.
@@ -99,6 +114,10 @@ pub(super) async fn out_of_the_cluster(
     leader: NodeId,
 ) -> Result<NodeId, Failure> {
     let through = leave_view(context, found, node, leader).await?;
+    // One that was written into the configuration and never started.
+    if !down::known(supervisor).await?.contains(node) {
+        return Ok(through);
+    }
     let patience_ms = u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX);
     let ordered =
         ask_nodes(supervisor, &Request::Stop { nodes: vec![node.to_string()], patience_ms }).await?;

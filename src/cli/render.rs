@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 
+use crate::telemetry::line::Line;
+
 /// Something is wrong.
 pub const RED: Style = AnsiColor::Red.on_default().bold();
 /// Something is not as it should be.
@@ -29,6 +31,20 @@ pub const NODE_COLOURS: [AnsiColor; 6] = [
 #[must_use]
 pub fn is_coloured_stderr() -> bool {
     anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+}
+
+/// A log line with the ends of lines in its message as such: in the file they are written as `\n`.
+#[must_use]
+pub fn unfolded(line: &str) -> String {
+    if !line.contains("\\n") {
+        return line.to_owned();
+    }
+    let Some(message) = Line::parse(line).map(|line| line.message).filter(|text| text.contains('\n')) else {
+        return line.to_owned();
+    };
+    // Its own escapes are no ends of lines. What follows the message stays on the last line.
+    let folded = message.replace('\\', "\\\\").replace('\n', "\\n");
+    line.replacen(&folded, &message.replace('\n', "\n    "), 1)
 }
 
 /// A time span in at most two units: `4s`, `3m12s`, `2h05m`, `3d04h`.
@@ -160,6 +176,16 @@ mod tests {
         assert_eq!(milliseconds(0.44), "0.4 ms");
         assert_eq!(milliseconds(11.2), "11 ms");
         assert_eq!(milliseconds(1412.0), "1 412 ms");
+    }
+
+    #[test]
+    fn a_message_of_several_lines_is_shown_as_such() {
+        let head = "2026-11-22T14:03:11.000001Z  INFO a::b:";
+        let line = format!("{head} no room\\nfree some  why=\"x\\ny\"");
+        assert_eq!(unfolded(&line), format!("{head} no room\n    free some  why=\"x\\ny\""));
+        for line in [format!("{head} one  why=\"x\\ny\""), format!("{head} a\\\\n b"), "x\\ny".to_owned()] {
+            assert_eq!(unfolded(&line), line);
+        }
     }
 
     #[test]

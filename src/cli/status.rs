@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use crate::clock;
-use crate::config::parse_duration;
+use crate::config::parse_interval;
 use crate::control::health::{Agreement, ClusterState};
 use crate::supervisor::events;
 
@@ -31,7 +31,7 @@ pub(super) struct Status {
     pub json: bool,
     /// Print it again and again until Ctrl-C: in place on a terminal, as blocks elsewhere
     #[arg(long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "500ms",
-          value_parser = parse_duration)]
+          value_parser = parse_interval)]
     watch: Option<Duration>,
 }
 

@@ -328,11 +328,21 @@ impl Survey {
         let known = Known { nodes: &nodes, leader, followers: &followers };
         target::resolve(text, known).map_err(|error| {
             let exit = match error {
-                target::TargetError::Unknown { .. } | target::TargetError::Ambiguous { .. } => Exit::Usage,
+                target::TargetError::Unknown { .. }
+                | target::TargetError::Ambiguous { .. }
+                | target::TargetError::Several { .. } => Exit::Usage,
                 target::TargetError::Vacant(_) => Exit::Failed,
             };
             Failure::new(exit, error.to_string())
         })
+    }
+
+    /// The one node a user means by `text`.
+    ///
+    /// # Errors
+    /// Where it names nothing, or several.
+    pub fn target(&self, text: &str) -> Result<NodeId, Failure> {
+        target::only(text, self.targets(text)?).map_err(|error| Failure::usage(error.to_string()))
     }
 
     /// What a plan starts from.

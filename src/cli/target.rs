@@ -1,5 +1,6 @@
 //! How a user names nodes: by address, by an end of it that fits only one, or by role.
 
+use crate::config::nearest;
 use crate::view::NodeId;
 
 /// What the grammar needs to know.
@@ -13,13 +14,18 @@ pub struct Known<'a> {
     pub followers: &'a [NodeId],
 }
 
-const ROLES: &str = "; leader, follower, followers and all name some too";
+const ROLES: [&str; 4] = ["leader", "follower", "followers", "all"];
+
+fn roles(text: &str) -> String {
+    let meant = nearest(text, &ROLES).map(|role| format!("\ndid you mean `{role}`?"));
+    format!("; leader, follower, followers and all name some too{}", meant.unwrap_or_default())
+}
 
 /// Why a text names no node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It fits nothing.
-    #[error("no node is called \"{text}\"\nthe nodes are {nodes}{}", if *.by_role { ROLES } else { "" })]
+    #[error("no node is called \"{text}\"\nthe nodes are {nodes}{}", if *.by_role { roles(.text) } else { String::new() })]
     Unknown {
         /// What was given.
         text: String,
@@ -37,8 +43,18 @@ pub enum TargetError {
         nodes: String,
     },
     /// Nobody has the role now.
-    #[error("there is no {0} now\nsee who does what with `replcluster status`")]
+    #[error(
+        "there is no {0} now: a node that is down has no role\nname it by its address, or all; `replcluster status` shows them"
+    )]
     Vacant(&'static str),
+    /// It names more than the one node that can be meant.
+    #[error("\"{text}\" names {nodes}, and only one can be meant\nname that one by its address")]
+    Several {
+        /// What was given.
+        text: String,
+        /// What it names.
+        nodes: String,
+    },
 }
 
 /// The nodes a text names, in byte order.
@@ -56,8 +72,20 @@ pub fn resolve(text: &str, known: Known<'_>) -> Result<Vec<NodeId>, TargetError>
         "followers" => Ok(known.followers.to_vec()),
         address => by_address(address, known.nodes).map(|node| vec![node]).map_err(|error| match error {
             TargetError::Unknown { text, nodes, .. } => TargetError::Unknown { text, nodes, by_role: true },
-            TargetError::Ambiguous { .. } | TargetError::Vacant(_) => error,
+            TargetError::Ambiguous { .. } | TargetError::Vacant(_) | TargetError::Several { .. } => error,
         }),
+    }
+}
+
+/// The only one of the nodes that a text was found to name.
+///
+/// # Errors
+/// [`TargetError::Several`] with the nodes.
+pub fn only(text: &str, named: Vec<NodeId>) -> Result<NodeId, TargetError> {
+    let mut rest = named.iter();
+    match (rest.next(), rest.next()) {
+        (Some(one), None) => Ok(one.clone()),
+        _ => Err(TargetError::Several { text: text.to_owned(), nodes: list(named.iter()) }),
     }
 }
 
@@ -119,6 +147,10 @@ mod tests {
         let error = resolved(":9").unwrap_err();
         assert!(error.to_string().contains("the nodes are 127.0.0.1:2379, 127.0.0.1:2380"), "{error}");
         assert!(error.to_string().contains("leader, follower"), "{error}");
+        assert!(resolved("leadr").unwrap_err().to_string().ends_with("did you mean `leader`?"));
+        let several = only("all", nodes(&["h:1", "h:2"])).unwrap_err();
+        assert!(several.to_string().starts_with("\"all\" names h:1, h:2, and only one"), "{several}");
+        assert_eq!(only("leader", nodes(&["h:1"])).unwrap().as_str(), "h:1");
         assert!(matches!(resolved(""), Err(TargetError::Unknown { .. })));
         let error = by_address("leader", &nodes(&["h:1"])).unwrap_err();
         assert_eq!(

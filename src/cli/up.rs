@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::client::probe;
-use crate::config::{Register, parse_duration};
+use crate::config::{self, parse_duration};
 use crate::control::plan::{self, Spec, Step};
 use crate::notify;
+use crate::supervisor::os;
 use crate::supervisor::ports;
 use crate::supervisor::run::Options;
 use crate::supervisor::socket::Conversation;
@@ -23,15 +24,15 @@ use super::exit::{Exit, Failure, Outcome};
 use super::holder::Holder;
 use super::survey::{self, Survey};
 use super::wait::{self, say};
-use super::{deserted, down, kill, nodes, orphans, recover, remove, start, status, target};
+use super::{check, deserted, down, kill, orphans, recover, remove, start, status, targets};
 
 /// How long a leader that is to go may take to hand over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct Up {
-    /// Start only these nodes
-    #[arg(long, value_name = "ADDR,…", value_delimiter = ',', add = ArgValueCandidates::new(nodes))]
+    /// Start only these nodes: addresses, ends of them, leader, follower or followers
+    #[arg(long, value_name = "ADDR,…", value_delimiter = ',', add = ArgValueCandidates::new(targets))]
     only: Vec<String>,
     /// Stay, print what happens, and end the cluster with Ctrl-C
     #[arg(long)]
@@ -52,22 +53,19 @@ impl Up {
 }
 
 pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
-    if let Register::Etcd { .. } = context.config.register {
-        let message = "a register in etcd is not served by this version\nset kind = \"file\" under [register] to run the cluster on this host";
-        return Err(Failure::usage(message));
-    }
-    let only: Vec<NodeId> = verb
-        .only
-        .iter()
-        .map(|text| target::by_address(text, &context.config.nodes))
-        .collect::<Result<_, _>>()
-        .map_err(|error| Failure::usage(error.to_string()))?;
-    let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
+    config::load_and_resolve(&context.config.path)?;
+    check::served(&context.config)?;
     let mut found = survey::survey(context).await?;
+    let mut only: Vec<NodeId> = Vec::new();
+    for text in &verb.only {
+        only.extend(found.targets(text)?);
+    }
+    let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
     if !verb.dry_run && !deserted::end(context, &found, down::PATIENCE).await?.is_empty() {
         found = survey::survey(context).await?;
     }
     refuse_foreign(&spec, &found)?;
+    same_name(context, &found)?;
     let observed = found.observed(context)?;
     if observed.running.is_empty()
         && let Some(trouble) = recover::register_trouble(context).await?
@@ -78,12 +76,6 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         return Err(Failure::new(Exit::Failed, message));
     }
     let steps = plan::up(&spec, &observed);
-    if verb.dry_run {
-        for step in &steps {
-            anstream::println!("{step}");
-        }
-        return Ok(Exit::Done);
-    }
     // Before anything is started: a conflict on the last port must not leave half a cluster behind.
     for step in &steps {
         if let Step::Spawn { node, .. } = step {
@@ -93,6 +85,12 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
     if steps.contains(&Step::StartSupervisor) {
         // Said here rather than in the log of a supervisor that cannot begin.
         spawn::find_server().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    }
+    if verb.dry_run {
+        for step in &steps {
+            anstream::println!("{step}");
+        }
+        return Ok(Exit::Done);
     }
     if verb.foreground {
         return foreground(verb, context, &spec, (&found, &steps)).await;
@@ -122,6 +120,21 @@ fn refuse_foreign(spec: &Spec, found: &Survey) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Nodes that run under another name are those of another cluster, whatever the configuration says now.
+fn same_name(context: &Context, found: &Survey) -> Result<(), Failure> {
+    let name = &context.config.name;
+    let other = found.nodes.iter().find_map(|one| {
+        let pid = one.process.as_ref()?.pid;
+        let given = os::argument(pid, spawn::CLUSTER_FLAG)?;
+        (given != name.as_str()).then(|| (&one.node, pid, given.to_string_lossy().into_owned()))
+    });
+    let Some((node, pid, given)) = other else { return Ok(()) };
+    let message = format!(
+        "{node} (pid {pid}) runs for a cluster called {given}, and the configuration says {name} now\nput name = \"{given}\" back, or end that cluster first with `replcluster down`"
+    );
+    Err(Failure::new(Exit::Failed, message))
 }
 
 async fn carry_out(

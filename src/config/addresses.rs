@@ -7,11 +7,11 @@ use crate::view::NodeId;
 
 use super::Resolver;
 
-/// The sockets an address means, with mapped IPv4 forms folded into plain IPv4.
+/// The sockets an address means, with mapped IPv4 forms folded into plain IPv4. Without a resolver a name means none.
 ///
 /// # Errors
 /// In words, where it means none.
-pub(super) fn sockets(node: &NodeId, resolver: Resolver<'_>) -> Result<BTreeSet<SocketAddr>, String> {
+pub(super) fn sockets(node: &NodeId, resolver: Option<Resolver<'_>>) -> Result<BTreeSet<SocketAddr>, String> {
     let (host, _) = node.as_str().rsplit_once(':').unwrap_or((node.as_str(), ""));
     if let Some(inner) = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'))
         && inner.parse::<Ipv6Addr>().is_err()
@@ -22,11 +22,25 @@ pub(super) fn sockets(node: &NodeId, resolver: Resolver<'_>) -> Result<BTreeSet<
     if looks_numeric && host.parse::<IpAddr>().is_err() {
         return Err(format!("{host} is not an IPv4 address"));
     }
-    let found = resolver(node.as_str()).map_err(|cause| format!("{host} cannot be resolved: {cause}"))?;
-    if found.is_empty() {
-        return Err(format!("{host} resolves to no address"));
+    let found = match resolver {
+        Some(resolver) => {
+            let found =
+                resolver(node.as_str()).map_err(|cause| format!("{host} cannot be resolved: {cause}"))?;
+            if found.is_empty() {
+                return Err(format!("{host} resolves to no address"));
+            }
+            found
+        }
+        None => node.as_str().parse().into_iter().collect(),
+    };
+    let plain = found.into_iter().map(|socket| SocketAddr::new(socket.ip().to_canonical(), socket.port()));
+    let sockets: BTreeSet<SocketAddr> = plain.collect();
+    if sockets.iter().any(|socket| socket.ip().is_unspecified()) {
+        return Err(format!(
+            "{host} names every interface of the host: a node needs an address that the others can call"
+        ));
     }
-    Ok(found.into_iter().map(|socket| SocketAddr::new(socket.ip().to_canonical(), socket.port())).collect())
+    Ok(sockets)
 }
 
 /// Warns of each neighbouring pair whose order by bytes is not the order a reader of numbers expects.
@@ -79,7 +93,8 @@ mod tests {
     fn mapped_and_long_forms_mean_the_same_socket() {
         let same = |a: &str, b: &str| {
             let resolve = super::super::resolve;
-            let (a, b) = (sockets(&node(a), &resolve).unwrap(), sockets(&node(b), &resolve).unwrap());
+            let (a, b) =
+                (sockets(&node(a), Some(&resolve)).unwrap(), sockets(&node(b), Some(&resolve)).unwrap());
             !a.is_disjoint(&b)
         };
         assert!(same("127.0.0.1:1", "[::ffff:127.0.0.1]:1"));
@@ -92,9 +107,20 @@ mod tests {
     #[test]
     fn what_means_no_socket_is_refused() {
         let resolve = super::super::resolve;
-        assert!(sockets(&node("[xyz]:1"), &resolve).unwrap_err().contains("IPv6"));
-        assert!(sockets(&node("300.0.0.1:1"), &resolve).unwrap_err().contains("IPv4"));
-        assert!(sockets(&node("h:1"), &|_: &str| Ok(vec![])).unwrap_err().contains("resolves to no"));
+        assert!(sockets(&node("[xyz]:1"), Some(&resolve)).unwrap_err().contains("IPv6"));
+        assert!(sockets(&node("300.0.0.1:1"), None).unwrap_err().contains("IPv4"));
+        assert!(sockets(&node("h:1"), Some(&|_: &str| Ok(vec![]))).unwrap_err().contains("resolves to no"));
+        let everywhere: super::super::Resolver<'_> = &|_: &str| Ok(vec!["0.0.0.0:1".parse().unwrap()]);
+        assert!(sockets(&node("h:1"), Some(everywhere)).unwrap_err().contains("every interface"));
+    }
+
+    #[test]
+    fn without_a_resolver_a_name_means_nothing_and_a_number_itself() {
+        assert!(sockets(&node("no-such-host.invalid:1"), None).unwrap().is_empty());
+        assert_eq!(
+            sockets(&node("127.0.0.1:1"), None).unwrap(),
+            sockets(&node("[::ffff:127.0.0.1]:1"), None).unwrap()
+        );
     }
 
     #[test]

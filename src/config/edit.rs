@@ -4,6 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{Flock, FlockArg};
 use toml_edit::{Array, DocumentMut, Value};
 
 use crate::view::NodeId;
@@ -24,44 +25,75 @@ pub enum EditError {
     NoNodes(PathBuf),
 }
 
-/// Adds nodes at the end of `nodes`.
-///
-/// # Errors
-/// [`EditError`]; the file is then as it was.
-pub fn add_nodes(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
-    change(path, |list| {
-        for node in nodes {
-            let mut value = Value::from(node.as_str());
-            // A list with one node a line goes on that way; a list on one line too.
-            if let Some(last) = list.iter().last() {
-                let prefix = last.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or(" ").to_owned();
-                let indent = prefix.rfind('\n').map_or(" ".to_owned(), |at| prefix[at..].to_owned());
-                value.decor_mut().set_prefix(indent);
+/// The right to change a configuration. Two commands would take each other's nodes out again: each reads the whole file
+/// and writes the whole file.
+#[derive(Debug)]
+pub struct Editor {
+    /// The file itself where a symbolic link was given.
+    path: PathBuf,
+    /// On the directory: the file is another one after each change.
+    _lock: Flock<fs::File>,
+}
+
+impl Editor {
+    /// Waits until nobody else changes the file, and makes sure that it can be changed.
+    ///
+    /// # Errors
+    /// [`EditError`] where the file or its directory cannot be written.
+    pub fn open(path: &Path) -> Result<Editor, EditError> {
+        let failed = |cause| EditError::File { path: path.to_owned(), cause };
+        let path = fs::canonicalize(path).map_err(failed)?;
+        let directory = fs::File::open(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+        let lock = Flock::lock(directory, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| failed(std::io::Error::from(errno)))?;
+        let beside = beside(&path);
+        fs::File::create(&beside).and_then(|_| fs::remove_file(&beside)).map_err(failed)?;
+        Ok(Editor { path, _lock: lock })
+    }
+
+    /// Adds nodes at the end of `nodes`.
+    ///
+    /// # Errors
+    /// [`EditError`]; the file is then as it was.
+    pub fn add_nodes(&self, nodes: &[NodeId]) -> Result<(), EditError> {
+        self.change(|list| {
+            for node in nodes {
+                let mut value = Value::from(node.as_str());
+                // A list with one node a line goes on that way; a list on one line too.
+                if let Some(last) = list.iter().last() {
+                    let prefix = last.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or(" ").to_owned();
+                    let indent = prefix.rfind('\n').map_or(" ".to_owned(), |at| prefix[at..].to_owned());
+                    value.decor_mut().set_prefix(indent);
+                }
+                list.push_formatted(value);
             }
-            list.push_formatted(value);
-        }
-    })
+        })
+    }
+
+    /// Takes nodes out of `nodes`; one that is not listed is not missed.
+    ///
+    /// # Errors
+    /// [`EditError`]; the file is then as it was.
+    pub fn remove_nodes(&self, nodes: &[NodeId]) -> Result<(), EditError> {
+        self.change(|list| {
+            list.retain(|value| !nodes.iter().any(|node| value.as_str() == Some(node.as_str())));
+        })
+    }
+
+    fn change(&self, edit: impl FnOnce(&mut Array)) -> Result<(), EditError> {
+        let failed = |cause| EditError::File { path: self.path.clone(), cause };
+        let text = fs::read_to_string(&self.path).map_err(failed)?;
+        let mut document: DocumentMut = text.parse().map_err(|_| EditError::NoNodes(self.path.clone()))?;
+        let list = document.get_mut("nodes").and_then(toml_edit::Item::as_array_mut);
+        edit(list.ok_or_else(|| EditError::NoNodes(self.path.clone()))?);
+        replace(&self.path, document.to_string().as_bytes()).map_err(failed)
+    }
 }
 
-/// Takes nodes out of `nodes`; one that is not listed is not missed.
-///
-/// # Errors
-/// [`EditError`]; the file is then as it was.
-pub fn remove_nodes(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
-    change(path, |list| {
-        list.retain(|value| !nodes.iter().any(|node| value.as_str() == Some(node.as_str())));
-    })
-}
-
-fn change(path: &Path, edit: impl FnOnce(&mut Array)) -> Result<(), EditError> {
-    let failed = |cause| EditError::File { path: path.to_owned(), cause };
-    let text = fs::read_to_string(path).map_err(failed)?;
-    let mut document: DocumentMut = text.parse().map_err(|_| EditError::NoNodes(path.to_owned()))?;
-    let list = document.get_mut("nodes").and_then(toml_edit::Item::as_array_mut);
-    edit(list.ok_or_else(|| EditError::NoNodes(path.to_owned()))?);
-    // A symbolic link stays one: its target is replaced.
-    let target = fs::canonicalize(path).map_err(failed)?;
-    replace(&target, document.to_string().as_bytes()).map_err(failed)
+/// Where the new text is written before it takes the file's place.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.new", std::process::id()))
 }
 
 /// Replaces a file so that after a crash either the old or the new text is there, whole.
@@ -70,8 +102,7 @@ fn change(path: &Path, edit: impl FnOnce(&mut Array)) -> Result<(), EditError> {
 /// What the system said; the old file is then untouched.
 pub fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = directory.join(format!(".{name}.{}.new", std::process::id()));
+    let temporary = beside(path);
     let written = (|| {
         let mut file = fs::File::create(&temporary)?;
         if let Ok(metadata) = fs::metadata(path) {
@@ -106,28 +137,59 @@ mod tests {
         NodeId::parse(text).unwrap()
     }
 
+    fn add(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
+        Editor::open(path).unwrap().add_nodes(nodes)
+    }
+
+    fn remove(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
+        Editor::open(path).unwrap().remove_nodes(nodes)
+    }
+
+    #[test]
+    fn of_many_changes_at_the_same_time_none_is_lost() {
+        let after = edited("nodes = [\"a:1\"]\n", |path| {
+            std::thread::scope(|scope| {
+                for port in 2..10 {
+                    scope.spawn(move || add(path, &[node(&format!("a:{port}"))]).unwrap());
+                }
+            });
+        });
+        assert_eq!(after.matches("a:").count(), 9, "{after}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_changed_is_told_before_anything_else_is_done() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("cluster.toml");
+        assert!(matches!(Editor::open(&path), Err(EditError::File { .. })), "it is not there");
+        fs::write(&path, "nodes = []").unwrap();
+        // Where the new text would be written; root may write anywhere else.
+        fs::create_dir(beside(&path)).unwrap();
+        assert!(matches!(Editor::open(&path), Err(EditError::File { .. })));
+    }
+
     #[test]
     fn comments_and_layout_stay() {
         let text = "# head\nnodes = [\"a:1\", \"a:2\"]   # lowest leads\n\n[supervisor] # why\nrestart = \"never\"\n";
-        let after = edited(text, |path| add_nodes(path, &[node("a:3")]).unwrap());
+        let after = edited(text, |path| add(path, &[node("a:3")]).unwrap());
         assert_eq!(after, text.replace("\"a:2\"]", "\"a:2\", \"a:3\"]"));
-        let after = edited(text, |path| remove_nodes(path, &[node("a:2")]).unwrap());
+        let after = edited(text, |path| remove(path, &[node("a:2")]).unwrap());
         assert_eq!(after, text.replace(", \"a:2\"", ""));
     }
 
     #[test]
     fn a_list_with_one_node_a_line_stays_one() {
         let text = "nodes = [\n    \"a:1\", # first\n    \"a:2\",\n]\n";
-        let after = edited(text, |path| add_nodes(path, &[node("a:3"), node("a:4")]).unwrap());
+        let after = edited(text, |path| add(path, &[node("a:3"), node("a:4")]).unwrap());
         assert_eq!(after, "nodes = [\n    \"a:1\", # first\n    \"a:2\",\n    \"a:3\",\n    \"a:4\",\n]\n");
     }
 
     #[test]
     fn adding_and_removing_the_sample_gives_the_sample() {
         let after = edited(super::super::SAMPLE, |path| {
-            add_nodes(path, &[node("127.0.0.1:2382")]).unwrap();
+            add(path, &[node("127.0.0.1:2382")]).unwrap();
             assert!(fs::read_to_string(path).unwrap().contains("    \"127.0.0.1:2382\",\n"));
-            remove_nodes(path, &[node("127.0.0.1:2382")]).unwrap();
+            remove(path, &[node("127.0.0.1:2382")]).unwrap();
         });
         assert_eq!(after, super::super::SAMPLE);
     }
@@ -135,7 +197,7 @@ mod tests {
     #[test]
     fn a_file_without_nodes_is_left_alone() {
         let after = edited("x = 1\n", |path| {
-            assert!(matches!(add_nodes(path, &[node("a:1")]), Err(EditError::NoNodes(_))));
+            assert!(matches!(add(path, &[node("a:1")]), Err(EditError::NoNodes(_))));
         });
         assert_eq!(after, "x = 1\n");
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use miette::NamedSource;
@@ -19,6 +19,11 @@ use super::{
     parse_log_size, show, show_size,
 };
 
+/// A dead leader would go unnoticed for longer than anybody waits.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(60);
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(600);
+const LONGEST_HANDBACK: Duration = Duration::from_secs(24 * 3600);
+
 /// A finding before it is put into its place in the text.
 struct Finding {
     span: Range<usize>,
@@ -30,11 +35,11 @@ struct Finding {
 type Found<T> = Result<T, Finding>;
 type Value<'a> = Spanned<DeValue<'a>>;
 
-pub(super) fn parse(path: &Path, text: &str, resolver: Resolver<'_>) -> Result<Config, ConfigError> {
+pub(super) fn parse(path: &Path, text: &str, resolver: Option<Resolver<'_>>) -> Result<Config, ConfigError> {
     document(path, text, resolver).map_err(|finding| ConfigError::Wrong(Box::new(place(path, text, finding))))
 }
 
-fn document(path: &Path, text: &str, resolver: Resolver<'_>) -> Found<Config> {
+fn document(path: &Path, text: &str, resolver: Option<Resolver<'_>>) -> Found<Config> {
     let parsed = DeTable::parse(text).map_err(|error| Finding {
         span: error.span().unwrap_or(0..0),
         message: "not valid TOML".to_owned(),
@@ -55,28 +60,45 @@ fn document(path: &Path, text: &str, resolver: Resolver<'_>) -> Found<Config> {
     let name = table.get("name").map_or_else(|| Ok(default_name(directory)), name)?;
     let nodes = nodes(nodes_value, resolver)?;
     let data_dir = match table.get("data_dir") {
-        Some(value) => PathBuf::from(non_empty(value, "a directory, relative to this file")?),
-        None => PathBuf::from(".replcluster"),
+        Some(value) => data_dir(value, directory)?,
+        None => directory.join(".replcluster"),
     };
     let replication = section(table, "replication")?
         .map_or_else(|| Ok(Replication::default()), |table| replication(table, nodes.len()))?;
     let register = section(table, "register")?.map_or(Ok(Register::File), register)?;
     let supervisor = section(table, "supervisor")?.map_or_else(|| Ok(Supervisor::default()), supervisor)?;
     let logs = section(table, "logs")?.map_or_else(|| Ok(Logs::default()), logs)?;
-    Ok(Config {
-        path: path.to_owned(),
-        name,
-        nodes,
-        data_dir: directory.join(data_dir),
-        replication,
-        register,
-        supervisor,
-        logs,
-    })
+    Ok(Config { path: path.to_owned(), name, nodes, data_dir, replication, register, supervisor, logs })
+}
+
+/// The directory is the cluster's alone: what it holds goes with the cluster.
+fn data_dir(value: &Value<'_>, of_file: &Path) -> Found<PathBuf> {
+    let data_dir = of_file.join(non_empty(value, "a directory, relative to this file")?);
+    // Symbolic links are followed where they lead somewhere already.
+    let real = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| without_dots(path));
+    let contains = real(of_file).starts_with(real(&data_dir))
+        || without_dots(of_file).starts_with(without_dots(&data_dir));
+    if contains {
+        let message = format!("{} contains this file", data_dir.display());
+        return Err(wrong(value, &message, "a directory of its own, such as \".replcluster\""));
+    }
+    Ok(data_dir)
+}
+
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            Component::RootDir | Component::Normal(_) | Component::Prefix(_) => plain.push(component),
+        }
+    }
+    plain
 }
 
 fn name(value: &Value<'_>) -> Found<String> {
-    let expected = "a name of 1 to 64 letters, digits, '.', '_' or '-'";
+    let expected = "a name of 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first";
     let text = string(value, expected)?;
     if is_name(text) {
         Ok(text.to_owned())
@@ -87,6 +109,7 @@ fn name(value: &Value<'_>) -> Found<String> {
 
 fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len())
+        && text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
@@ -99,7 +122,7 @@ fn default_name(directory: &Path) -> String {
         .to_owned()
 }
 
-fn nodes(value: &Value<'_>, resolver: Resolver<'_>) -> Found<Vec<NodeId>> {
+fn nodes(value: &Value<'_>, resolver: Option<Resolver<'_>>) -> Found<Vec<NodeId>> {
     let expected = "a list of addresses such as [\"127.0.0.1:2379\"]";
     let list = value.get_ref().as_array().ok_or_else(|| kind(value, expected))?;
     if list.is_empty() {
@@ -136,10 +159,10 @@ fn replication(table: &DeTable<'_>, node_count: usize) -> Found<Replication> {
     let heartbeat = table.get("heartbeat_interval");
     let timeout = table.get("failure_timeout");
     if let Some(value) = heartbeat {
-        replication.heartbeat_interval = duration(value)?;
+        replication.heartbeat_interval = duration(value, LONGEST_HEARTBEAT)?;
     }
     if let Some(value) = timeout {
-        replication.failure_timeout = duration(value)?;
+        replication.failure_timeout = duration(value, LONGEST_TIMEOUT)?;
     }
     if let Some(value) = timeout.or(heartbeat)
         && replication.failure_timeout <= 2 * replication.heartbeat_interval
@@ -162,8 +185,8 @@ fn replication(table: &DeTable<'_>, node_count: usize) -> Found<Replication> {
     if let Some(value) = table.get("handback_after") {
         replication.handback_after = match value.get_ref().as_str() {
             Some("never") => None,
-            Some(_) | None => Some(duration(value).map_err(|finding| Finding {
-                expected: "expected a duration such as \"5s\", or \"never\"".to_owned(),
+            Some(_) | None => Some(duration(value, LONGEST_HANDBACK).map_err(|finding| Finding {
+                expected: format!("{}, or \"never\"", finding.expected),
                 ..finding
             })?),
         };
@@ -295,12 +318,12 @@ fn choice<'a>(value: &'a Value<'_>, choices: &[&str]) -> Found<&'a str> {
     Err(finding)
 }
 
-fn duration(value: &Value<'_>) -> Found<Duration> {
-    let expected = "a duration of at least a millisecond, such as \"50ms\" or \"5s\"";
-    let text = string(value, expected)?;
+fn duration(value: &Value<'_>, longest: Duration) -> Found<Duration> {
+    let expected = format!("a duration from a millisecond to {}, such as \"50ms\" or \"5s\"", show(longest));
+    let text = string(value, &expected)?;
     match super::parse_duration(text) {
-        Ok(duration) if duration >= Duration::from_millis(1) => Ok(duration),
-        Ok(_) | Err(_) => Err(wrong(value, &format!("\"{text}\" is not a usable duration"), expected)),
+        Ok(duration) if (Duration::from_millis(1)..=longest).contains(&duration) => Ok(duration),
+        Ok(_) | Err(_) => Err(wrong(value, &format!("\"{text}\" is not a usable duration"), &expected)),
     }
 }
 
@@ -344,7 +367,7 @@ fn place(path: &Path, text: &str, finding: Finding) -> Wrong {
 }
 
 /// The candidate that is close enough to be meant: at most a third of its letters differ.
-fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(text: &str, candidates: &[&'a str]) -> Option<&'a str> {
     candidates
         .iter()
         .map(|candidate| (distance(text, candidate), *candidate))
@@ -380,7 +403,7 @@ mod tests {
 
     /// The one error of a text: where it is, which text it underlines, and all its words.
     fn refused(text: &str) -> (usize, usize, String, String) {
-        match parse(Path::new("/d/cluster.toml"), text, &super::super::resolve) {
+        match parse(Path::new("/d/cluster.toml"), text, Some(&super::super::resolve)) {
             Err(ConfigError::Wrong(wrong)) => {
                 let underlined = text
                     [wrong.span.offset()..(wrong.span.offset() + wrong.span.len()).min(text.len())]
@@ -400,7 +423,7 @@ mod tests {
     #[test]
     fn only_nodes_are_required_and_they_are_sorted_by_bytes() {
         let text = "nodes = [\"127.0.0.1:9999\", \"127.0.0.1:10000\"]";
-        let config = parse(Path::new("/d/my-cluster/cluster.toml"), text, &super::super::resolve).unwrap();
+        let config = parse(Path::new("/d/my-cluster/cluster.toml"), text, None).unwrap();
         assert_eq!(config.name, "my-cluster");
         assert_eq!(config.nodes[0].as_str(), "127.0.0.1:10000");
         assert_eq!(config.data_dir, Path::new("/d/my-cluster/.replcluster"));
@@ -430,6 +453,17 @@ mod tests {
             ("nodes = [\"127.0.0.1:1\", \"localhost:1\"]", "\"localhost:1\"", "same address as 127.0.0.1:1"),
             ("nodes = [\"[::1]:1\", \"[0:0::1]:1\"]", "\"[0:0::1]:1\"", "same address"),
             ("name = \"a b\"\nnodes = [\"127.0.0.1:1\"]", "\"a b\"", "not a name"),
+            ("name = \"-a\"\nnodes = [\"127.0.0.1:1\"]", "\"-a\"", "a letter or digit first"),
+            ("nodes = [\"[::0]:1\"]", "\"[::0]:1\"", "every interface"),
+            ("data_dir = \".\"\nnodes = [\"127.0.0.1:1\"]", "\".\"", "contains this file"),
+            ("data_dir = \"x/../..\"\nnodes = [\"127.0.0.1:1\"]", "\"x/../..\"", "contains this file"),
+            ("data_dir = \"/\"\nnodes = [\"127.0.0.1:1\"]", "\"/\"", "a directory of its own"),
+            (
+                "nodes = [\"127.0.0.1:1\"]\n[replication]\nfailure_timeout = \"2562047788015215h\"",
+                "\"2562047788015215h\"",
+                "to 600s",
+            ),
+            ("nodes = [\"127.0.0.1:1\"]\n[replication]\nheartbeat_interval = \"1h\"", "\"1h\"", "to 60s"),
             ("data_dir = \"\"\nnodes = [\"127.0.0.1:1\"]", "\"\"", "empty"),
             ("nodes = [\"127.0.0.1:1\"]\nreplication = 1", "1", "a section [replication]"),
             (
@@ -477,6 +511,19 @@ mod tests {
     }
 
     #[test]
+    fn a_data_directory_is_told_from_that_of_the_file_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(directory.path(), directory.path().join("link")).unwrap();
+        let judged = |data_dir: &str| {
+            let text = format!("data_dir = \"{data_dir}\"\n{NODES}");
+            parse(&directory.path().join("cluster.toml"), &text, None)
+        };
+        assert!(judged("link").is_err());
+        assert_eq!(judged("link/data").unwrap().data_dir, directory.path().join("link/data"));
+        assert!(judged("../elsewhere").is_ok());
+    }
+
+    #[test]
     fn what_is_not_toml_and_what_has_no_nodes_point_somewhere() {
         assert_eq!(refused("nodes = [").0, 1);
         let (line, column, _, words) = refused("name = \"x\"\n");
@@ -489,7 +536,7 @@ mod tests {
     fn an_etcd_register_is_understood() {
         let text =
             "nodes = [\"127.0.0.1:1\"]\n[register]\nkind = \"etcd\"\nendpoints = [\"http://10.0.0.1:2379\"]";
-        let config = parse(Path::new("/d/cluster.toml"), text, &super::super::resolve).unwrap();
+        let config = parse(Path::new("/d/cluster.toml"), text, Some(&super::super::resolve)).unwrap();
         assert_eq!(config.register, Register::Etcd { endpoints: vec!["http://10.0.0.1:2379".to_owned()] });
     }
 
@@ -497,7 +544,7 @@ mod tests {
     fn what_is_logged_and_kept_is_understood() {
         let text =
             format!("{NODES}[logs]\nmax_size = \"64KiB\"\nkeep = 2\nlevel = \"info,replcluster=debug\"");
-        let logs = parse(Path::new("/d/cluster.toml"), &text, &super::super::resolve).unwrap().logs;
+        let logs = parse(Path::new("/d/cluster.toml"), &text, None).unwrap().logs;
         assert_eq!(logs.limits, Limits { max_size: 64 << 10, keep: 2 });
         assert_eq!(logs.level.as_deref(), Some("info,replcluster=debug"));
     }

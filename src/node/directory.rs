@@ -482,6 +482,7 @@ mod tests {
         assert!(other.is_in_place().unwrap(), "no data is gone");
         std::fs::remove_file(path.join("identity")).unwrap();
         assert!(!other.is_in_place().unwrap());
+        std::fs::remove_dir_all(&path).unwrap();
         let last = open(&path).unwrap();
         std::fs::remove_dir_all(&path).unwrap();
         assert!(!last.is_in_place().unwrap());

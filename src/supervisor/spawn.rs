@@ -265,7 +265,7 @@ pub fn server_arguments(
         arguments.push(name.into());
         arguments.push(value);
     };
-    option("--cluster", (&config.name).into());
+    option(CLUSTER_FLAG, (&config.name).into());
     option(DATA_DIR_FLAG, layout.data(node).into());
     option("--register", register);
     if let Some(others) = join {
@@ -279,7 +279,10 @@ pub fn server_arguments(
     arguments
 }
 
-/// By this a process can be found whose directory, and with it all that was known of it, was deleted.
+/// What the name of the cluster is given behind.
+pub const CLUSTER_FLAG: &str = "--cluster";
+/// What the data directory of a node is given behind: by this a process can be found whose directory, and with it all
+/// that was known of it, was deleted.
 pub const DATA_DIR_FLAG: &str = "--data-dir";
 
 /// By this a process can be found that was started by a supervisor that died before it could note its number.

@@ -22,6 +22,7 @@ mod outputs;
 mod packaging;
 mod readme;
 mod refusals;
+mod terminal;
 mod tidy;
 mod top;
 mod torture;

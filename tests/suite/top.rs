@@ -18,8 +18,8 @@ use super::cli::Scene;
 use super::cluster::PATIENCE;
 
 /// `replcluster` with a terminal of its own.
-struct Terminal {
-    child: Child,
+pub struct Terminal {
+    pub child: Child,
     keyboard: File,
     /// The program's end: what its settings are is asked here.
     line: OwnedFd,
@@ -36,7 +36,7 @@ impl Drop for Terminal {
 }
 
 impl Terminal {
-    fn new(scene: &Scene, arguments: &[&str], columns: u16, rows: u16) -> Terminal {
+    pub fn new(scene: &Scene, arguments: &[&str], columns: u16, rows: u16) -> Terminal {
         let size = Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
         let pair = openpty(&size, None).unwrap();
         let before = tcgetattr(&pair.slave).unwrap();
@@ -67,16 +67,16 @@ impl Terminal {
         Terminal { child, keyboard, line: pair.slave, before, screen, changed }
     }
 
-    fn press(&mut self, keys: &str) {
+    pub fn press(&mut self, keys: &str) {
         self.keyboard.write_all(keys.as_bytes()).unwrap();
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.screen.lock().unwrap().screen().contents()
     }
 
     /// Waits until the screen is as wanted.
-    fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
+    pub fn wait(&self, what: &str, wanted: impl Fn(&str) -> bool) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let text = self.text();
@@ -88,12 +88,12 @@ impl Terminal {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
     /// Waits for the end; the terminal must be as it was.
-    fn ended(&mut self) -> i32 {
+    pub fn ended(&mut self) -> i32 {
         let code = self.child.wait().unwrap().code().expect("it exits");
         let is_left = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();
         let deadline = Instant::now() + PATIENCE;
@@ -173,7 +173,7 @@ fn top_without_a_terminal_says_what_a_script_should_use() {
 fn a_watched_status_is_drawn_in_place_and_fits_a_narrow_terminal() {
     let scene = Scene::new(2);
     scene.done(&["up"]);
-    let mut watch = Terminal::new(&scene, &["status", "--watch", "20ms"], 40, 20);
+    let mut watch = Terminal::new(&scene, &["status", "--watch", "50ms"], 40, 20);
     watch.wait("two nodes", |text| (0..2).all(|node| row(text, &[&scene.address(node), "ready"])));
     scene.done(&["kill", "follower", "--no-probe"]);
     let text = watch.wait("one down", |text| row(text, &[&scene.address(1), "down"]));
@@ -186,7 +186,7 @@ fn a_watched_status_is_drawn_in_place_and_fits_a_narrow_terminal() {
 fn a_watched_status_in_a_pipe_is_one_object_a_line() {
     let scene = Scene::new(1);
     let mut command = Command::new(env!("CARGO_BIN_EXE_replcluster"));
-    command.args(["status", "--json", "--watch", "10ms"]).current_dir(scene.directory.path());
+    command.args(["status", "--json", "--watch", "50ms"]).current_dir(scene.directory.path());
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     for _ in 0..3 {

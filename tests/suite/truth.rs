@@ -197,7 +197,10 @@ fn a_node_whose_data_directory_was_deleted_ends_loudly_and_joins_anew() {
         status["state"] == "healthy" && pid(&status["nodes"][1]["pid"]) != before
     });
     let (code, text) = scene.said(&["events"]);
-    assert!(code == 0 && text.contains("it was deleted, emptied, moved or replaced while the node ran"), "{text}");
+    assert!(
+        code == 0 && text.contains("it was deleted, emptied, moved or replaced while the node ran"),
+        "{text}"
+    );
 }
 
 #[test]

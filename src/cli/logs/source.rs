@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 
 use tracing::Level;
 
+use super::begin;
 use crate::telemetry::STARTED;
 use crate::telemetry::line::{Line, stamp_of};
 use crate::telemetry::rotate::older;
 
-/// No more of a file is read at once; the rest follows in the next round.
-const MOST_BYTES: u64 = 4 << 20;
+/// About as much is read at once; the rest follows in the next round.
+const MOST_BYTES: u64 = 256 << 10;
 /// How often a directory is listed until two lists agree; files are put aside within microseconds.
 const LISTS_MAX: usize = 100;
 
@@ -37,11 +38,13 @@ pub(super) struct Entry {
 
 /// What a line hands on to the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Carried {
+pub(super) struct Carried {
     stamp: String,
     level: Option<Level>,
-    pid: Option<u64>,
-    incarnation: Option<u64>,
+    /// The process that wrote it.
+    pub(super) pid: Option<u64>,
+    /// The data directory it worked on.
+    pub(super) incarnation: Option<u64>,
 }
 
 /// A log that is read on from where it was left.
@@ -56,14 +59,20 @@ pub(super) struct Source {
     /// The beginning of a line whose end was not written yet.
     partial: Vec<u8>,
     carried: Carried,
+    /// So many of the next lines that pass are older than what is wanted.
+    surplus: usize,
+    /// All that was there has been read.
+    at_end: bool,
 }
 
 /// The file that is read now.
 #[derive(Debug)]
-struct Held {
-    file: File,
+pub(super) struct Held {
+    /// Open, whatever it is called by now.
+    pub(super) file: File,
     inode: u64,
-    offset: u64,
+    /// Up to here it is read.
+    pub(super) offset: u64,
 }
 
 /// How much of what is there is wanted.
@@ -72,51 +81,55 @@ pub(super) struct Wanted<'a> {
     pub lines: usize,
     /// Nothing with an older stamp.
     pub oldest: Option<&'a str>,
+    /// Which process wrote the first of them is wanted as well.
+    pub process: bool,
     /// What passes.
     pub keep: &'a dyn Fn(&Entry) -> bool,
 }
 
 impl Source {
     pub(super) fn new(index: usize, label: String, path: PathBuf) -> Source {
-        Source { label, path, index, held: None, partial: Vec::new(), carried: Carried::default() }
+        Source {
+            label,
+            path,
+            index,
+            held: None,
+            partial: Vec::new(),
+            carried: Carried::default(),
+            surplus: 0,
+            at_end: false,
+        }
     }
 
-    /// The newest lines that are there, from as many older files as it takes.
+    /// Goes to the oldest of the newest lines that are wanted; [`Source::past`] then reads on from there.
     ///
     /// # Errors
     /// What the system said.
-    pub(super) fn history(&mut self, wanted: &Wanted<'_>) -> io::Result<Vec<Entry>> {
-        let mut read: Vec<Vec<Entry>> = Vec::new();
-        let mut found = 0;
-        for (number, mut held) in open_all(&self.path)? {
-            let mut bytes = Vec::new();
-            held.offset += held.file.read_to_end(&mut bytes)? as u64;
-            let rest = after_last_line(&mut bytes);
-            let newest = read.is_empty();
-            let mut entries = self.entries(&bytes);
-            if number == 0 && newest {
-                self.held = Some(held);
-                self.partial = rest;
-            } else if !rest.is_empty() {
-                // Nobody will end this line any more.
-                entries.extend(self.entries(&rest));
-            }
-            // On its own for now: what the first lines inherit stands in a file that is perhaps not needed.
-            carry(&mut entries, &mut Carried::default());
-            found += entries.iter().filter(|entry| (wanted.keep)(entry)).count();
-            let reaches_back = wanted.oldest.is_some_and(|oldest| {
-                entries.iter().any(|entry| !entry.stamp.is_empty() && entry.stamp.as_str() < oldest)
-            });
-            read.push(entries);
-            if found >= wanted.lines || reaches_back {
-                break;
+    pub(super) fn begin(&mut self, wanted: &Wanted<'_>) -> io::Result<()> {
+        if let Some(begin) = begin::find(&self.path, self.index, wanted)? {
+            self.held = Some(begin.held);
+            self.carried = begin.carried;
+            self.surplus = begin.surplus;
+        }
+        Ok(())
+    }
+
+    /// Some of the lines that are there and pass; none at their end.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub(super) fn past(&mut self, keep: &dyn Fn(&Entry) -> bool) -> io::Result<Vec<Entry>> {
+        while !self.at_end {
+            let mut entries = self.more()?;
+            entries.retain(keep);
+            let surplus = self.surplus.min(entries.len());
+            entries.drain(..surplus);
+            self.surplus -= surplus;
+            if !entries.is_empty() {
+                return Ok(entries);
             }
         }
-        let mut entries: Vec<Entry> = read.into_iter().rev().flatten().collect();
-        carry(&mut entries, &mut self.carried);
-        entries.retain(wanted.keep);
-        entries.drain(..entries.len().saturating_sub(wanted.lines));
-        Ok(entries)
+        Ok(Vec::new())
     }
 
     /// What was written since the last time. No file yet is no lines yet.
@@ -125,6 +138,7 @@ impl Source {
     /// What the system said.
     pub(super) fn more(&mut self) -> io::Result<Vec<Entry>> {
         let mut bytes = std::mem::take(&mut self.partial);
+        self.at_end = true;
         if self.held.is_none() {
             // There was no file when we looked, so all that are there now are new, the oldest too.
             self.held = open_all(&self.path)?.pop().map(|(_, oldest)| oldest);
@@ -132,6 +146,7 @@ impl Source {
         while let Some(held) = &mut self.held {
             held.read(&mut bytes)?;
             if bytes.len() as u64 >= MOST_BYTES {
+                self.at_end = false;
                 break;
             }
             let Some(next) = held.next(&self.path)? else { break };
@@ -143,22 +158,23 @@ impl Source {
             self.held = Some(next);
         }
         self.partial = after_last_line(&mut bytes);
-        let mut entries = self.entries(&bytes);
+        let mut entries = entries(self.index, &bytes);
         carry(&mut entries, &mut self.carried);
         Ok(entries)
     }
+}
 
-    fn entries(&self, bytes: &[u8]) -> Vec<Entry> {
-        let entry = |text: &str| Entry {
-            text: text.to_owned(),
-            source: self.index,
-            stamp: String::new(),
-            level: None,
-            pid: None,
-            incarnation: None,
-        };
-        String::from_utf8_lossy(bytes).lines().map(entry).collect()
-    }
+/// The lines of what was read, each on its own.
+pub(super) fn entries(source: usize, bytes: &[u8]) -> Vec<Entry> {
+    let entry = |text: &str| Entry {
+        text: text.to_owned(),
+        source,
+        stamp: String::new(),
+        level: None,
+        pid: None,
+        incarnation: None,
+    };
+    String::from_utf8_lossy(bytes).lines().map(entry).collect()
 }
 
 impl Entry {
@@ -173,7 +189,7 @@ impl Entry {
     }
 }
 
-fn started(line: &Line) -> Option<u64> {
+pub(super) fn started(line: &Line) -> Option<u64> {
     if line.message == STARTED { line.fields.number("pid") } else { None }
 }
 
@@ -196,7 +212,11 @@ impl Held {
         let Some(files) = files(path)? else { return Ok(None) };
         let number = match files.iter().find(|(_, inode)| *inode == self.inode) {
             Some((0, _)) => return Ok(None),
-            Some((number, _)) => number - 1,
+            // Not always one less: somebody may have deleted a file by hand.
+            Some((number, _)) => match files.iter().rev().find(|(other, _)| other < number) {
+                Some((next, _)) => *next,
+                None => return Ok(None),
+            },
             // It was taken away, so what followed it is the oldest that is left.
             None => match files.last() {
                 Some((number, _)) => *number,
@@ -209,7 +229,7 @@ impl Held {
 }
 
 /// Gives every entry what it inherits, and ends with what the next ones inherit.
-fn carry(entries: &mut [Entry], carried: &mut Carried) {
+pub(super) fn carry(entries: &mut [Entry], carried: &mut Carried) {
     for entry in entries {
         if let Some(stamp) = stamp_of(&entry.text) {
             stamp.clone_into(&mut carried.stamp);
@@ -248,7 +268,7 @@ fn open(path: &Path) -> io::Result<Option<Held>> {
 }
 
 /// All files of a log by number, the newest first, each opened as what its number meant at one moment.
-fn open_all(path: &Path) -> io::Result<Vec<(u32, Held)>> {
+pub(super) fn open_all(path: &Path) -> io::Result<Vec<(u32, Held)>> {
     let mut opened = Vec::new();
     for _ in 0..LISTS_MAX {
         opened.clear();
@@ -315,7 +335,19 @@ mod tests {
 
     const ONE: &str = "2026-11-22T14:03:11.000001Z";
     const TWO: &str = "2026-11-22T14:03:11.000002Z";
-    const EVERYTHING: Wanted<'static> = Wanted { lines: usize::MAX, oldest: None, keep: &|_| true };
+    const EVERYTHING: Wanted<'static> =
+        Wanted { lines: usize::MAX, oldest: None, process: true, keep: &|_| true };
+
+    fn history(source: &mut Source, wanted: &Wanted<'_>) -> Vec<Entry> {
+        source.begin(wanted).unwrap();
+        let mut all = Vec::new();
+        loop {
+            match source.past(wanted.keep).unwrap() {
+                none if none.is_empty() => return all,
+                some => all.extend(some),
+            }
+        }
+    }
 
     fn source(path: &Path) -> Source {
         Source::new(0, "h:1".to_owned(), path.to_owned())
@@ -335,7 +367,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
         let mut source = source(&path);
-        assert_eq!(source.history(&EVERYTHING).unwrap(), []);
+        assert_eq!(history(&mut source, &EVERYTHING), []);
         append(&path, "one\ntw");
         assert_eq!(texts(&source.more().unwrap()), ["one"]);
         append(&path, "o\n");
@@ -374,14 +406,14 @@ mod tests {
         }
         assert!(older(&path, 3).exists());
         let seconds = |wanted: &Wanted<'_>| -> Vec<String> {
-            let entries = source(&path).history(wanted).unwrap();
+            let entries = history(&mut source(&path), wanted);
             entries.iter().map(|entry| entry.line().unwrap().message).collect()
         };
         assert_eq!(seconds(&EVERYTHING), ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]);
         assert_eq!(seconds(&Wanted { lines: 5, ..EVERYTHING }), ["5", "6", "7", "8", "9"]);
         let oldest = stamped(7)[..27].to_owned();
         let keep = |entry: &Entry| entry.stamp >= oldest;
-        let since = Wanted { lines: usize::MAX, oldest: Some(&oldest), keep: &keep };
+        let since = Wanted { lines: usize::MAX, oldest: Some(&oldest), process: false, keep: &keep };
         assert_eq!(seconds(&since), ["7", "8", "9"]);
     }
 
@@ -392,7 +424,7 @@ mod tests {
         append(&path, &format!("{ONE}  INFO replcluster::server: started  pid=7\n"));
         append(&path, &format!("{ONE} ERROR replcluster::server: h:1 listens  incarnation=9\nat src/x.rs\n"));
         append(&path, &format!("{TWO}  INFO replcluster::server: started  pid=8\n"));
-        let entries = source(&path).history(&EVERYTHING).unwrap();
+        let entries = history(&mut source(&path), &EVERYTHING);
         let told: Vec<_> = entries.iter().map(|entry| (entry.pid, entry.incarnation, entry.level)).collect();
         assert_eq!(
             told,

@@ -281,5 +281,9 @@ impl Supervisor {
 
 /// What is said of a node that nobody knows.
 pub(super) fn unknown() -> OutcomeKind {
-    OutcomeKind::Denied { reason: "it is not a node of this cluster".to_owned() }
+    OutcomeKind::Denied {
+        reason:
+            "it is new in cluster.toml, which the supervisor has not read since: `replcluster up` starts it"
+                .to_owned(),
+    }
 }

@@ -484,10 +484,11 @@ fn nodes_are_added_and_taken_out_by_a_reload() {
     Scene::play("exec sleep 1000", async |scene| {
         let (running, mut talk) = scene.begin().await;
         let added = NodeId::parse("127.0.0.1:1").unwrap();
-        config::edit::add_nodes(&scene.options.config, std::slice::from_ref(&added)).unwrap();
+        let editor = || config::edit::Editor::open(&scene.options.config).unwrap();
+        editor().add_nodes(std::slice::from_ref(&added)).unwrap();
         assert_eq!(talk.ask(&Request::Reload).await.unwrap(), Reply::Done);
         assert_eq!(snapshot(&mut talk, &[added.to_string()]).await.phase, Phase::Down);
-        config::edit::remove_nodes(&scene.options.config, std::slice::from_ref(&added)).unwrap();
+        editor().remove_nodes(std::slice::from_ref(&added)).unwrap();
         talk.ask(&Request::Reload).await.unwrap();
         let (gone, _) = outcome(&mut talk, Request::Start { nodes: vec![added.to_string()] }).await;
         assert!(matches!(gone, OutcomeKind::Denied { .. }));

@@ -140,7 +140,7 @@ fn a_supervisor_in_the_foreground_refuses_what_would_outlive_it() {
         outcome(&mut talk, Request::Start { nodes: node.clone() }).await;
         abort(running).await;
         // Also one that the configuration lists no more.
-        config::edit::remove_nodes(&scene.options.config, &scene.nodes[1..]).unwrap();
+        config::edit::Editor::open(&scene.options.config).unwrap().remove_nodes(&scene.nodes[1..]).unwrap();
         let before = scene.events();
         let refused =
             until(async || match run(Options { foreground: true, ..scene.options.clone() }).await {
