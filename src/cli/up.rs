@@ -11,6 +11,7 @@ use crate::client::probe;
 use crate::config::{self, parse_duration};
 use crate::control::plan::{self, Spec, Step};
 use crate::notify;
+use crate::supervisor::adopt;
 use crate::supervisor::os;
 use crate::supervisor::ports;
 use crate::supervisor::run::Options;
@@ -22,7 +23,7 @@ use crate::view::NodeId;
 use super::context::{Context, ask, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::holder::Holder;
-use super::survey::{self, Survey};
+use super::survey::{self, NodeSurvey, Survey};
 use super::wait::{self, say};
 use super::{check, deserted, down, kill, orphans, recover, remove, start, status, targets};
 
@@ -62,6 +63,9 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
     }
     let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
     if !verb.dry_run && !deserted::end(context, &found, down::PATIENCE).await?.is_empty() {
+        found = survey::survey(context).await?;
+    }
+    if !verb.dry_run && end_moved(context, &found).await? {
         found = survey::survey(context).await?;
     }
     refuse_foreign(&spec, &found)?;
@@ -120,6 +124,22 @@ fn refuse_foreign(spec: &Spec, found: &Survey) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Nodes know their files and the register by the name that the directory had when they were started: where it was moved
+/// since, no view could be changed any more. Ends them all, for they are started anew; says whether there were any.
+async fn end_moved(context: &Context, found: &Survey) -> Result<bool, Failure> {
+    let has_moved = |one: &&NodeSurvey| {
+        let given = one.process.as_ref().and_then(|process| adopt::data_dir(process.pid));
+        given.is_some_and(|given| !os::is_same_file(&given, &context.layout.data(&one.node)))
+    };
+    let moved: Vec<NodeId> = found.nodes.iter().filter(has_moved).map(|one| one.node.clone()).collect();
+    if moved.is_empty() {
+        return Ok(false);
+    }
+    say(&format!("end {}: the directory was moved while it ran", list(&moved)));
+    down::end_all(context, false, down::PATIENCE).await?;
+    Ok(true)
 }
 
 /// Nodes that run under another name are those of another cluster, whatever the configuration says now.

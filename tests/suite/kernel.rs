@@ -183,7 +183,9 @@ async fn a_second_name_for_a_taken_address_is_refused() {
     for host in ["localhost", "127.1", "127.0.0.1."] {
         let elsewhere = cluster.directory.path().join(host);
         let (code, text) = refused(&cluster, &format!("{host}:{port}"), &elsewhere);
-        assert!((code == 5 && text.contains(&holder)) || code == 2, "{host}: {code} {text}");
+        // Not every host can look all of these up.
+        let unknown = code == 1 && text.contains("cannot resolve");
+        assert!((code == 5 && text.contains(&holder)) || code == 2 || unknown, "{host}: {code} {text}");
     }
     assert_eq!(cluster.wait_in_sync().await, addresses[0], "and nobody new is in the set");
 }

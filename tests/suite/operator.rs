@@ -393,13 +393,18 @@ fn a_copied_directory_is_another_cluster_and_a_moved_one_is_the_same() {
         assert_eq!(pids(&scene), before, "{verb:?}: {said}");
     }
     done(&place, &["resume", &follower]);
-    // One that is moved while its nodes run keeps them.
+    // One that is moved while its nodes run is the same cluster: they are known for its own, and started anew, for they
+    // would look for their files and their register where these are no more.
+    done(&place, &["client", "put", "key", "kept"]);
     done(&place, &["kill", "supervisor", "--no-probe"]);
     let moved = scene.path("moved");
     std::fs::rename(&place, &moved).unwrap();
     std::fs::rename(&copy, &place).unwrap();
-    done(&moved, &["up"]);
+    let said = done(&moved, &["up"]);
+    assert!(said.contains("the directory was moved while it ran"), "{said}");
     assert_eq!(processes(&scene).len(), 2);
+    assert!(pids(&scene).iter().all(|pid| !before.contains(pid)), "{said}");
+    assert!(done(&moved, &["client", "get", "key"]).contains("kept"));
     done(&moved, &["down"]);
     assert_eq!(processes(&scene).len(), 0);
 }

@@ -69,7 +69,7 @@ const TABLE: &[Row] = &[
     row("add-follower", "add-follower NODE3",                "add-follower nowhere",               [2, 0, 0, 0]),
     row("add-follower", "add-follower NODE1",                "add-follower NODE3 --count 2",       [2, 5, 5, 5]),
     row("remove",       "add-follower NODE3; remove NODE3",  "remove all",                         [2, 3, 0, 0]),
-    row("move-leader",  "move-leader NODE2",                 "move-leader follower",               [2, 3, 0, 0]),
+    row("move-leader",  "move-leader NODE2",                 "move-leader all",                    [2, 3, 0, 0]),
     row("move-leader",  "move-leader NODE1",                 "move-leader",                        [2, 3, 0, 0]),
     row("kill",         "kill leader",                       "kill leadr",                         [2, 3, 0, 0]),
     row("kill",         "kill NODE2 --no-probe",             "kill leader --signal STOP",          [2, 3, 0, 0]),

@@ -170,7 +170,7 @@ fn a_service_manager_is_told_by_a_cluster_in_the_foreground_and_stopping_it_ends
     assert_eq!(scene.status()["state"], "healthy");
     kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(heard(&told), "STOPPING=1\n");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(scene.status()["state"], "stopped");
 }
 
@@ -261,6 +261,6 @@ fn the_first_process_of_a_container_collects_orphans_and_ends_its_cluster() {
     wait_for("the orphan is collected", || children(first, "sleep").is_empty());
     assert_eq!(children(first, "replserver").len(), 2);
     kill(Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGTERM).unwrap();
-    assert_eq!(outside.wait().unwrap().code(), Some(130));
+    assert_eq!(outside.wait().unwrap().code(), Some(0));
     assert_eq!(scene.status()["state"], "stopped");
 }

@@ -92,6 +92,8 @@ fn at_the_prompt_an_interrupt_drops_the_line_and_an_end_gives_the_terminal_back(
     prompt.press("put dropped by-ctrl-c");
     prompt.wait("what was typed", |text| text.contains("by-ctrl-c"));
     prompt.press("\u{3}");
+    // What is typed before the next prompt is there belongs to the line that is dropped.
+    prompt.wait("the next prompt", |text| text.trim_end().ends_with("\n>"));
     prompt.press("put written after-it\r");
     prompt.wait("that it goes on", |text| text.lines().any(|line| line.trim() == "OK"));
     prompt.press("txn\r");
@@ -99,6 +101,7 @@ fn at_the_prompt_an_interrupt_drops_the_line_and_an_end_gives_the_terminal_back(
     prompt.press("\r");
     prompt.wait("its second part", |text| text.contains("then>"));
     prompt.press("put dropped too\r");
+    prompt.wait("the next line of it", |text| text.trim_end().ends_with("\nthen>"));
     prompt.press("\u{3}");
     prompt.wait("that it is dropped", |text| text.contains("nothing was sent"));
     prompt.press("get nothi");

@@ -106,6 +106,8 @@ impl Source {
     /// # Errors
     /// What the system said.
     pub(super) fn begin(&mut self, wanted: &Wanted<'_>) -> io::Result<()> {
+        self.at_end = false;
+        self.partial.clear();
         if let Some(begin) = begin::find(&self.path, self.index, wanted)? {
             self.held = Some(begin.held);
             self.carried = begin.carried;
