@@ -239,29 +239,27 @@ impl From<LoadError> for BenchFailure {
     }
 }
 
-impl BenchFailure {
-    /// The exit code that stands for it.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            BenchFailure::Client(ClientError::NoEndpoints | ClientError::BadEndpoint { .. }) => 2,
-            BenchFailure::Client(ClientError::Unreachable { .. }) => 3,
-            BenchFailure::Client(ClientError::TimedOut { .. }) => 4,
-            BenchFailure::Client(ClientError::Refused { .. } | ClientError::Broken { .. })
-            | BenchFailure::Load(_)
+impl From<BenchFailure> for Failure {
+    fn from(error: BenchFailure) -> Failure {
+        let exit = match &error {
+            BenchFailure::Client(error) => Exit::from(error),
+            BenchFailure::Load(_)
             | BenchFailure::Directory(..)
             | BenchFailure::NoProgram(_)
             | BenchFailure::Spawn(..)
             | BenchFailure::Command { .. }
             | BenchFailure::Cluster { .. }
             | BenchFailure::Space { .. }
-            | BenchFailure::NoWrites(..) => 1,
-            BenchFailure::Violated { .. } => 6,
-            BenchFailure::Inconclusive { .. } => 7,
-            BenchFailure::Interrupted | BenchFailure::KeysLeft(_) => 130,
-        }
+            | BenchFailure::NoWrites(..) => Exit::Failed,
+            BenchFailure::Violated { .. } => Exit::Violated,
+            BenchFailure::Inconclusive { .. } => Exit::Inconclusive,
+            BenchFailure::Interrupted | BenchFailure::KeysLeft(_) => Exit::Interrupted,
+        };
+        Failure::new(exit, error.to_string())
     }
+}
 
+impl BenchFailure {
     /// A directory with the logs helps whoever looks into it.
     fn keeps_logs(&self) -> bool {
         match self {

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use clap::{Args, Subcommand, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
+use super::exit::{Exit, Failure};
 use crate::client::{Client, ClientError, Options, prefix_end};
 use crate::proto::etcdserverpb as pb;
 
@@ -200,20 +201,15 @@ pub enum ClientFailure {
     Interrupted(&'static str),
 }
 
-impl ClientFailure {
-    /// The exit code that stands for it.
-    #[must_use]
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            ClientFailure::Request(ClientError::NoEndpoints | ClientError::BadEndpoint { .. })
-            | ClientFailure::Usage(_) => 2,
-            ClientFailure::Request(ClientError::Unreachable { .. }) => 3,
-            ClientFailure::Request(ClientError::TimedOut { .. }) => 4,
-            ClientFailure::Request(ClientError::Refused { .. } | ClientError::Broken { .. })
-            | ClientFailure::NotInThisVersion(_)
-            | ClientFailure::Terminal(_) => 1,
-            ClientFailure::Interrupted(_) => 130,
-        }
+impl From<ClientFailure> for Failure {
+    fn from(error: ClientFailure) -> Failure {
+        let exit = match &error {
+            ClientFailure::Request(error) => Exit::from(error),
+            ClientFailure::Usage(_) => Exit::Usage,
+            ClientFailure::NotInThisVersion(_) | ClientFailure::Terminal(_) => Exit::Failed,
+            ClientFailure::Interrupted(_) => Exit::Interrupted,
+        };
+        Failure::new(exit, error.to_string())
     }
 }
 

@@ -3,15 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::client::ClientError;
 use crate::config::{ConfigError, Wrong};
 use crate::supervisor::layout::Layout;
 use crate::supervisor::lock::LockError;
 use crate::supervisor::ports::PortError;
 use crate::supervisor::run::SupervisorError;
 use crate::view::NodeId;
-
-use super::bench::BenchFailure;
-use super::client::ClientFailure;
 
 /// Lines of a log shown with a failure.
 const LOG_LINES: usize = 10;
@@ -47,6 +45,17 @@ pub enum Exit {
     Unavailable = 9,
     /// Ended by the user.
     Interrupted = 130,
+}
+
+impl From<&ClientError> for Exit {
+    fn from(error: &ClientError) -> Exit {
+        match error {
+            ClientError::NoEndpoints | ClientError::BadEndpoint { .. } => Exit::Usage,
+            ClientError::Unreachable { .. } => Exit::NotRunning,
+            ClientError::TimedOut { .. } => Exit::TimedOut,
+            ClientError::Refused { .. } | ClientError::Broken { .. } => Exit::Failed,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {
@@ -196,34 +205,6 @@ impl From<PortError> for Failure {
         let exit = match &error {
             PortError::Held { .. } => Exit::Conflict,
             PortError::Unusable { .. } => Exit::Usage,
-        };
-        Failure::new(exit, error.to_string())
-    }
-}
-
-impl From<ClientFailure> for Failure {
-    fn from(error: ClientFailure) -> Failure {
-        let exit = match error.exit_code() {
-            2 => Exit::Usage,
-            3 => Exit::NotRunning,
-            4 => Exit::TimedOut,
-            130 => Exit::Interrupted,
-            _ => Exit::Failed,
-        };
-        Failure::new(exit, error.to_string())
-    }
-}
-
-impl From<BenchFailure> for Failure {
-    fn from(error: BenchFailure) -> Failure {
-        let exit = match error.exit_code() {
-            2 => Exit::Usage,
-            3 => Exit::NotRunning,
-            4 => Exit::TimedOut,
-            6 => Exit::Violated,
-            7 => Exit::Inconclusive,
-            130 => Exit::Interrupted,
-            _ => Exit::Failed,
         };
         Failure::new(exit, error.to_string())
     }
