@@ -49,6 +49,7 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
         if let Some(handle) = process.map(|id| Handle::open(&id)).transpose()?.flatten() {
             handle.signal(crate::control::life::SIGCONT)?;
         }
+        let Some(phase) = phase else { continue };
         let told = past.node(&node).told(&fault.id);
         if let Some(of_node) = record.nodes.get_mut(&node) {
             of_node.fault = None;
@@ -122,18 +123,28 @@ fn process_of(layout: &Layout, record: &Record, node: &str) -> Option<ProcessId>
     adopt::living(layout, record, &NodeId::parse(node).ok()?)
 }
 
-fn due(layout: &Layout, record: &Record, order: Option<&str>) -> Vec<(String, Fault, fault::Phase)> {
+/// The faults whose process is to be thawed, each with the phase it is over in; without one it goes on.
+fn due(layout: &Layout, record: &Record, order: Option<&str>) -> Vec<(String, Fault, Option<fault::Phase>)> {
     let now = os::milliseconds_since_boot();
     record
         .nodes
         .iter()
         .filter_map(|(node, of_node)| {
             let fault = of_node.fault.clone()?;
-            match fault.duty(process_of(layout, record, node).as_ref(), now) {
+            let process = process_of(layout, record, node);
+            // A kill of a node that was frozen ends its pause, also where nothing came of it: nobody else would thaw it.
+            let frozen = || {
+                let pid =
+                    process.as_ref().filter(|id| fault.kind == fault::Kind::Kill && id.pid == fault.pid)?;
+                os::stat(pid.pid).ok().filter(os::Stat::is_frozen)
+            };
+            match fault.duty(process.as_ref(), now) {
                 Duty::Keep if order == Some(fault.id.as_str()) => {
-                    Some((node.clone(), fault, fault::Phase::Abandoned))
+                    Some((node.clone(), fault, Some(fault::Phase::Abandoned)))
                 }
-                Duty::Thaw(phase) => Some((node.clone(), fault, phase)),
+                Duty::Thaw(phase) => Some((node.clone(), fault, Some(phase))),
+                Duty::End(phase) if frozen().is_some() => Some((node.clone(), fault, Some(phase))),
+                Duty::Ending if frozen().is_some() => Some((node.clone(), fault, None)),
                 Duty::Keep | Duty::End(_) | Duty::Dead | Duty::Ending => None,
             }
         })
@@ -150,12 +161,12 @@ mod tests {
 
     /// A frozen process with a fault in this phase, and what healing made of it.
     fn healing(phase: fault::Phase, until_ms: Option<u64>) -> (Vec<Healed>, bool, usize) {
-        healing_of(phase, until_ms, true)
+        healing_of((fault::Kind::Pause, phase), until_ms, true)
     }
 
     /// The same, where the fault is remembered, or where only the history knows of it.
     fn healing_of(
-        phase: fault::Phase,
+        (kind, phase): (fault::Kind, fault::Phase),
         until_ms: Option<u64>,
         is_remembered: bool,
     ) -> (Vec<Healed>, bool, usize) {
@@ -173,7 +184,7 @@ mod tests {
         while !os::is_frozen_whole(id.pid) {
             std::thread::yield_now();
         }
-        let fault = Fault { id: "f".to_owned(), kind: fault::Kind::Pause, pid: id.pid, phase, until_ms };
+        let fault = Fault { id: "f".to_owned(), kind, pid: id.pid, phase, until_ms };
         if !is_remembered {
             let event = Event::Fault {
                 fault: fault.id.clone(),
@@ -217,13 +228,24 @@ mod tests {
             assert_eq!((healed.len(), frozen, told), (0, true, 0));
         }
     }
+
+    #[test]
+    fn a_kill_of_a_frozen_node_thaws_it_also_where_nothing_came_of_it() {
+        let of = |phase| healing_of((fault::Kind::Kill, phase), None, true);
+        let (healed, frozen, told) = of(fault::Phase::Intent);
+        assert!(healed[0].unconfirmed && !frozen);
+        assert_eq!(told, 1);
+        let (healed, frozen, told) = of(fault::Phase::Applied);
+        assert_eq!((healed.len(), frozen, told), (0, false, 0), "it ends, and is told by whoever sees that");
+    }
+
     #[test]
     fn a_pause_that_only_the_history_knows_is_undone_and_one_that_nobody_ordered_is_left() {
         for phase in [fault::Phase::Seen, fault::Phase::Held] {
-            let (healed, frozen, told) = healing_of(phase, None, false);
+            let (healed, frozen, told) = healing_of((fault::Kind::Pause, phase), None, false);
             assert_eq!((healed.len(), frozen, told), (1, false, 2));
         }
-        let (healed, frozen, _) = healing_of(fault::Phase::Healed, None, false);
+        let (healed, frozen, _) = healing_of((fault::Kind::Pause, fault::Phase::Healed), None, false);
         assert_eq!((healed.len(), frozen), (0, true));
     }
 }
