@@ -11,7 +11,7 @@ use super::events::{Event, EventLog};
 use super::layout::Layout;
 use super::lock::Lock;
 use super::os::{self, Handle, ProcessId};
-use super::past::Past;
+use super::past::{Past, PastFault};
 use super::record::{self, Fault, Record};
 
 /// A process that was thawed.
@@ -50,7 +50,12 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
             handle.signal(crate::control::life::SIGCONT)?;
         }
         let Some(phase) = phase else { continue };
-        let told = past.node(&node).told(&fault.id);
+        let of_past = past.node(&node);
+        let told = of_past.told(&fault.id);
+        // What this one took the place of, where nobody came to say that it is over.
+        if let Some(former) = of_past.open_fault().filter(|open| open.id != fault.id) {
+            history.append(vec![forgotten_is_over(&node, former)])?;
+        }
         if let Some(of_node) = record.nodes.get_mut(&node) {
             of_node.fault = None;
         }
@@ -69,28 +74,29 @@ pub fn heal(layout: &Layout, order: Option<&str>) -> io::Result<Option<Vec<Heale
         healed.push(Healed { node, pid: fault.pid, unconfirmed: phase == fault::Phase::Abandoned });
     }
     for (node, id) in forgotten {
-        let Some(open) = past.node(&node).open_fault().filter(|open| open.pid == id.pid).cloned() else {
-            continue;
-        };
+        let of_past = past.node(&node);
+        let Some(open) = of_past.open_fault().filter(|open| open.pid == id.pid) else { continue };
         let Some(handle) = Handle::open(&id)?.filter(|_| open.kind == fault::Kind::Pause) else { continue };
         handle.signal(crate::control::life::SIGCONT)?;
-        history.append(vec![Event::Fault {
-            fault: open.id,
-            kind: open.kind,
-            node: node.clone(),
-            pid: open.pid,
-            phase: fault::Phase::Healed,
-            for_ms: None,
-            why: Some(FORGOTTEN.to_owned()),
-        }])?;
-        healed.push(Healed { node, pid: open.pid, unconfirmed: true });
+        history.append(vec![forgotten_is_over(&node, open)])?;
+        healed.push(Healed { pid: open.pid, node, unconfirmed: true });
     }
     record::save(&layout.state(), &record)?;
     Ok(Some(healed))
 }
 
-/// Why a fault was ended that the history knows as open and nobody remembers.
-pub(super) const FORGOTTEN: &str = "its supervisor died before it could remember it or say that it was over";
+/// The end of a fault that the history knows as open and nobody remembers.
+pub(super) fn forgotten_is_over(node: &str, open: &PastFault) -> Event {
+    Event::Fault {
+        fault: open.id.clone(),
+        kind: open.kind,
+        node: node.to_owned(),
+        pid: open.pid,
+        phase: fault::Phase::Healed,
+        for_ms: None,
+        why: Some("its supervisor died before it could remember it or say that it was over".to_owned()),
+    }
+}
 
 /// Processes that are frozen without a fault that is remembered: by somebody else, or by a supervisor that could not
 /// write down what it did.

@@ -200,15 +200,7 @@ impl Supervisor {
         if told.kind == Kind::Pause && process.is_some_and(|process| process.handle.id.pid == told.pid) {
             self.thaw_anyway(node);
         }
-        self.tell(events::Event::Fault {
-            fault: told.id.clone(),
-            kind: told.kind,
-            node: node.to_string(),
-            pid: told.pid,
-            phase: Phase::Healed,
-            for_ms: None,
-            why: Some(heal::FORGOTTEN.to_owned()),
-        });
+        self.tell(heal::forgotten_is_over(node.as_str(), told));
     }
 
     fn forget(&mut self, node: &NodeId) {
