@@ -26,6 +26,8 @@ use crate::view::NodeId;
 use super::Interrupts;
 use super::exit::{Exit, Failure};
 
+/// So much of the end of the history is looked through for what happened last.
+pub const HISTORY_BYTES: u64 = 256 * 1024;
 /// How long a supervisor may take to answer before it counts as stuck.
 const SUPERVISOR_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a new supervisor may take until it listens.

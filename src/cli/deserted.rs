@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::clock;
 use crate::control::life::{SIGCONT, SIGKILL};
-use crate::supervisor::lock;
 use crate::supervisor::os::{self, Handle, ProcessId};
 use crate::view::NodeId;
 
@@ -38,22 +37,24 @@ pub(super) async fn end(
     }
     let mut ended = Vec::new();
     for (node, id) in processes {
-        say(&format!("end {node} (pid {}), whose directory was deleted while it ran", id.pid));
+        say(&format!(
+            "end {node} (pid {}), whose directory was deleted while it ran: its data is gone",
+            id.pid
+        ));
         end_one(node.as_str(), &id, Some(nix::libc::SIGTERM), patience).await?;
         ended.push(node);
     }
     Ok(ended)
 }
 
-/// The supervisors of this configuration that do not hold the lock which is there now.
+/// The supervisors of this configuration whose directory was deleted.
 fn supervisors(context: &Context) -> Vec<ProcessId> {
-    let holding = lock::holding(&context.layout.lock());
     let path = context.config.path.to_string_lossy();
     os::with_argument("--config", &path)
         .into_iter()
-        .filter(|pid| os::argument(*pid, "supervise").is_some())
         .filter_map(|pid| os::identify(pid).ok())
-        .filter(|id| holding.as_ref() != Some(id))
+        .filter(|id| os::argument(id.pid, "supervise").is_some())
+        .filter(|id| os::has_deleted(id.pid, context.layout.root()) && os::is_alive(id))
         .collect()
 }
 

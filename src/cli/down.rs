@@ -208,7 +208,7 @@ fn purge(context: &Context) -> Result<bool, Failure> {
     for directory in [layout.register(), root.join("nodes")] {
         missing_is_fine(std::fs::remove_dir_all(&directory)).map_err(failed(directory))?;
     }
-    let files = [layout.socket(), layout.supervisor_log(), layout.state()];
+    let files = [layout.socket(), layout.supervisor_log(), layout.state(), events::begun(&layout.events())];
     for file in events::files(&layout.events()).chain(files) {
         missing_is_fine(std::fs::remove_file(&file)).map_err(failed(file))?;
     }

@@ -220,6 +220,7 @@ impl From<SupervisorError> for Failure {
             }
             SupervisorError::Lock(LockError::System { .. })
             | SupervisorError::Spawn(_)
+            | SupervisorError::DirectoryGone(_)
             | SupervisorError::File { .. } => Failure::new(Exit::Failed, message),
         }
     }

@@ -1,6 +1,6 @@
 //! Who answers at a node's address, or serves from its directory, and is not the node of this cluster: another cluster,
 //! often one of the same name started from a copy of the configuration; or a process of ours whose directory was deleted
-//! under it. A name proves nothing. What does is the very process that was started here, its data directory, and the
+//! under it. A name proves nothing. What does is the very process that was started here, the lock in its data directory, and the
 //! id of the cluster in this directory's register.
 
 use std::path::{Path, PathBuf};
@@ -55,7 +55,7 @@ pub(super) fn origin(
         if works_in(answer.pid, &ours) {
             return Origin::Ours;
         }
-        if let Ok(id) = os::identify(answer.pid) {
+        if let Some(id) = deserted_process(&context.layout, node, answer.pid) {
             return Origin::Held(Holder::Deserted(id));
         }
     }
@@ -78,13 +78,22 @@ pub(super) fn deserted(layout: &Layout, nodes: &[NodeId]) -> Vec<(NodeId, Proces
     for pid in os::pids() {
         let Some(directory) = adopt::data_dir(pid) else { continue };
         let node = nodes.iter().find(|node| layout.data(node) == directory);
-        if let Some(node) = node.filter(|node| !works_in(pid, &layout.data(node)))
-            && let Ok(id) = os::identify(pid)
+        if let Some(node) = node
+            && let Some(id) = deserted_process(layout, node, pid)
         {
             found.push((node.clone(), id));
         }
     }
     found
+}
+
+/// This process, if it works in the deleted data directory of this node. That it was given the directory's name proves
+/// nothing: in a container the same name is another directory, and one that begins has not made its own yet.
+fn deserted_process(layout: &Layout, node: &NodeId, pid: u32) -> Option<ProcessId> {
+    let id = os::identify(pid).ok()?;
+    let directory = data_dir(pid, node)?;
+    let is_one = directory == layout.data(node) && os::has_deleted(pid, &directory);
+    (is_one && os::is_alive(&id)).then_some(id)
 }
 
 /// The data directory on a process's command line, if it is one of a program that was given this node's address.
@@ -102,6 +111,20 @@ fn cluster_of(data_dir: &Path) -> &Path {
 /// The lock in the data directory is this process's. One that was deleted and made anew holds another's or nobody's.
 fn works_in(pid: u32, data_dir: &Path) -> bool {
     std::fs::read_to_string(data_dir.join("lock")).is_ok_and(|text| text.trim() == format!("pid {pid}"))
+}
+
+/// What is wrong with the register of a cluster that runs: it goes on, and no view can be changed any more.
+pub(super) fn register_trouble(context: &Context) -> Option<String> {
+    let (Register::File, place) = (&context.config.register, context.layout.register()) else { return None };
+    let what = match operator::look(&place).found {
+        Found::Holds(_) => return None,
+        Found::Missing | Found::Empty => "holds no view any more".to_owned(),
+        Found::Damaged { why, .. } | Found::Unreadable(why) => format!("cannot be used: {why}"),
+    };
+    Some(format!(
+        "the register in {} {what}. No node can take over from the leader or join. See `replcluster recover`",
+        place.display()
+    ))
 }
 
 /// The cluster that this directory's register belongs to.

@@ -24,7 +24,8 @@ const UNDO_PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Pause {
     #[command(flatten)]
     target: Target,
-    /// Thaw again after this long, even if nothing else is done
+    /// Thaw again after this long, even if nothing else is done; where the supervisor was killed meanwhile, with the next
+    /// command
     #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
     span: Option<Duration>,
     /// Do not ask before the last in-sync node is frozen for an open time

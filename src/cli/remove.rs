@@ -6,12 +6,13 @@ use std::time::Duration;
 use clap::Args;
 use clap_complete::engine::ArgValueCandidates;
 
-use crate::config::edit::Editor;
+use crate::clock;
+use crate::config::edit::{EditError, Editor};
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
 
-use super::context::{Context, ask, ask_nodes, confirm};
+use super::context::{Context, POLL_INTERVAL, ask, ask_nodes, confirm};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Survey};
 use super::wait::{self, say};
@@ -91,15 +92,38 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
     Ok(Exit::Done)
 }
 
+/// How long another command may take that changes the configuration: about as long as a node may take to leave.
+const EDIT_PATIENCE: Duration = Duration::from_secs(20);
+
 /// The right to change the configuration, once nobody else has it.
 ///
 /// # Errors
-/// Where it cannot be changed.
+/// Where it cannot be changed, or another command does not end.
 pub(super) async fn editor(context: &Context) -> Result<Editor, Failure> {
-    let path = context.config.path.clone();
-    let opened = tokio::task::spawn_blocking(move || Editor::open(&path)).await;
-    let opened = opened.map_err(|error| Failure::new(Exit::Failed, format!("{error}\ntry again")))?;
-    opened.map_err(|error| Failure::new(Exit::Failed, error.to_string()))
+    let deadline = clock::now() + EDIT_PATIENCE;
+    let mut told = false;
+    loop {
+        match Editor::open(&context.config.path) {
+            Ok(editor) => return Ok(editor),
+            Err(busy @ EditError::Busy(_)) => {
+                if clock::now() >= deadline {
+                    return Err(Failure::new(Exit::Conflict, busy.to_string()));
+                }
+                if context.interrupt.is_cancelled() {
+                    return Err(Failure::new(Exit::Interrupted, "interrupted: nothing was done"));
+                }
+                if !told {
+                    say(&format!(
+                        "waiting for another command that is changing {}",
+                        context.config.path.display()
+                    ));
+                    told = true;
+                }
+            }
+            Err(error) => return Err(Failure::new(Exit::Failed, error.to_string())),
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
 }
 
 /// Takes a node out of the view and ends it; gives back who was asked.

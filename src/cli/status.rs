@@ -11,7 +11,7 @@ use crate::config::parse_interval;
 use crate::control::health::{Agreement, ClusterState};
 use crate::supervisor::events;
 
-use super::context::Context;
+use super::context::{self, Context};
 use super::exit::{Exit, Failure, Outcome};
 use super::lines::{self, Line, Tone, columns, painted, piece, plain, wrap};
 use super::survey::{self, Supervision, Survey};
@@ -34,9 +34,6 @@ pub(super) struct Status {
           value_parser = parse_interval)]
     watch: Option<Duration>,
 }
-
-/// So much of the end of the history is looked through for what happened last.
-pub(super) const HISTORY_BYTES: u64 = 256 * 1024;
 
 /// So often nodes that disagree are asked again.
 const DISAGREEMENT_LOOKS: u32 = 5;
@@ -139,7 +136,7 @@ pub(super) fn print_table(context: &Context, found: &Survey) {
 /// Everything that is shown of a survey, in lines that are at most `width` columns wide.
 fn frame(context: &Context, found: &Survey, width: Option<usize>) -> Vec<Line> {
     // The history only explains: without it the status is the same.
-    let history = events::recent(&context.layout.events(), HISTORY_BYTES).unwrap_or_default();
+    let history = events::recent(&context.layout.events(), context::HISTORY_BYTES).unwrap_or_default();
     let mut below = notes(context, found, &history);
     below.extend(words::last(&history).map(|last| vec![piece(Tone::Dim, format!("last: {last}"))]));
     let fit = |line: Line| width.map_or_else(|| vec![line.clone()], |width| wrap(&line, width));
@@ -152,6 +149,7 @@ fn frame(context: &Context, found: &Survey, width: Option<usize>) -> Vec<Line> {
 /// What is not as it should be, and why: disagreement, nodes given up, whom the nodes wait for.
 pub(super) fn notes(context: &Context, found: &Survey, history: &[events::Entry]) -> Vec<Line> {
     let mut told = words::disagreement(found);
+    told.extend(found.register_trouble.iter().flat_map(|text| lines::lines(Tone::Bad, text)));
     told.extend(words::odd(&context.config.name, found));
     told.extend(words::given_up(found, history));
     for node in &found.unlisted_running {

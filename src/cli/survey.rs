@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::clock;
-use crate::control::health::{self, Found, Process, Role, Sum};
+use crate::control::health::{self, ClusterState, Found, Process, Role, Sum};
 use crate::control::plan::{self, Observed, Running};
 use crate::proto::replcluster::DescribeResponse;
 use crate::supervisor::adopt;
@@ -62,6 +62,8 @@ pub struct Survey {
     pub unlisted: Vec<NodeId>,
     /// Those of them whose process lives.
     pub unlisted_running: Vec<NodeId>,
+    /// Why nobody could take over, though somebody leads: what is wrong with the register.
+    pub register_trouble: Option<String>,
 }
 
 /// One node as found.
@@ -111,8 +113,6 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
             }
         }
     }
-    let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
-    let sum = health::sum(&found, min_in_sync(context, &nodes));
     let unlisted: Vec<NodeId> = record
         .nodes
         .iter()
@@ -121,16 +121,30 @@ pub async fn survey(context: &Context) -> Result<Survey, Failure> {
         .filter(|node| !context.config.nodes.contains(node))
         .collect();
     let lives = |node: &&NodeId| adopt::living(&context.layout, &record, node).is_some();
-    let unlisted_running = unlisted.iter().filter(lives).cloned().collect();
-    Ok(Survey { supervisor, nodes, sum, unlisted, unlisted_running })
+    let unlisted_running: Vec<NodeId> = unlisted.iter().filter(lives).cloned().collect();
+    // One of them may lead still.
+    let outside = unlisted_running.iter().map(|node| look(context, &record, node));
+    let outside = futures_util::future::join_all(outside).await;
+    let found: Vec<Found> = nodes.iter().map(NodeSurvey::found).collect();
+    let found_outside: Vec<Found> = outside.iter().map(NodeSurvey::found).collect();
+    let mut sum = health::sum(&found, &found_outside, min_in_sync(context, nodes.iter().chain(&outside)));
+    let register_trouble = holder::register_trouble(context).filter(|_| sum.leader.is_some());
+    if register_trouble.is_some() {
+        sum.failures_tolerated = 0;
+        if sum.state == ClusterState::Healthy {
+            sum.state = ClusterState::Degraded;
+        }
+    }
+    Ok(Survey { supervisor, nodes, sum, unlisted, unlisted_running, register_trouble })
 }
 
 /// What the leader was told at its start; the configuration may have been edited since.
-fn min_in_sync(context: &Context, nodes: &[NodeSurvey]) -> usize {
-    let leads = |one: &&NodeSurvey| {
+fn min_in_sync<'a>(context: &Context, nodes: impl Iterator<Item = &'a NodeSurvey>) -> usize {
+    let leads = |one: &NodeSurvey| {
         one.answer.as_ref().map(ask::account).is_some_and(|account| account.role == Role::Leader)
     };
-    let leader = nodes.iter().filter(leads).max_by_key(|one| one.answer.as_ref().map(|answer| answer.epoch));
+    let leader =
+        nodes.filter(|one| leads(one)).max_by_key(|one| one.answer.as_ref().map(|answer| answer.epoch));
     let told = leader.and_then(|one| one.record.settings.get(MIN_IN_SYNC_FLAG)?.parse().ok());
     told.unwrap_or(context.config.replication.min_in_sync)
 }
@@ -325,6 +339,12 @@ impl Survey {
             .filter(|one| one.runs() && Some(&one.node) != leader)
             .map(|one| one.node.clone())
             .collect();
+        let mut followers = followers;
+        // Whoever says follower means one that follows: not one that is frozen or on its way in.
+        followers.sort_by_key(|node| {
+            let stands = self.nodes.iter().any(|one| one.node == *node && !one.is_paused());
+            !(stands && self.sum.in_sync.contains(node))
+        });
         let known = Known { nodes: &nodes, leader, followers: &followers };
         target::resolve(text, known).map_err(|error| {
             let exit = match error {

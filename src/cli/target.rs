@@ -44,7 +44,7 @@ pub enum TargetError {
     },
     /// Nobody has the role now.
     #[error(
-        "there is no {0} now: a node that is down has no role\nname it by its address, or all; `replcluster status` shows them"
+        "there is no {0} now: a node that is down or frozen has no role\nname it by its address, or all; `replcluster status` shows them"
     )]
     Vacant(&'static str),
     /// It names more than the one node that can be meant.
@@ -69,7 +69,11 @@ pub fn resolve(text: &str, known: Known<'_>) -> Result<Vec<NodeId>, TargetError>
             known.followers.first().map(|node| vec![node.clone()]).ok_or(TargetError::Vacant("follower"))
         }
         "followers" if known.followers.is_empty() => Err(TargetError::Vacant("follower")),
-        "followers" => Ok(known.followers.to_vec()),
+        "followers" => {
+            let mut followers = known.followers.to_vec();
+            followers.sort();
+            Ok(followers)
+        }
         address => by_address(address, known.nodes).map(|node| vec![node]).map_err(|error| match error {
             TargetError::Unknown { text, nodes, .. } => TargetError::Unknown { text, nodes, by_role: true },
             TargetError::Ambiguous { .. } | TargetError::Vacant(_) | TargetError::Several { .. } => error,

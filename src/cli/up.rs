@@ -62,14 +62,18 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         only.extend(found.targets(text)?);
     }
     let spec = Spec { nodes: context.config.nodes.clone(), only: (!only.is_empty()).then_some(only) };
-    if !verb.dry_run && !deserted::end(context, &found, down::PATIENCE).await?.is_empty() {
-        found = survey::survey(context).await?;
-    }
-    if !verb.dry_run && end_moved(context, &found).await? {
-        found = survey::survey(context).await?;
-    }
     refuse_foreign(&spec, &found)?;
     same_name(context, &found)?;
+    let doomed = found.deserted();
+    if verb.dry_run {
+        for (node, id) in &doomed {
+            anstream::println!("end {node} (pid {}), whose directory was deleted while it ran", id.pid);
+        }
+    } else if !deserted::end(context, &found, down::PATIENCE).await?.is_empty()
+        || end_moved(context, &found).await?
+    {
+        found = survey::survey(context).await?;
+    }
     let observed = found.observed(context)?;
     if observed.running.is_empty()
         && let Some(trouble) = recover::register_trouble(context).await?
@@ -82,7 +86,9 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
     let steps = plan::up(&spec, &observed);
     // Before anything is started: a conflict on the last port must not leave half a cluster behind.
     for step in &steps {
-        if let Step::Spawn { node, .. } = step {
+        if let Step::Spawn { node, .. } = step
+            && !doomed.iter().any(|(of, id)| of == node && os::is_alive(id))
+        {
             ports::check(node)?;
         }
     }
@@ -130,7 +136,9 @@ fn refuse_foreign(spec: &Spec, found: &Survey) -> Result<(), Failure> {
 /// since, no view could be changed any more. Ends them all, for they are started anew; says whether there were any.
 async fn end_moved(context: &Context, found: &Survey) -> Result<bool, Failure> {
     let has_moved = |one: &&NodeSurvey| {
-        let given = one.process.as_ref().and_then(|process| adopt::data_dir(process.pid));
+        let Some(pid) = one.process.as_ref().map(|process| process.pid) else { return false };
+        // In a container the directory may well have another name.
+        let given = adopt::data_dir(pid).filter(|_| os::sees_our_files(pid));
         given.is_some_and(|given| !os::is_same_file(&given, &context.layout.data(&one.node)))
     };
     let moved: Vec<NodeId> = found.nodes.iter().filter(has_moved).map(|one| one.node.clone()).collect();
@@ -179,8 +187,10 @@ async fn carry_out(
     // One request for all: they are started together, and those that run are left alone.
     let started = ask_nodes(&mut supervisor, &Request::Start { nodes: names(&wanted) }).await?;
     tracing::debug!(?started, "asked the supervisor");
-    lead_from_within(context, found).await;
     let mut found = wait::in_sync(context, &wanted, verb.timeout).await?;
+    if lead_from_within(context, &found).await {
+        found = wait::in_sync(context, &wanted, verb.timeout).await?;
+    }
     for step in steps {
         match step {
             Step::AwaitInSync(nodes) => found = wait::in_sync(context, nodes, verb.timeout).await?,
@@ -206,19 +216,18 @@ async fn carry_out(
     status::after_change(context).await
 }
 
-/// A leader that the configuration lists no more hands over to a node that it lists, before anything else: the others
-/// are waited for by what the leader says. Where it cannot, the waiting tells what is missing.
-async fn lead_from_within(context: &Context, found: &Survey) {
-    let newest = found.nodes.iter().filter_map(|one| one.answer.as_ref()).max_by_key(|answer| answer.epoch);
-    let Some(answer) = newest else { return };
-    let leader = found.unlisted.iter().find(|node| node.as_str() == answer.leader);
-    let successor = context.config.nodes.iter().find(|node| answer.in_sync.contains(&node.to_string()));
-    if let (Some(leader), Some(successor)) = (leader, successor) {
-        say(&format!("have {successor} lead instead of {leader}, which the configuration lists no more"));
-        if let Err(error) = context.asker.move_leader(leader, successor, HANDOVER_PATIENCE).await {
-            say(&format!("{leader} did not hand over: {error}"));
-        }
+/// A leader that the configuration lists no more hands over to a node that it lists, before it is taken out. Says
+/// whether it was asked to; where it does not, taking it out tells why.
+async fn lead_from_within(context: &Context, found: &Survey) -> bool {
+    let nodes = &context.config.nodes;
+    let leader = found.sum.leader.as_ref().filter(|leader| !nodes.contains(leader));
+    let successor = nodes.iter().find(|node| found.sum.in_sync.contains(node));
+    let (Some(leader), Some(successor)) = (leader, successor) else { return false };
+    say(&format!("have {successor} lead instead of {leader}, which the configuration lists no more"));
+    if let Err(error) = context.asker.move_leader(leader, successor, HANDOVER_PATIENCE).await {
+        say(&format!("{leader} did not hand over: {error}"));
     }
+    true
 }
 
 /// Ends a node that the configuration lists no more, and takes it out of the cluster. Its data stays.

@@ -8,12 +8,13 @@ use crate::clock;
 use crate::control::cause::EXIT_CONFLICT;
 use crate::control::health::Role;
 use crate::supervisor::ask::is_in_sync;
+use crate::supervisor::events::{self, Event};
 use crate::supervisor::record::{NodeRecord, Phase, Record};
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::{Outcome, Reply, Request};
 use crate::view::NodeId;
 
-use super::context::{Context, POLL_INTERVAL, ask, other_version};
+use super::context::{Context, HISTORY_BYTES, POLL_INTERVAL, ask, other_version};
 use super::exit::{Exit, Failure};
 use super::survey::{self, NodeSurvey, Supervision, Survey};
 use super::waiting;
@@ -132,6 +133,12 @@ async fn in_sync_quietly(
 /// What nothing will change by waiting.
 fn cannot_start(context: &Context, one: &NodeSurvey) -> Result<(), Failure> {
     let NodeSurvey { node, record, .. } = one;
+    if matches!(record.phase, Phase::Failed | Phase::Down)
+        && one.answer.is_none()
+        && let Some(why) = never_ran(context, node)
+    {
+        return Err(Failure::new(Exit::Failed, format!("{node} cannot be started: {why}")));
+    }
     let how = record
         .last_exit
         .as_ref()
@@ -158,6 +165,22 @@ fn cannot_start(context: &Context, one: &NodeSurvey) -> Result<(), Failure> {
         }
     };
     Err(failure.with_node_log(&context.layout, node))
+}
+
+/// Why no process could be made for a node at all: its last exit then is that of an earlier one and tells nothing.
+fn never_ran(context: &Context, node: &NodeId) -> Option<String> {
+    let history = events::recent(&context.layout.events(), HISTORY_BYTES).unwrap_or_default();
+    let newest = history.iter().rev().find_map(|entry| {
+        if let Event::GaveUp { node: of, reason } = &entry.event
+            && of == node.as_str()
+        {
+            return Some(Some(reason.clone()));
+        }
+        // A process could be made after all.
+        let started = matches!(&entry.event, Event::Started { node: of, .. } if of == node.as_str());
+        started.then_some(None)
+    });
+    newest.flatten().filter(|reason| !reason.starts_with(events::RESTARTS_DO_NOT_HELP))
 }
 
 fn missing(context: &Context, survey: &Survey, wanted: &[&NodeSurvey], patience: Duration) -> Failure {

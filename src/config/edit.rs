@@ -4,7 +4,9 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+use nix::libc;
 use toml_edit::{Array, DocumentMut, Value};
 
 use crate::view::NodeId;
@@ -20,6 +22,9 @@ pub enum EditError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// Another command changes it.
+    #[error("another command is just changing {}\ntry again when it has ended", .0.display())]
+    Busy(PathBuf),
     /// The file changed since it was read and is no longer a configuration.
     #[error("{} has no list `nodes` any more\nlook at it with `replcluster check`", .0.display())]
     NoNodes(PathBuf),
@@ -36,16 +41,26 @@ pub struct Editor {
 }
 
 impl Editor {
-    /// Waits until nobody else changes the file, and makes sure that it can be changed.
+    /// Where nobody else changes the file, and it can be changed.
     ///
     /// # Errors
-    /// [`EditError`] where the file or its directory cannot be written.
+    /// [`EditError`] where the file or its directory cannot be written, or somebody else is at it.
     pub fn open(path: &Path) -> Result<Editor, EditError> {
         let failed = |cause| EditError::File { path: path.to_owned(), cause };
         let path = fs::canonicalize(path).map_err(failed)?;
         let directory = fs::File::open(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
-        let lock = Flock::lock(directory, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| failed(std::io::Error::from(errno)))?;
+        let lock =
+            Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                Errno::EWOULDBLOCK => EditError::Busy(path.clone()),
+                other => failed(std::io::Error::from(other)),
+            })?;
+        // A file that is made immutable cannot be replaced either; whoever may only read it may yet replace it.
+        match fs::OpenOptions::new().write(true).open(&path) {
+            Err(cause) if matches!(cause.raw_os_error(), Some(libc::EPERM | libc::EROFS)) => {
+                return Err(failed(cause));
+            }
+            Ok(_) | Err(_) => {}
+        }
         let beside = beside(&path);
         fs::File::create(&beside).and_then(|_| fs::remove_file(&beside)).map_err(failed)?;
         Ok(Editor { path, _lock: lock })
@@ -137,12 +152,21 @@ mod tests {
         NodeId::parse(text).unwrap()
     }
 
+    fn opened(path: &Path) -> Editor {
+        loop {
+            match Editor::open(path) {
+                Err(EditError::Busy(_)) => std::thread::yield_now(),
+                other => return other.unwrap(),
+            }
+        }
+    }
+
     fn add(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
-        Editor::open(path).unwrap().add_nodes(nodes)
+        opened(path).add_nodes(nodes)
     }
 
     fn remove(path: &Path, nodes: &[NodeId]) -> Result<(), EditError> {
-        Editor::open(path).unwrap().remove_nodes(nodes)
+        opened(path).remove_nodes(nodes)
     }
 
     #[test]

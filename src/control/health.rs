@@ -143,10 +143,12 @@ impl Sum {
     }
 }
 
-/// Adds up. Writes are refused while fewer than `min_in_sync` nodes are in sync.
+/// Adds up the nodes that are listed. Those `outside` of the list count only in what they say of the view: one that was
+/// taken out of the list leads on until it hands over. Writes are refused while fewer than `min_in_sync` nodes are in sync.
 #[must_use]
-pub fn sum(found: &[Found], min_in_sync: usize) -> Sum {
-    let accounts = || found.iter().filter_map(|one| one.account.as_ref().map(|account| (&one.node, account)));
+pub fn sum(found: &[Found], outside: &[Found], min_in_sync: usize) -> Sum {
+    let all = || found.iter().chain(outside);
+    let accounts = || all().filter_map(|one| one.account.as_ref().map(|account| (&one.node, account)));
     let epoch = accounts().map(|(_, account)| account.epoch).max().unwrap_or(0);
     let newest = || accounts().filter(|(_, account)| account.epoch == epoch);
     let serving = newest().find(|(_, account)| account.role == Role::Leader && account.ready);
@@ -155,8 +157,11 @@ pub fn sum(found: &[Found], min_in_sync: usize) -> Sum {
         serving.or_else(|| newest().next()).map(|(_, account)| account.in_sync.clone()).unwrap_or_default();
     let named = leader.clone().or_else(|| newest().find_map(|(_, account)| account.leader.clone()));
     let agreement = agreement(found);
-    let agreeing =
-        newest().filter(|(_, account)| account.leader.is_some() && account.leader == named).count();
+    let agreeing = newest()
+        .filter(|(node, account)| {
+            account.leader.is_some() && account.leader == named && found.iter().any(|one| one.node == **node)
+        })
+        .count();
     let failures_tolerated =
         if leader.is_some() { in_sync.len().saturating_sub(min_in_sync.max(1)) } else { 0 };
     let states: Vec<NodeState> = found.iter().map(|one| node_state(one, &in_sync)).collect();
@@ -256,6 +261,7 @@ mod tests {
                 found(2, Role::Follower, 4, 1, &all),
                 found(3, Role::Follower, 4, 1, &all),
             ],
+            &[],
             1,
         );
         assert_eq!((sum.state, sum.agreement, sum.agreeing), (ClusterState::Healthy, Agreement::Agreed, 3));
@@ -267,24 +273,24 @@ mod tests {
     #[test]
     fn min_in_sync_is_what_failures_may_not_go_below() {
         let nodes = [found(1, Role::Leader, 4, 1, &[1, 2, 3])];
-        assert_eq!(sum(&nodes, 2).failures_tolerated, 1);
-        assert_eq!(sum(&nodes, 3).failures_tolerated, 0);
-        assert_eq!(sum(&nodes, 9).failures_tolerated, 0);
+        assert_eq!(sum(&nodes, &[], 2).failures_tolerated, 1);
+        assert_eq!(sum(&nodes, &[], 3).failures_tolerated, 0);
+        assert_eq!(sum(&nodes, &[], 9).failures_tolerated, 0);
     }
 
     #[test]
     fn a_leader_that_refuses_every_write_is_unavailable() {
         let nodes = [found(1, Role::Leader, 4, 1, &[1]), silent(2, Process::Absent)];
-        let short = sum(&nodes, 2);
+        let short = sum(&nodes, &[], 2);
         assert_eq!((short.state, short.failures_tolerated), (ClusterState::Unavailable, 0));
         assert!(short.refuses_writes() && short.leader.is_some());
-        assert!(!sum(&nodes, 1).refuses_writes());
+        assert!(!sum(&nodes, &[], 1).refuses_writes());
     }
 
     #[test]
     fn one_that_has_served_and_says_nothing_is_silent_and_not_starting() {
         let hung = Process::Present { paused: false, overdue: true };
-        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1, 2]), silent(2, hung)], 1);
+        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1, 2]), silent(2, hung)], &[], 1);
         assert_eq!((sum.state, sum.states[1]), (ClusterState::Degraded, NodeState::Silent));
     }
 
@@ -296,6 +302,7 @@ mod tests {
                 found(2, Role::Follower, 5, 1, &[1, 2]),
                 silent(3, Process::Absent),
             ],
+            &[],
             1,
         );
         assert_eq!((sum.state, sum.agreement, sum.agreeing), (ClusterState::Degraded, Agreement::Agreed, 2));
@@ -305,14 +312,14 @@ mod tests {
 
     #[test]
     fn a_node_that_names_another_leader_is_a_disagreement_and_never_healthy() {
-        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Leader, 5, 2, &[1, 2])], 1);
+        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Leader, 5, 2, &[1, 2])], &[], 1);
         assert_eq!((sum.state, sum.agreement), (ClusterState::Degraded, Agreement::Disagree));
         assert_eq!((sum.epoch, sum.leader, sum.agreeing), (5, Some(node(2)), 1));
     }
 
     #[test]
     fn a_leader_that_is_named_but_does_not_say_so_itself_serves_nobody() {
-        let sum = sum(&[silent(1, RUNS), found(2, Role::Follower, 4, 1, &[1, 2])], 1);
+        let sum = sum(&[silent(1, RUNS), found(2, Role::Follower, 4, 1, &[1, 2])], &[], 1);
         assert_eq!((sum.state, sum.leader, sum.failures_tolerated), (ClusterState::Unavailable, None, 0));
         assert_eq!(sum.agreement, Agreement::Agreed);
         assert_eq!(sum.states[0], NodeState::Starting);
@@ -320,7 +327,7 @@ mod tests {
 
     #[test]
     fn nobody_who_names_a_leader_is_no_leader() {
-        let sum = sum(&[found(1, Role::None, 0, 0, &[]), found(2, Role::Joining, 0, 0, &[])], 1);
+        let sum = sum(&[found(1, Role::None, 0, 0, &[]), found(2, Role::Joining, 0, 0, &[])], &[], 1);
         assert_eq!((sum.state, sum.agreement), (ClusterState::Unavailable, Agreement::NoLeader));
         assert_eq!(sum.states, [NodeState::Starting, NodeState::Syncing]);
     }
@@ -328,17 +335,27 @@ mod tests {
     #[test]
     fn nothing_that_runs_is_stopped_and_a_frozen_process_is_not() {
         assert_eq!(
-            sum(&[silent(1, Process::Absent), silent(2, Process::GivenUp)], 1).state,
+            sum(&[silent(1, Process::Absent), silent(2, Process::GivenUp)], &[], 1).state,
             ClusterState::Stopped
         );
-        let frozen = sum(&[silent(1, Process::Present { paused: true, overdue: true })], 1);
+        let frozen = sum(&[silent(1, Process::Present { paused: true, overdue: true })], &[], 1);
         assert_eq!((frozen.state, frozen.states[0]), (ClusterState::Unavailable, NodeState::Paused));
     }
 
     #[test]
     fn a_joiner_without_an_opinion_does_not_disturb_agreement_but_health() {
-        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Joining, 0, 0, &[])], 1);
+        let sum = sum(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Joining, 0, 0, &[])], &[], 1);
         assert_eq!((sum.state, sum.agreement), (ClusterState::Degraded, Agreement::Agreed));
         assert_eq!(sum.states[1], NodeState::Syncing);
+    }
+
+    #[test]
+    fn a_leader_that_is_listed_no_more_leads_all_the_same() {
+        let listed = [found(2, Role::Follower, 4, 1, &[1, 2, 3]), found(3, Role::Follower, 4, 1, &[1, 2, 3])];
+        let outside = [found(1, Role::Leader, 4, 1, &[1, 2, 3])];
+        let with = sum(&listed, &outside, 1);
+        assert_eq!((with.state, with.leader), (ClusterState::Healthy, Some(node(1))));
+        assert_eq!((with.agreeing, with.states.len(), with.failures_tolerated), (2, 2, 2));
+        assert_eq!(sum(&listed, &[], 1).state, ClusterState::Unavailable);
     }
 }

@@ -20,6 +20,8 @@ use crate::view::{Epoch, Index, View};
 
 /// After so long without operations there is time for what nobody waits for.
 const IDLE: Duration = Duration::from_secs(1);
+/// The disk was slow if writing and syncing what came together took this long.
+const SLOW: Duration = Duration::from_secs(1);
 /// Whether a full disk has room again can only be asked; asked this often.
 const FULL: Duration = Duration::from_millis(100);
 
@@ -253,8 +255,12 @@ pub fn run(
     let mut writer = Writer::new(log, directory);
     let mut wait = IDLE;
     loop {
+        let mut begun = None;
         let worked = match operations.recv_timeout(wait) {
-            Ok(first) => writer.turn(std::iter::once(first).chain(operations.try_iter())),
+            Ok(first) => {
+                begun = Some(crate::clock::now());
+                writer.turn(std::iter::once(first).chain(operations.try_iter()))
+            }
             Err(mpsc::RecvTimeoutError::Timeout) => {
                 let tended = writer.tend();
                 tended.and_then(|()| if wait == FULL { writer.turn(None) } else { Ok(TurnDone::default()) })
@@ -271,6 +277,10 @@ pub fn run(
             }
             Err(Failure::Fatal(why)) => fail(directory, &why),
         };
+        // Nobody hears yes meanwhile, and it looks like anything else from outside.
+        if let Some(took) = begun.map(|begun| begun.elapsed()).filter(|took| *took >= SLOW) {
+            tracing::warn!("the disk took {} ms to write and sync: writes waited for it", took.as_millis());
+        }
         // Before anything is reported: what was written into deleted files is lost with this process (R21). What cannot
         // be told is no reason to end.
         if matches!(directory.is_in_place(), Ok(false)) {

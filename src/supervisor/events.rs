@@ -16,7 +16,10 @@ use crate::control::fault;
 
 mod log;
 
-pub use log::{EventLog, KEPT, LONGEST_FILE, Reader, files, read, recent};
+/// How the reason begins for which a node was given up whose processes ended again and again.
+pub const RESTARTS_DO_NOT_HELP: &str = "restarts do not help";
+
+pub use log::{EventLog, KEPT, LONGEST_FILE, Reader, begun, files, read, recent};
 
 /// An event with its time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

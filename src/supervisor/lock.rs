@@ -44,6 +44,19 @@ const INHERITED: Duration = Duration::from_secs(2);
 pub struct Lock {
     path: PathBuf,
     file: File,
+    /// The directory it is in, whatever that is called now.
+    directory: File,
+}
+
+/// What became of a lock that is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It keeps others out.
+    Held,
+    /// Its file was deleted or replaced, and the directory is what it was: somebody took it for left behind.
+    Unlinked,
+    /// The directory was deleted, moved or replaced.
+    DirectoryGone,
 }
 
 impl Lock {
@@ -92,9 +105,10 @@ impl Lock {
                 }
                 Err(TryLockError::Error(cause)) => return Err(failed(cause)),
             }
-            let lock = Lock { path: path.to_owned(), file };
+            let directory = File::open(path.parent().unwrap_or(Path::new("/"))).map_err(failed)?;
+            let lock = Lock { path: path.to_owned(), file, directory };
             // Deleted between the opening and the locking: that is no lock any more.
-            if !lock.is_in_place() {
+            if lock.standing() != Standing::Held {
                 if clock::now() < deadline {
                     continue;
                 }
@@ -109,12 +123,19 @@ impl Lock {
         }
     }
 
-    /// False once the file was deleted or replaced: the cluster's directory is gone, or another's now.
+    /// Whether it still keeps others out, and if not, why.
     #[must_use]
-    pub fn is_in_place(&self) -> bool {
-        match (self.file.metadata(), std::fs::metadata(&self.path)) {
+    pub fn standing(&self) -> Standing {
+        let is_at = |file: &File, path: &Path| match (file.metadata(), std::fs::metadata(path)) {
             (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
             (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
+        };
+        if !is_at(&self.directory, self.path.parent().unwrap_or(Path::new("/"))) {
+            Standing::DirectoryGone
+        } else if is_at(&self.file, &self.path) {
+            Standing::Held
+        } else {
+            Standing::Unlinked
         }
     }
 }
@@ -159,13 +180,20 @@ mod tests {
     #[test]
     fn a_deleted_or_replaced_file_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("lock");
+        let inside = directory.path().join("c");
+        std::fs::create_dir(&inside).unwrap();
+        let path = inside.join("lock");
         let lock = Lock::take(&path).unwrap();
-        assert!(lock.is_in_place());
+        assert_eq!(lock.standing(), Standing::Held);
         std::fs::remove_file(&path).unwrap();
-        assert!(!lock.is_in_place());
+        assert_eq!(lock.standing(), Standing::Unlinked);
         std::fs::write(&path, "").unwrap();
-        assert!(!lock.is_in_place());
+        assert_eq!(lock.standing(), Standing::Unlinked);
+        std::fs::rename(&inside, directory.path().join("moved")).unwrap();
+        assert_eq!(lock.standing(), Standing::DirectoryGone);
+        std::fs::create_dir(&inside).unwrap();
+        let again = Lock::take(&path).unwrap();
+        assert_eq!((lock.standing(), again.standing()), (Standing::DirectoryGone, Standing::Held));
     }
 
     #[test]
@@ -194,9 +222,9 @@ mod tests {
         assert_eq!(holding(&path), None);
         let waiting = std::thread::spawn({
             let path = path.clone();
-            move || Lock::take(&path).map(|lock| lock.is_in_place())
+            move || Lock::take(&path).map(|lock| lock.standing())
         });
         drop(brief);
-        assert!(waiting.join().unwrap().unwrap());
+        assert_eq!(waiting.join().unwrap().unwrap(), Standing::Held);
     }
 }

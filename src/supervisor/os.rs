@@ -114,6 +114,30 @@ pub fn pids() -> Vec<u32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
+/// True where this process sees the same files by the same names as we do: it is in no container of its own.
+#[must_use]
+pub fn sees_our_files(pid: u32) -> bool {
+    let of = |who: &str| {
+        fs::read_link(format!("/proc/{who}/ns/mnt")).and_then(|mounts| {
+            let root = fs::metadata(format!("/proc/{who}/root"))?;
+            Ok((mounts, root.dev(), root.ino()))
+        })
+    };
+    matches!((of(&pid.to_string()), of("self")), (Ok(theirs), Ok(ours)) if theirs == ours)
+}
+
+/// True where a process works in this directory, which was deleted: it has it open, and the kernel says so.
+#[must_use]
+pub fn has_deleted(pid: u32, directory: &Path) -> bool {
+    let mut deleted = directory.as_os_str().to_owned();
+    deleted.push(" (deleted)");
+    let Ok(open) = fs::read_dir(format!("/proc/{pid}/fd")) else { return false };
+    sees_our_files(pid)
+        && open
+            .flatten()
+            .any(|entry| fs::read_link(entry.path()).is_ok_and(|open| open.as_os_str() == deleted))
+}
+
 /// True where both names lead to one file or directory.
 #[must_use]
 pub fn is_same_file(one: &Path, other: &Path) -> bool {

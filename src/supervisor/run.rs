@@ -34,7 +34,7 @@ use super::ask::Asker;
 use super::crash;
 use super::events::{self, EventLog};
 use super::layout::Layout;
-use super::lock::{Lock, LockError};
+use super::lock::{Lock, LockError, Standing};
 use super::os;
 use super::past::Past;
 use super::record::{self, Record};
@@ -89,6 +89,9 @@ pub enum SupervisorError {
         /// Which.
         nodes: Vec<NodeId>,
     },
+    /// The cluster's directory was deleted, moved or replaced.
+    #[error("{} is gone: deleted, moved or replaced while the cluster ran\nwhat is there now is served by `replcluster up` in its directory", .0.display())]
+    DirectoryGone(PathBuf),
     /// A file or socket of the cluster's directory fails.
     #[error("cannot use {}: {cause}\ncheck that the directory may be written to and has space left", .path.display())]
     File {
@@ -149,6 +152,8 @@ struct Supervisor {
     next_number: u64,
     /// The newest view that went into the history.
     epoch: u64,
+    /// A node answered that it follows a view, since this supervisor began.
+    saw_view: bool,
     /// Nodes die with this program.
     foreground: bool,
     /// Orders to freeze that are answered when their effect is seen.
@@ -198,6 +203,7 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
         origin: clock::now(),
         next_number: 1,
         epoch: 0,
+        saw_view: false,
         foreground: options.foreground,
         pausing: Vec::new(),
     };
@@ -212,7 +218,7 @@ pub async fn run(options: Options) -> Result<(), SupervisorError> {
         End::Interrupted => "got SIGINT or SIGTERM".to_owned(),
         End::DirectoryGone => {
             tracing::warn!(directory = %root.display(), "the cluster's directory is gone: ending; no node is ended");
-            return Ok(());
+            return Err(SupervisorError::DirectoryGone(root));
         }
     };
     supervisor.tell(events::Event::SupervisorEnded { pid: std::process::id(), reason });
@@ -237,6 +243,9 @@ impl Supervisor {
             let wake = [next_look, due].into_iter().flatten().fold(next_housekeeping, Instant::min);
             tokio::select! {
                 Some(message) = messages.recv() => {
+                    if !self.is_at_home() {
+                        break End::DirectoryGone;
+                    }
                     if let Some(end) = self.handle(message) {
                         break end;
                     }
@@ -244,12 +253,13 @@ impl Supervisor {
                 () = interrupt.cancelled() => break End::Interrupted,
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
+            // Before anything is started or written: in a directory that was deleted a new and empty cluster would begin.
+            if !self.is_at_home() {
+                break End::DirectoryGone;
+            }
             self.tick();
             let now = clock::now();
             if now >= next_housekeeping {
-                if !self.lock.is_in_place() {
-                    break End::DirectoryGone;
-                }
                 if !connections.place.is_in_place() {
                     self.listen_anew(&mut connections);
                 }
@@ -269,6 +279,28 @@ impl Supervisor {
             End::DirectoryGone => {}
         }
         end
+    }
+
+    /// False once the cluster's directory is not there any more, or is another supervisor's. A lock that somebody took
+    /// for left behind and deleted is taken anew.
+    fn is_at_home(&mut self) -> bool {
+        match self.lock.standing() {
+            Standing::Held => true,
+            Standing::DirectoryGone => false,
+            // Emptied is as good as deleted.
+            Standing::Unlinked if !self.layout.state().exists() => false,
+            Standing::Unlinked => match Lock::take(&self.layout.lock()) {
+                Ok(lock) => {
+                    tracing::warn!(file = %self.layout.lock().display(), "the lock was deleted: taken anew");
+                    self.lock = lock;
+                    true
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the lock was deleted, and cannot be taken anew");
+                    false
+                }
+            },
+        }
     }
 
     fn take_connections(&self, listener: Listener) -> Connections {
@@ -321,7 +353,9 @@ impl Supervisor {
             Request::Start { nodes } => {
                 // All are wanted before the first is started: the lowest of them creates the cluster.
                 self.want(&nodes, true);
-                self.each(&nodes, |_| Event::Start)
+                let reply = self.each(&nodes, |_| Event::Start);
+                self.thaw_strangers(&nodes);
+                reply
             }
             Request::Stop { nodes, patience_ms } => {
                 self.want(&nodes, false);

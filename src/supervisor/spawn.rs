@@ -40,6 +40,9 @@ pub enum SpawnError {
         /// What the system said.
         cause: io::Error,
     },
+    /// The cluster ran a moment ago, and its register holds nothing any more.
+    #[error("the register in {} holds no view any more, and the cluster had one\nsee what is left with `replcluster recover`", .0.display())]
+    NoView(PathBuf),
     /// The thread that starts processes is gone, which ends the supervisor.
     #[error(
         "the thread that starts processes has ended\nrun `replcluster up` again: what runs is taken over"
@@ -88,7 +91,7 @@ impl SpawnError {
     #[must_use]
     pub fn is_lasting(&self, program: &Path) -> bool {
         match self {
-            SpawnError::NoProgram | SpawnError::NoThread => true,
+            SpawnError::NoProgram | SpawnError::NoView(_) | SpawnError::NoThread => true,
             SpawnError::System { what, cause } => {
                 let kinds = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
                 what == program && kinds.contains(&cause.kind())

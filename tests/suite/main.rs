@@ -20,6 +20,7 @@ mod memory;
 mod operator;
 mod outputs;
 mod packaging;
+mod place;
 mod readme;
 mod refusals;
 mod terminal;

@@ -146,8 +146,8 @@ impl Source {
             self.held = open_all(&self.path)?.pop().map(|(_, oldest)| oldest);
         }
         while let Some(held) = &mut self.held {
-            held.read(&mut bytes)?;
-            if bytes.len() as u64 >= MOST_BYTES {
+            // A line without an end can be longer than that: what counts is whether there was more of it.
+            if held.read(&mut bytes)? > 0 && bytes.len() as u64 >= MOST_BYTES {
                 self.at_end = false;
                 break;
             }
@@ -196,14 +196,15 @@ pub(super) fn started(line: &Line) -> Option<u64> {
 }
 
 impl Held {
-    fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+    fn read(&mut self, bytes: &mut Vec<u8>) -> io::Result<u64> {
         if self.file.metadata()?.len() < self.offset {
             self.offset = 0;
             bytes.clear();
         }
         self.file.seek(SeekFrom::Start(self.offset))?;
-        self.offset += (&self.file).take(MOST_BYTES).read_to_end(bytes)? as u64;
-        Ok(())
+        let read = (&self.file).take(MOST_BYTES).read_to_end(bytes)? as u64;
+        self.offset += read;
+        Ok(read)
     }
 
     /// The file that was begun after this one. `None` while this is the newest, or while files are being renamed.

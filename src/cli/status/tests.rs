@@ -78,7 +78,14 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
         })
         .collect();
     let supervisor = supervisor.map_or(Supervision::Dead, Supervision::Running);
-    Survey { supervisor, sum: health::sum(&found, 1), nodes, unlisted: vec![], unlisted_running: vec![] }
+    Survey {
+        supervisor,
+        sum: health::sum(&found, &[], 1),
+        nodes,
+        unlisted: vec![],
+        unlisted_running: vec![],
+        register_trouble: None,
+    }
 }
 
 fn shown(found: &Survey, width: Option<usize>) -> Vec<String> {

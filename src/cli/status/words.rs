@@ -220,9 +220,9 @@ pub(super) fn last(history: &[Entry]) -> Option<String> {
         text.push_str(&after);
         return Some(text);
     }
-    // Views are told a moment late, so the first one after the event can still be the one before it.
-    let mut leaders_after = history[index..].iter().filter_map(|entry| view_leader(&entry.event));
-    if let Some(leader) = leaders_after.find(|leader| changed(leader))
+    // Views are told a moment late, and leadership may go on from one to the next: what counts is where it is now.
+    let newest = history[index..].iter().rev().find_map(|entry| view_leader(&entry.event));
+    if let Some(leader) = newest.filter(|leader| changed(leader))
         && moves_leadership(&entry.event, leader_before.as_deref(), leader)
     {
         let _ = write!(text, " → {leader} leads");

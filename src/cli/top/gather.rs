@@ -20,7 +20,7 @@ use crate::supervisor::events::{self, Entry};
 use crate::supervisor::layout::Layout;
 use crate::view::NodeId;
 
-use super::super::context::Context;
+use super::super::context::{self, Context};
 use super::super::exit::last_lines;
 use super::super::render::time_of_day;
 use super::super::status;
@@ -103,7 +103,7 @@ impl History {
         let length = std::fs::metadata(&self.path).map(|metadata| metadata.len()).ok();
         if length != self.length {
             // It only explains: what cannot be read is not shown.
-            let mut entries = events::recent(&self.path, status::HISTORY_BYTES).unwrap_or_default();
+            let mut entries = events::recent(&self.path, context::HISTORY_BYTES).unwrap_or_default();
             entries.drain(..entries.len().saturating_sub(EVENTS));
             (self.entries, self.length) = (entries, length);
         }

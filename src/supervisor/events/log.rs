@@ -216,7 +216,7 @@ fn pause_a_moment() {
 /// there, which has this length. There is a file under the name at every moment, and whoever dies in between has
 /// changed nothing or everything.
 fn begin_anew(path: &Path, length: u64) -> io::Result<()> {
-    let fresh = path.with_extension("jsonl.new");
+    let fresh = begun(path);
     let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&fresh)?;
     file.write_all(&Past::read(path)?.carried()?)?;
     file.sync_data()?;
@@ -237,6 +237,12 @@ fn begin_anew(path: &Path, length: u64) -> io::Result<()> {
     }
     fs::rename(&fresh, path)?;
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
+}
+
+/// The file that is to be the next one of a history, while it is made; a crash can leave it behind.
+#[must_use]
+pub fn begun(path: &Path) -> PathBuf {
+    path.with_extension("jsonl.new")
 }
 
 /// All files of a history, the newest first, whether or not they are there.
@@ -287,13 +293,18 @@ pub struct Reader {
     offset: u64,
     /// The beginning of a line whose end was not written yet.
     partial: Vec<u8>,
+    /// The newest events that were given.
+    given: VecDeque<String>,
 }
+
+/// So many events that were given are known again where the file became shorter.
+const KNOWN_AGAIN: usize = 256;
 
 impl Reader {
     /// From the beginning.
     #[must_use]
     pub fn new(path: PathBuf) -> Reader {
-        Reader { path, inode: 0, offset: 0, partial: Vec::new() }
+        Reader { path, inode: 0, offset: 0, partial: Vec::new(), given: VecDeque::new() }
     }
 
     /// What came since the last call.
@@ -333,7 +344,9 @@ impl Reader {
 
     fn read_on(&mut self, mut file: File, entries: &mut Vec<Entry>) -> io::Result<()> {
         let metadata = file.metadata()?;
-        // Another or a shorter history is a new one: it was put aside, or the cluster was purged.
+        // Another history is a new one: it was put aside, or the cluster was purged. A shorter one may be that too, or
+        // what could not be written whole was taken back.
+        let shorter = metadata.len() < self.offset;
         if metadata.ino() != self.inode || metadata.len() < self.offset {
             self.inode = metadata.ino();
             self.offset = 0;
@@ -344,8 +357,15 @@ impl Reader {
         self.offset += read as u64;
         let whole = self.partial.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
         let lines: Vec<u8> = self.partial.drain(..whole).collect();
-        entries
-            .extend(lines.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()));
+        let lines = lines.split(|byte| *byte == b'\n');
+        let mut read: Vec<Entry> = lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+        if shorter {
+            let known = read.iter().rposition(|entry| self.given.contains(&entry.id));
+            read.drain(..known.map_or(0, |last| last + 1));
+        }
+        self.given.extend(read.iter().map(|entry| entry.id.clone()));
+        self.given.drain(..self.given.len().saturating_sub(KNOWN_AGAIN));
+        entries.extend(read);
         Ok(())
     }
 }

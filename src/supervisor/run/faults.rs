@@ -302,6 +302,13 @@ impl Supervisor {
         OutcomeKind::Accepted
     }
 
+    /// What is to run is not to stay frozen, whoever froze it.
+    pub(super) fn thaw_strangers(&mut self, names: &[String]) {
+        for node in names.iter().filter_map(|name| self.known(name)).collect::<Vec<_>>() {
+            self.resume_one(&node);
+        }
+    }
+
     /// Thaws a node's process; its pause is healed.
     pub(super) fn thaw(&mut self, node: &NodeId, why: &str) -> OutcomeKind {
         self.thaw_as(node, Phase::Healed, why)

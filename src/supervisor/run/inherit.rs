@@ -76,7 +76,7 @@ impl Supervisor {
         for (node, of_node) in &record.nodes {
             let of_past = past.node(node);
             if of_node.phase == record::Phase::Failed && !of_past.gave_up && self.known(node).is_some() {
-                let reason = "restarts do not help".to_owned();
+                let reason = events::RESTARTS_DO_NOT_HELP.to_owned();
                 self.tell(events::Event::GaveUp { node: node.clone(), reason });
             }
         }
@@ -119,7 +119,8 @@ impl Supervisor {
             });
             // Started, and the supervisor died before it could count that.
             slot.spawns += u64::from(remembered.process.as_ref().is_none_or(|id| id.pid != pid));
-            slot.wanted = remembered.wanted || remembered.nonce.is_empty();
+            // Of one that nobody remembers it is only known that it runs.
+            slot.wanted = remembered.wanted || remembered.spawns == 0 && remembered.nonce.is_empty();
         }
         if untold {
             self.tell(events::Event::Started { node: node.to_string(), pid });

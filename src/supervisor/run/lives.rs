@@ -6,7 +6,7 @@ use crate::clock;
 use crate::config::show;
 use crate::control::cause::Ended;
 use crate::control::fault::{Kind, Phase};
-use crate::control::life::{Action, Answer, Event, SIGKILL, SIGNAL_PATIENCE, State};
+use crate::control::life::{Action, Answer, Event, SIGCONT, SIGKILL, SIGNAL_PATIENCE, State};
 use crate::control::plan;
 use crate::view::NodeId;
 
@@ -111,7 +111,11 @@ impl Supervisor {
                 Err(error) => self.not_started(node, &error),
             },
             // SIGTERM rather than a call: it needs no connection, and the node leaves the in-sync set all the same.
-            Action::Terminate => self.signal(node, nix::libc::SIGTERM),
+            // One that somebody froze would not hear it.
+            Action::Terminate => {
+                self.signal(node, nix::libc::SIGTERM);
+                self.signal(node, SIGCONT);
+            }
             Action::Signal(signal) => self.signal(node, signal),
             Action::Outlived => {
                 let now = show(SIGNAL_PATIENCE);
@@ -129,7 +133,7 @@ impl Supervisor {
                 if let Some(exit) = exit {
                     let ended = Ended { code: exit.code, signal: exit.signal };
                     let words = exit.words.map_or(String::new(), |words| format!(": {words}"));
-                    let reason = format!("restarts do not help: last {ended}{words}");
+                    let reason = format!("{}: last {ended}{words}", events::RESTARTS_DO_NOT_HELP);
                     self.tell(events::Event::GaveUp { node: node.to_string(), reason });
                 }
             }
@@ -172,6 +176,10 @@ impl Supervisor {
         std::fs::create_dir_all(register.join("nodes")).map_err(system(register.clone()))?;
         std::fs::create_dir_all(self.layout.data(node)).map_err(system(self.layout.data(node)))?;
         let has_view = self.layout.has_view().map_err(system(register.clone()))?;
+        // Where the register is being deleted under us, the lowest node would create another cluster, which is empty.
+        if !has_view && self.saw_view {
+            return Err(SpawnError::NoView(register));
+        }
         let join = plan::join(node, &wanted, &self.config.nodes, has_view);
         let nonce = format!("{:032x}", rand::random::<u128>());
         if let Some(slot) = self.nodes.get_mut(node) {

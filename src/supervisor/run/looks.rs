@@ -78,6 +78,7 @@ impl Supervisor {
                 self.remember();
             }
         }
+        self.saw_view |= answer.epoch > 0;
         if answer.epoch > self.epoch && !answer.leader.is_empty() {
             self.tell_missed_views(answer.epoch);
             self.epoch = answer.epoch;
