@@ -41,7 +41,7 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
             })?,
     };
     for node in &added {
-        ports::check(node)?;
+        ports::await_free(node).await?;
     }
     let found = survey::survey(context).await?;
     editor.add_nodes(&added).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;

@@ -55,7 +55,7 @@ pub(super) async fn start(verb: &Start, context: &Context) -> Outcome {
     }
     let nodes = found.targets(&verb.target.target)?;
     for one in found.nodes.iter().filter(|one| nodes.contains(&one.node) && one.process.is_none()) {
-        ports::check(&one.node)?;
+        ports::await_free(&one.node).await?;
     }
     let mut supervisor = begin(context, &found, format!("start {}", verb.target.target), &nodes).await?;
     ask_nodes(&mut supervisor, &Request::Start { nodes: names(&nodes) }).await?;

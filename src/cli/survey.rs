@@ -341,10 +341,12 @@ impl Survey {
             .collect();
         let mut followers = followers;
         // Whoever says follower means one that follows: not one that is frozen or on its way in.
-        followers.sort_by_key(|node| {
-            let stands = self.nodes.iter().any(|one| one.node == *node && !one.is_paused());
-            !(stands && self.sum.in_sync.contains(node))
-        });
+        if text == "follower" {
+            followers.sort_by_key(|node| {
+                let stands = self.nodes.iter().any(|one| one.node == *node && !one.is_paused());
+                !(stands && self.sum.in_sync.contains(node))
+            });
+        }
         let known = Known { nodes: &nodes, leader, followers: &followers };
         target::resolve(text, known).map_err(|error| {
             let exit = match error {

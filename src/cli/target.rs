@@ -69,11 +69,7 @@ pub fn resolve(text: &str, known: Known<'_>) -> Result<Vec<NodeId>, TargetError>
             known.followers.first().map(|node| vec![node.clone()]).ok_or(TargetError::Vacant("follower"))
         }
         "followers" if known.followers.is_empty() => Err(TargetError::Vacant("follower")),
-        "followers" => {
-            let mut followers = known.followers.to_vec();
-            followers.sort();
-            Ok(followers)
-        }
+        "followers" => Ok(known.followers.to_vec()),
         address => by_address(address, known.nodes).map(|node| vec![node]).map_err(|error| match error {
             TargetError::Unknown { text, nodes, .. } => TargetError::Unknown { text, nodes, by_role: true },
             TargetError::Ambiguous { .. } | TargetError::Vacant(_) | TargetError::Several { .. } => error,

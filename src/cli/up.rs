@@ -89,7 +89,7 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
         if let Step::Spawn { node, .. } = step
             && !doomed.iter().any(|(of, id)| of == node && os::is_alive(id))
         {
-            ports::check(node)?;
+            ports::await_free(node).await?;
         }
     }
     if steps.contains(&Step::StartSupervisor) {

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::time::Duration;
 
+use crate::clock;
 use crate::view::NodeId;
 
 /// A process that listens where a node is to listen.
@@ -70,6 +72,25 @@ pub fn check(node: &NodeId) -> Result<(), PortError> {
         }
     }
     if usable { Ok(()) } else { Err(unusable(refusal)) }
+}
+
+/// How long what has no holder may be in the way: sockets of a process that has just ended go one after another.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// The same, and waits a moment where nobody is seen to hold the address.
+///
+/// # Errors
+/// [`PortError`] with the holder's name.
+pub async fn await_free(node: &NodeId) -> Result<(), PortError> {
+    let deadline = clock::now() + CLOSING;
+    loop {
+        match check(node) {
+            Err(PortError::Held { holder: Holder { pid: None, .. }, .. }) if clock::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            judged => return judged,
+        }
+    }
 }
 
 /// The process that listens on this socket, or on the same port of every interface.

@@ -474,7 +474,8 @@ fn a_second_supervisor_is_refused_and_one_without_a_directory_ends_by_itself() {
         ));
         assert_eq!(talk.ask(&Request::Reload).await.unwrap(), Reply::Done);
         std::fs::remove_dir_all(scene.layout.root()).unwrap();
-        tokio::time::timeout(LONGEST_WAIT, running).await.unwrap().unwrap().unwrap();
+        let ended = tokio::time::timeout(LONGEST_WAIT, running).await.unwrap().unwrap();
+        assert!(matches!(ended, Err(SupervisorError::DirectoryGone(_))));
         assert!(!scene.layout.root().exists());
     });
 }
