@@ -9,16 +9,23 @@ const VARIABLE: &str = "REPLCLUSTER_SUPERVISOR_DIES";
 #[cfg(debug_assertions)]
 pub(super) fn step(name: &str) {
     let Some(path) = std::env::var_os(VARIABLE) else { return };
-    let Some(left) = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse::<u64>().ok())
-    else {
-        return;
-    };
-    if left > 1 {
-        let _ = std::fs::write(&path, (left - 1).to_string());
+    // Whoever takes the file away has it whole: from then on nobody dies.
+    let path = std::path::PathBuf::from(path);
+    let taken = path.with_extension("taken");
+    if std::fs::rename(&path, &taken).is_err() {
         return;
     }
-    let _ = std::fs::write(&path, format!("died at {name}"));
-    let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    let text = std::fs::read_to_string(&taken).unwrap_or_default();
+    let (left, dies) = match text.trim().parse::<u64>() {
+        Ok(left) if left > 1 => ((left - 1).to_string(), false),
+        Ok(_) => (format!("died at {name}"), true),
+        Err(_) => (text, false),
+    };
+    let _ = std::fs::write(&taken, left);
+    let _ = std::fs::rename(&taken, &path);
+    if dies {
+        let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+    }
 }
 
 #[cfg(not(debug_assertions))]
