@@ -22,6 +22,17 @@ pub fn free_port() -> u16 {
     free_ports(1)[0]
 }
 
+/// Deletes a directory in which something may be writing, as somebody does who types it again until it is gone.
+pub fn delete(directory: &std::path::Path) {
+    until("the end of a directory", || match std::fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => false,
+        done => {
+            done.unwrap();
+            true
+        }
+    });
+}
+
 /// Looks again and again until it is so; fails loudly rather than hang.
 pub fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;

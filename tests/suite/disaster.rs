@@ -451,7 +451,7 @@ fn a_register_that_is_gone_older_or_garbage_is_made_anew_without_losing_a_write(
         match what {
             // The whole of it, from before the last view: only the nodes' own data betrays it.
             "restored" => drop(put_back(&backup, &register)),
-            "deleted" => std::fs::remove_dir_all(&register).unwrap(),
+            "deleted" => super::cluster::delete(&register),
             "older" => std::fs::remove_file(views().pop().unwrap()).unwrap(),
             _ => std::fs::write(views().pop().unwrap(), "garbage").unwrap(),
         }
@@ -470,7 +470,7 @@ fn a_register_that_is_gone_older_or_garbage_is_made_anew_without_losing_a_write(
 fn a_register_that_vanishes_under_a_running_cluster_is_noticed() {
     let scene = Scene::new(2);
     scene.done(&["up"]);
-    std::fs::remove_dir_all(scene.path(".replcluster/register")).unwrap();
+    super::cluster::delete(&scene.path(".replcluster/register"));
     let (code, text) = scene.said(&["recover"]);
     assert!(code == 8 && text.contains("the register is gone"), "{code} {text}");
     scene.done(&["recover", "--accept-data-loss", "--yes"]);

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::cli::Scene;
-use super::cluster::until;
+use super::cluster::{delete, until};
 
 /// Writes through all nodes again and again until it is dropped, whatever comes of it.
 struct Load(Child);
@@ -55,7 +55,7 @@ fn where_the_directory_is_deleted_or_moved_under_a_load_no_empty_cluster_takes_i
         if moved {
             std::fs::rename(&here, &there).unwrap();
         } else {
-            std::fs::remove_dir_all(&here).unwrap();
+            delete(&here);
         }
         let place = scene.directory.path().canonicalize().unwrap();
         until("the end of all of them", || processes_of(&place).is_empty());
@@ -77,7 +77,7 @@ fn a_supervisor_in_the_foreground_whose_directory_is_gone_has_failed() {
     let mut command = scene.command(&["up", "--foreground"]);
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     until("its node", || scene.said(&["status"]).0 == 0);
-    std::fs::remove_dir_all(scene.path(".replcluster")).unwrap();
+    delete(&scene.path(".replcluster"));
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && text.contains("is gone"), "{text}");
@@ -98,7 +98,7 @@ fn a_deleted_lock_is_taken_anew_by_the_living_supervisor() {
 fn without_a_register_status_promises_nothing_and_says_why() {
     let scene = Scene::new(2);
     scene.done(&["up"]);
-    std::fs::remove_dir_all(scene.path(".replcluster/register")).unwrap();
+    delete(&scene.path(".replcluster/register"));
     let (code, text) = scene.said(&["status"]);
     assert!(code == 8 && text.contains("holds no view any more"), "{code} {text}");
     assert!(text.contains("survives 0 more failures"), "{text}");
@@ -163,7 +163,7 @@ fn why_no_process_could_be_made_is_said_and_not_how_an_earlier_one_ended() {
     let scene = Scene::new(1);
     scene.done(&["up"]);
     scene.done(&["stop", &scene.address(0)]);
-    std::fs::remove_dir_all(scene.path(".replcluster/register")).unwrap();
+    delete(&scene.path(".replcluster/register"));
     let (code, text) = scene.said(&["start", &scene.address(0)]);
     assert!(code == 1 && text.contains("holds no view any more"), "{code} {text}");
 }

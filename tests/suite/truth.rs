@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::cli::Scene;
-use super::cluster::until;
+use super::cluster::{delete, until};
 
 fn pid(value: &Value) -> Pid {
     Pid::from_raw(i32::try_from(value.as_i64().unwrap_or_else(|| panic!("no pid: {value}"))).unwrap())
@@ -161,23 +161,23 @@ fn a_deleted_socket_is_made_anew_by_the_living_supervisor() {
 #[test]
 fn nodes_whose_directory_was_deleted_are_ended_by_down_and_up() {
     let scene = Scene::new(2);
-    let delete = || {
+    let lose = || {
         let before = scene.status();
         // Frozen ones do not notice, and do not answer.
         kill(pid(&before["nodes"][1]["pid"]), Signal::SIGSTOP).unwrap();
-        std::fs::remove_dir_all(scene.path(".replcluster")).unwrap();
+        delete(&scene.path(".replcluster"));
         [0, 1].map(|node| pid(&before["nodes"][node]["pid"]))
     };
     let runs = |pid: Pid| Path::new(&format!("/proc/{pid}")).exists();
     scene.done(&["up"]);
-    let old = delete();
+    let old = lose();
     let (code, text) = scene.said(&["status"]);
     assert!(code == 3 && text.contains("which was deleted: `replcluster down` ends it"), "{code} {text}");
     let told = scene.done(&["down", "--purge", "--yes"]);
     assert!(told.contains("deleted the data of demo"), "{told}");
     until("their end", || old.iter().all(|pid| !runs(*pid)));
     scene.done(&["up"]);
-    let old = delete();
+    let old = lose();
     scene.done(&["up"]);
     until("their end", || old.iter().all(|pid| !runs(*pid)));
     let status = scene.status();
@@ -191,7 +191,7 @@ fn a_node_whose_data_directory_was_deleted_ends_loudly_and_joins_anew() {
     scene.done(&["up"]);
     let before = pid(&scene.status()["nodes"][1]["pid"]);
     let directory = scene.path(&format!(".replcluster/nodes/{}/data", scene.address(1).replace(':', "_")));
-    std::fs::remove_dir_all(directory).unwrap();
+    delete(&directory);
     until("a new process", || {
         let status = scene.status();
         status["state"] == "healthy" && pid(&status["nodes"][1]["pid"]) != before
