@@ -86,6 +86,14 @@ impl Scene {
         text
     }
 
+    /// Takes away the file by which a supervisor counts the steps to its death, and gives what stands in it.
+    pub fn counted(&self, counter: &std::path::Path) -> String {
+        // One that counts just now has it under another name.
+        let taken = self.path("counted");
+        super::cluster::until("the counter", || std::fs::rename(counter, &taken).is_ok());
+        std::fs::read_to_string(&taken).unwrap()
+    }
+
     pub fn status(&self) -> Value {
         let output = self.run(&["status", "--json"]);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))

@@ -88,8 +88,7 @@ fn a_kill_without_an_answer_of_the_supervisor_is_judged_all_the_same() {
         let (victim, before) = (pid_of(&scene, 1).unwrap(), history(&scene, "verdict").len());
         std::fs::write(&counter, at.to_string()).unwrap();
         let (code, said) = scene.said(&["kill", &follower]);
-        let left = std::fs::read_to_string(&counter).unwrap();
-        std::fs::remove_file(&counter).unwrap();
+        let left = scene.counted(&counter);
         let context = format!("the supervisor {left} (step {at}), code {code}:\n{said}");
         if lives(victim) {
             assert_eq!(history(&scene, "verdict").len(), before, "{context}");

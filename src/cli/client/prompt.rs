@@ -5,6 +5,8 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::os::unix::ffi::OsStringExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::termios::{SetArg, Termios, tcgetattr, tcsetattr};
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{ClientFailure, ClientVerb, Input, UNANSWERED, perform, txn, words, write_out};
 use crate::client::Client;
+use crate::clock;
 
 const HELP: &str = "\
 get KEY [END]      --prefix --from-key --limit N --rev N --keys-only --count-only --serializable
@@ -48,7 +51,7 @@ pub(super) async fn run(
         println!("{} · help lists what can be asked", client.endpoints().join(","));
     }
     // A thread that waits for a line cannot be called off, so it cannot give the terminal back either.
-    let _given_back = source.is_terminal().then(GivenBack::remember);
+    let _given_back = source.is_terminal().then(|| GivenBack::remember(source.reading()));
     loop {
         let next = tokio::select! {
             biased;
@@ -128,7 +131,10 @@ enum Typed {
 /// Where lines come from.
 enum Source {
     /// Somebody types. The editor is away while a blocking thread waits for a line.
-    Terminal(Option<Box<Editor<Watcher, DefaultHistory>>>),
+    Terminal {
+        editor: Option<Box<Editor<Watcher, DefaultHistory>>>,
+        reading: Reading,
+    },
     Pipe,
 }
 
@@ -138,21 +144,32 @@ impl Source {
             return Ok(Source::Pipe);
         }
         let mut editor = Editor::new().map_err(terminal)?;
-        editor.set_helper(Some(Watcher::default()));
-        Ok(Source::Terminal(Some(Box::new(editor))))
+        let reading = Reading::default();
+        editor.set_helper(Some(Watcher { reading: reading.clone(), ..Watcher::default() }));
+        Ok(Source::Terminal { editor: Some(Box::new(editor)), reading })
     }
 
     fn is_terminal(&self) -> bool {
         match self {
-            Source::Terminal(_) => true,
+            Source::Terminal { .. } => true,
             Source::Pipe => false,
+        }
+    }
+
+    fn reading(&self) -> Reading {
+        match self {
+            Source::Terminal { reading, .. } => reading.clone(),
+            Source::Pipe => Reading::default(),
         }
     }
 
     /// The next line. Ctrl-C drops what was typed; on an empty line it leaves.
     async fn next(&mut self, prompt: &'static str) -> Result<Typed, ClientFailure> {
         let editor = match self {
-            Source::Terminal(editor) => editor.take(),
+            Source::Terminal { editor, reading } => {
+                reading.set(Stage::Begins);
+                editor.take()
+            }
             Source::Pipe => None,
         };
         // Reading blocks, and the connections must be served meanwhile.
@@ -164,8 +181,9 @@ impl Source {
             None => (None, read_pipe()),
         });
         let (editor, line) = read.await.map_err(|error| terminal(ReadlineError::Io(error.into())))?;
-        if let Source::Terminal(place) = self {
+        if let Source::Terminal { editor: place, reading } = self {
             *place = editor;
+            reading.set(Stage::Idle);
         }
         line
     }
@@ -192,10 +210,42 @@ impl Source {
     }
 }
 
+/// How far the thread is that waits for a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nobody waits.
+    Idle,
+    /// It has not changed the terminal's settings yet, and will.
+    Begins,
+    /// It has.
+    Reads,
+}
+
+/// That stage, as both sides see it.
+#[derive(Clone)]
+struct Reading(Arc<Mutex<Stage>>);
+
+impl Default for Reading {
+    fn default() -> Reading {
+        Reading(Arc::new(Mutex::new(Stage::Idle)))
+    }
+}
+
+impl Reading {
+    fn set(&self, stage: Stage) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    fn stage(&self) -> Stage {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Sees every line while it is typed: the editor does not tell what Ctrl-C was pressed on.
 #[derive(Default)]
 struct Watcher {
     holds_text: Cell<bool>,
+    reading: Reading,
 }
 
 impl Hinter for Watcher {
@@ -203,6 +253,8 @@ impl Hinter for Watcher {
 
     fn hint(&self, line: &str, _: usize, _: &Context<'_>) -> Option<String> {
         self.holds_text.set(!line.is_empty());
+        // The line is drawn for the first time when the terminal is set.
+        self.reading.set(Stage::Reads);
         None
     }
 }
@@ -218,11 +270,15 @@ impl Helper for Watcher {}
 /// Gives the terminal back as it was found, on whatever way out.
 struct GivenBack {
     before: Option<Termios>,
+    reading: Reading,
 }
 
+/// How long the reading thread may take to begin.
+const BEGINNING: Duration = Duration::from_millis(500);
+
 impl GivenBack {
-    fn remember() -> GivenBack {
-        GivenBack { before: tcgetattr(std::io::stdin()).ok() }
+    fn remember(reading: Reading) -> GivenBack {
+        GivenBack { before: tcgetattr(std::io::stdin()).ok(), reading }
     }
 }
 
@@ -230,6 +286,11 @@ impl Drop for GivenBack {
     fn drop(&mut self) {
         // Nothing can be done where it fails: the terminal is gone then.
         let Some(before) = &self.before else { return };
+        // Else it would set the terminal after us.
+        let deadline = clock::now() + BEGINNING;
+        while self.reading.stage() == Stage::Begins && clock::now() < deadline {
+            std::thread::yield_now();
+        }
         if tcgetattr(std::io::stdin()).is_ok_and(|now| now != *before) {
             let _ = tcsetattr(std::io::stdin(), SetArg::TCSADRAIN, before);
             let _ = std::io::stdout().write_all(PASTES_PLAIN);
