@@ -30,8 +30,9 @@ use crate::proto::etcdserverpb as pb;
 /// All keys of all probes begin with it; those of one run with this, the run's name and a slash.
 pub const PREFIX: &[u8] = b"replcluster/probe/";
 
-/// So many writers at least, however few endpoints there are: with fewer, none might be in flight at the fault.
-const WRITERS: usize = 4;
+/// So many writers at least, however few endpoints there are: writes that are synced together are answered together, and
+/// with fewer writers there would be moments at which none is in flight.
+const WRITERS: usize = 8;
 /// So many writers at most; endpoints beyond them get none.
 const MOST_WRITERS: usize = 64;
 /// A writer stops here, to bound the memory of the history (40 bytes each) and of the store.

@@ -99,7 +99,8 @@ fn a_kill_without_an_answer_of_the_supervisor_is_judged_all_the_same() {
             judged += 1;
         }
         if !left.starts_with("died") {
-            assert_eq!(code, 0, "{context}");
+            // Whether a write was in flight is chance; that it is said where none was is not.
+            assert!(code == 0 || said.contains("no write was in flight"), "{context}");
             break;
         }
     }
