@@ -333,13 +333,12 @@ impl Survey {
     pub fn targets(&self, text: &str) -> Result<Vec<NodeId>, Failure> {
         let nodes: Vec<NodeId> = self.nodes.iter().map(|one| one.node.clone()).collect();
         let leader = self.sum.leader.as_ref();
-        let followers: Vec<NodeId> = self
+        let mut followers: Vec<NodeId> = self
             .nodes
             .iter()
             .filter(|one| one.runs() && Some(&one.node) != leader)
             .map(|one| one.node.clone())
             .collect();
-        let mut followers = followers;
         // Whoever says follower means one that follows: not one that is frozen or on its way in.
         if text == "follower" {
             followers.sort_by_key(|node| {

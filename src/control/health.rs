@@ -147,8 +147,9 @@ impl Sum {
 /// taken out of the list leads on until it hands over. Writes are refused while fewer than `min_in_sync` nodes are in sync.
 #[must_use]
 pub fn sum(found: &[Found], outside: &[Found], min_in_sync: usize) -> Sum {
-    let all = || found.iter().chain(outside);
-    let accounts = || all().filter_map(|one| one.account.as_ref().map(|account| (&one.node, account)));
+    let accounts = || {
+        found.iter().chain(outside).filter_map(|one| one.account.as_ref().map(|account| (&one.node, account)))
+    };
     let epoch = accounts().map(|(_, account)| account.epoch).max().unwrap_or(0);
     let newest = || accounts().filter(|(_, account)| account.epoch == epoch);
     let serving = newest().find(|(_, account)| account.role == Role::Leader && account.ready);

@@ -3,7 +3,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -126,13 +126,9 @@ impl Lock {
     /// Whether it still keeps others out, and if not, why.
     #[must_use]
     pub fn standing(&self) -> Standing {
-        let is_at = |file: &File, path: &Path| match (file.metadata(), std::fs::metadata(path)) {
-            (Ok(ours), Ok(there)) => ours.ino() == there.ino() && ours.dev() == there.dev(),
-            (Ok(_) | Err(_), Ok(_) | Err(_)) => false,
-        };
-        if !is_at(&self.directory, self.path.parent().unwrap_or(Path::new("/"))) {
+        if !os::is_at(&self.directory, self.path.parent().unwrap_or(Path::new("/"))) {
             Standing::DirectoryGone
-        } else if is_at(&self.file, &self.path) {
+        } else if os::is_at(&self.file, &self.path) {
             Standing::Held
         } else {
             Standing::Unlinked

@@ -141,8 +141,17 @@ pub fn has_deleted(pid: u32, directory: &Path) -> bool {
 /// True where both names lead to one file or directory.
 #[must_use]
 pub fn is_same_file(one: &Path, other: &Path) -> bool {
-    let place = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
-    one == other || matches!((place(one), place(other)), (Ok(one), Ok(other)) if one == other)
+    one == other || is_one_place(fs::metadata(one), fs::metadata(other))
+}
+
+/// True where this name leads to the file or directory that is open here: it was not deleted, moved or replaced.
+#[must_use]
+pub fn is_at(open: &fs::File, path: &Path) -> bool {
+    is_one_place(open.metadata(), fs::metadata(path))
+}
+
+fn is_one_place(one: io::Result<fs::Metadata>, other: io::Result<fs::Metadata>) -> bool {
+    matches!((one, other), (Ok(one), Ok(other)) if (one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// True where a process has a file open in this directory, whatever the directory was called when it did that; or where
@@ -174,9 +183,8 @@ pub fn has_open(pid: u32, directory: &Path, output: &Path) -> io::Result<bool> {
 #[must_use]
 pub fn ended_children() -> Vec<u32> {
     let own = std::process::id();
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok())
+    pids()
+        .into_iter()
         .filter(|pid| {
             let text = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
             text.rfind(')').is_some_and(|end| {

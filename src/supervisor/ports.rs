@@ -10,6 +10,8 @@ use std::time::Duration;
 use crate::clock;
 use crate::view::NodeId;
 
+use super::os;
+
 /// A process that listens where a node is to listen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
@@ -104,9 +106,8 @@ pub fn holder(socket: SocketAddr) -> Option<Holder> {
     if inodes.is_empty() {
         return None;
     }
-    let pids =
-        fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
-    pids.into_iter()
+    os::pids()
+        .into_iter()
         .find(|pid| owns(*pid, &inodes))
         .map(|pid| Holder { pid: Some(pid), program: program(pid) })
 }

@@ -130,7 +130,7 @@ impl EventLog {
                 Err(TryLockError::Error(error)) => return Err(error),
             };
             // Somebody put the file aside meanwhile, or we do now: the lock that counts is that of the new one.
-            if self.is_in_place() && !(held && self.put_aside()) {
+            if os::is_at(&self.file, &self.path) && !(held && self.put_aside()) {
                 break held;
             }
             match reopen(&self.path) {
@@ -145,12 +145,6 @@ impl EventLog {
             self.file.unlock()?;
         }
         result
-    }
-
-    fn is_in_place(&self) -> bool {
-        let place =
-            |metadata: io::Result<fs::Metadata>| metadata.map(|found| (found.dev(), found.ino())).ok();
-        place(fs::metadata(&self.path)).is_some_and(|there| place(self.file.metadata()) == Some(there))
     }
 
     /// Begins a new file where this one is full. `false` where nothing was changed: a history that cannot be put aside
