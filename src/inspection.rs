@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// A place in the log. The order of these is the order by which logs are compared: the later epoch, then the longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -32,6 +32,9 @@ pub struct KeptView {
     pub floor: u64,
     /// See [`View`].
     pub recovered: u64,
+    /// See [`View`].
+    #[serde(default)]
+    pub previous: u64,
     /// See [`View`].
     pub in_sync: BTreeMap<String, String>,
     /// See [`View`].
@@ -102,6 +105,7 @@ impl From<&View> for KeptView {
             led_since: view.led_since.0,
             floor: view.floor.0,
             recovered: view.recovered.0,
+            previous: view.previous.0,
             in_sync: texts(&view.in_sync),
             members: texts(&view.members),
         }
@@ -127,6 +131,7 @@ impl KeptView {
             led_since: Epoch(self.led_since),
             floor: Index(self.floor),
             recovered: Epoch(self.recovered),
+            previous: Checksum(self.previous),
             in_sync: nodes(&self.in_sync)?,
             members: nodes(&self.members)?,
         })
@@ -167,6 +172,7 @@ mod tests {
             members: [(node(1), Incarnation(7)), (node(2), Incarnation(u64::MAX))].into(),
             floor: Index(5),
             recovered: Epoch(4),
+            previous: Checksum(u64::MAX),
         };
         let kept = KeptView::from(&view);
         let text = serde_json::to_string(&kept).unwrap();

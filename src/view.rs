@@ -61,10 +61,9 @@ impl NodeId {
     /// The number that etcd's API knows this node by: stable, never zero (FNV-1a of the address).
     #[must_use]
     pub fn member_id(&self) -> u64 {
-        let hash = self.0.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
-        hash.max(1)
+        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        hash.bytes(self.0.as_bytes());
+        hash.0.max(1)
     }
 }
 
@@ -124,6 +123,32 @@ impl fmt::Display for Epoch {
     }
 }
 
+/// A checksum of a whole view, the checksum of the view before it included: two chains of views that have parted never
+/// meet again. Zero: there is no view before, or a build that knows no chain wrote the view.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Checksum(pub u64);
+
+impl fmt::Debug for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+/// Names one view and no other: where a register was put back to an older copy, two views can have one epoch (R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ViewId {
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// Its checksum.
+    pub checksum: Checksum,
+}
+
 /// A position in the log. The first entry has index 1; zero means "nothing".
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Index(pub u64);
@@ -164,9 +189,49 @@ pub struct View {
     /// The epoch of the newest view that an operator made by declaring one copy the source of all others (R4); zero:
     /// there is none. What other copies hold from before it no longer belongs to the cluster.
     pub recovered: Epoch,
+    /// The checksum of the view that this one replaced (R11).
+    pub previous: Checksum,
 }
 
+/// What a view may take as text, in bytes: it must fit wherever it is kept (a promise has 32 KiB for each copy of it).
+pub const VIEW_BYTES_MAX: usize = 31 << 10;
+
 impl View {
+    /// What it takes as text at most, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        // Words, numbers and a checksum before the nodes; a word and an incarnation beside each address.
+        let nodes = self.in_sync.keys().chain(self.members.keys());
+        400 + self.leader.as_str().len() + nodes.map(|node| node.as_str().len() + 32).sum::<usize>()
+    }
+
+    /// Names this view and no other.
+    #[must_use]
+    pub fn id(&self) -> ViewId {
+        ViewId { epoch: self.epoch, checksum: self.checksum() }
+    }
+
+    /// The checksum over every field; the same on every host and in every build. FNV-1a over each number as eight bytes
+    /// and each text behind its length, mixed at the end so that every bit counts. Never zero.
+    #[must_use]
+    pub fn checksum(&self) -> Checksum {
+        let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+        for number in
+            [self.cluster.0, self.epoch.0, self.led_since.0, self.floor.0, self.recovered.0, self.previous.0]
+        {
+            hash.number(number);
+        }
+        hash.text(self.leader.as_str());
+        for nodes in [&self.in_sync, &self.members] {
+            hash.number(nodes.len() as u64);
+            for (node, incarnation) in nodes {
+                hash.text(node.as_str());
+                hash.number(incarnation.0);
+            }
+        }
+        Checksum(hash.mixed().max(1))
+    }
+
     /// True where this node, with this data directory, is in sync.
     #[must_use]
     pub fn is_in_sync(&self, node: &NodeId, incarnation: Incarnation) -> bool {
@@ -174,9 +239,78 @@ impl View {
     }
 }
 
+/// FNV-1a over 64 bits.
+struct Fnv(u64);
+
+impl Fnv {
+    fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.number(text.len() as u64);
+        self.bytes(text.as_bytes());
+    }
+
+    /// The finalizer of splitmix64.
+    fn mixed(&self) -> u64 {
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn view() -> View {
+        let node = |text| NodeId::parse(text).unwrap();
+        View {
+            cluster: ClusterId(7),
+            epoch: Epoch(4),
+            leader: node("a:1"),
+            led_since: Epoch(3),
+            in_sync: [(node("a:1"), Incarnation(1))].into(),
+            members: [(node("a:1"), Incarnation(1)), (node("b:1"), Incarnation(2))].into(),
+            floor: Index(9),
+            recovered: Epoch(0),
+            previous: Checksum(5),
+        }
+    }
+
+    #[test]
+    fn the_checksum_of_a_view_is_the_same_in_every_build() {
+        assert_eq!(view().checksum(), Checksum(0x9068_cccb_f935_efe3));
+        assert_eq!(view().id(), ViewId { epoch: Epoch(4), checksum: Checksum(0x9068_cccb_f935_efe3) });
+    }
+
+    #[test]
+    fn every_field_of_a_view_changes_its_checksum() {
+        let node = |text| NodeId::parse(text).unwrap();
+        let views = [
+            view(),
+            View { cluster: ClusterId(8), ..view() },
+            View { epoch: Epoch(5), ..view() },
+            View { leader: node("a:2"), ..view() },
+            View { led_since: Epoch(4), ..view() },
+            View { in_sync: [(node("a:1"), Incarnation(2))].into(), ..view() },
+            View { in_sync: view().members, ..view() },
+            View { members: view().in_sync, ..view() },
+            View { floor: Index(8), ..view() },
+            View { recovered: Epoch(1), ..view() },
+            View { previous: Checksum(6), ..view() },
+        ];
+        let checksums: std::collections::BTreeSet<_> = views.iter().map(View::checksum).collect();
+        assert_eq!(checksums.len(), views.len());
+    }
 
     #[test]
     fn addresses_order_by_their_bytes_not_by_their_numbers() {

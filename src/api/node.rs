@@ -115,6 +115,7 @@ fn view(view: &view::View) -> View {
         led_since: view.led_since.0,
         floor: view.floor.0,
         recovered: view.recovered.0,
+        previous: view.previous.0,
         in_sync: copies(&view.in_sync),
         members: copies(&view.members),
     }

@@ -328,6 +328,7 @@ async fn who_watches_the_health_is_told_when_the_node_serves() {
         members: myself,
         floor: Index(0),
         recovered: Epoch(0),
+        previous: crate::view::Checksum(0),
     };
     server.register.swap(Epoch(0), &view).unwrap();
     assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving);

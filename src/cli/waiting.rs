@@ -137,6 +137,7 @@ mod tests {
             in_sync: nodes,
             floor: Index(0),
             recovered: Epoch(0),
+            previous: crate::view::Checksum(0),
         }
     }
 

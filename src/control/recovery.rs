@@ -9,7 +9,7 @@
 use std::fmt;
 
 use crate::inspection::{At, Inspection};
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 /// So many epochs are skipped by a recovery. Views that nobody shows us any more (of a lost register, or known only to a
 /// copy that was not found) must not have the number of a later one (R1).
@@ -364,6 +364,8 @@ pub fn view(source: &NodeId, finding: &Finding, copies: &[Copy], highest: Epoch)
         // What the source holds now is what it is counted on for (R24).
         floor: Index(data.last.index),
         recovered: epoch,
+        // Made by hand: it continues no chain.
+        previous: Checksum(0),
     })
 }
 

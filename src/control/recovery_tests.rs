@@ -20,6 +20,7 @@ fn view_of(epoch: u64, in_sync: &[u16], floor: u64) -> View {
         members: nodes(&[1, 2, 3]),
         floor: Index(floor),
         recovered: Epoch(0),
+        previous: crate::view::Checksum(0),
     }
 }
 

@@ -461,6 +461,7 @@ mod tests {
             members: nodes,
             floor: Index(3),
             recovered: Epoch(0),
+            previous: crate::view::Checksum(0),
         }
     }
 

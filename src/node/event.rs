@@ -10,8 +10,8 @@ use super::state::StateBackend;
 use super::wire::Entries;
 use crate::kv;
 use crate::proto::replcluster::frame::Body;
-use crate::protocol::{Envelope, RegisterUnreachable, Swapped, WriteId};
-use crate::view::{Epoch, Index, NodeId, View};
+use crate::protocol::{Envelope, Found, NotPrepared, RegisterUnreachable, Swapped, WriteId};
+use crate::view::{Epoch, Index, NodeId};
 
 /// What becomes of a mutation.
 pub type Outcome = Result<Result<kv::Applied, kv::Refusal>, Unavailable>;
@@ -73,7 +73,9 @@ pub enum Internal {
     /// The log now starts after this entry.
     Dropped(Index),
     /// The register was read.
-    RegisterRead(Result<Option<View>, RegisterUnreachable>),
+    RegisterRead(Result<Found, RegisterUnreachable>),
+    /// The register has made ready what a swap needs, or cannot.
+    Prepared(Result<(), NotPrepared>),
     /// A swap ended.
     Swapped(Swapped),
     /// A process of that node is proved dead (R28).

@@ -113,7 +113,8 @@ pub fn event_of(
             said(message, entries)
         }
         Body::Appended(appended) => {
-            said(Message::Appended { durable: Index(appended.durable), full: appended.full }, None)
+            let (durable, full, heard) = (Index(appended.durable), appended.full, appended.heard);
+            said(Message::Appended { durable, full, heard }, None)
         }
         Body::Report(report) => {
             said(Message::Report { commit: Index(report.commit), last: Index(report.last_index) }, None)

@@ -336,6 +336,7 @@ mod tests {
             members: own,
             floor: Index(0),
             recovered: Epoch(0),
+            previous: crate::view::Checksum(0),
         };
         directory.save_promise(Epoch(5), Some(&view), Index(1)).unwrap();
         let (mut log, _) = Log::open(RealDisk, &path.join("log"), Index(0)).unwrap();

@@ -41,6 +41,8 @@ pub enum Item {
         last: Index,
         /// What is known to be committed.
         commit: Index,
+        /// When the engine sent them, by its clock.
+        sent: Option<u64>,
     },
 }
 
@@ -162,7 +164,7 @@ impl Dialer {
     ) -> std::io::Result<()> {
         match item {
             Item::Frame(frame) => buffer.extend_from_slice(&frame),
-            Item::Entries { epoch, mut previous, last, commit } => {
+            Item::Entries { epoch, mut previous, last, commit, sent } => {
                 while previous.index < last {
                     let first = previous.index.next();
                     let chunk = match self.recent.read_memory(first, ENTRIES_BYTES) {
@@ -177,7 +179,7 @@ impl Dialer {
                         }
                     };
                     let end = Mark { index: chunk.last.index, epoch: chunk.last.epoch };
-                    let body = append_body(previous, end.index, end.epoch, commit, chunk.frames);
+                    let body = append_body(previous, end.index, end.epoch, commit, sent, chunk.frames);
                     put(buffer, &Frame { epoch: epoch.0, body: Some(body) });
                     previous = end;
                     // A long catch-up goes out as it is read.

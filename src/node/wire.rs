@@ -77,11 +77,11 @@ pub fn take<M: prost::Message + Default>(buffer: &mut BytesMut) -> Result<Option
 #[must_use]
 pub fn body_of(message: &Message) -> Body {
     match message {
-        Message::Append { previous, last, commit, .. } => {
-            append_body(*previous, *last, previous.epoch, *commit, Bytes::new())
+        Message::Append { previous, last, commit, sent, .. } => {
+            append_body(*previous, *last, previous.epoch, *commit, *sent, Bytes::new())
         }
-        Message::Appended { durable, full } => {
-            Body::Appended(pb::Appended { durable: durable.0, full: *full })
+        Message::Appended { durable, full, heard } => {
+            Body::Appended(pb::Appended { durable: durable.0, full: *full, heard: *heard })
         }
         Message::Report { commit, last } => Body::Report(pb::Report { commit: commit.0, last_index: last.0 }),
         Message::Ping => Body::Ping(pb::Ping {}),
@@ -92,13 +92,21 @@ pub fn body_of(message: &Message) -> Body {
 
 /// Entries `(previous, last]` as they stand in the log.
 #[must_use]
-pub fn append_body(previous: Mark, last: Index, last_epoch: Epoch, commit: Index, records: Bytes) -> Body {
+pub fn append_body(
+    previous: Mark,
+    last: Index,
+    last_epoch: Epoch,
+    commit: Index,
+    sent: Option<u64>,
+    records: Bytes,
+) -> Body {
     Body::Append(pb::Append {
         previous_index: previous.index.0,
         previous_epoch: previous.epoch.0,
         last_index: last.0,
         last_epoch: last_epoch.0,
         commit: commit.0,
+        sent,
         records,
     })
 }
@@ -121,7 +129,7 @@ pub struct Entries {
 pub fn open_append(append: pb::Append) -> Result<(Message, Option<Entries>), BadFrame> {
     let previous = Mark { index: Index(append.previous_index), epoch: Epoch(append.previous_epoch) };
     let last = Index(append.last_index);
-    let commit = Index(append.commit);
+    let (commit, sent) = (Index(append.commit), append.sent);
     let mut runs: Vec<Run> = Vec::new();
     let mut entries = Entries { frames: append.records.clone(), starts: Vec::new(), positions: Vec::new() };
     let mut rest = append.records;
@@ -145,7 +153,7 @@ pub fn open_append(append: pb::Append) -> Result<(Message, Option<Entries>), Bad
         return Err(BadFrame::Records(format!("records end before {last}")));
     }
     let entries = (!entries.starts.is_empty()).then_some(entries);
-    Ok((Message::Append { previous, runs, last, commit }, entries))
+    Ok((Message::Append { previous, runs, last, commit, sent }, entries))
 }
 
 impl Entries {

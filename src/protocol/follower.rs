@@ -17,6 +17,8 @@ pub struct Follower {
     pub(super) acknowledged_at: Option<Millis>,
     /// When entries or a heartbeat of the leader last fitted our log.
     pub(super) fitted_at: Option<Millis>,
+    /// When the newest of these was sent, by the leader's clock.
+    pub(super) heard: Option<Millis>,
     pub(super) reported_at: Option<Millis>,
 }
 
@@ -27,6 +29,7 @@ impl Follower {
             acknowledged: Index(0),
             acknowledged_at: None,
             fitted_at: None,
+            heard: None,
             reported_at: None,
         }
     }
@@ -63,6 +66,7 @@ impl Node {
         runs: &[Run],
         last: Index,
         commit: Index,
+        sent: Option<Millis>,
     ) {
         let Some(view) = &self.view else { return };
         let from_leader = view.leader == *from && view.in_sync.get(from) == Some(&incarnation);
@@ -79,6 +83,7 @@ impl Node {
         let now = self.now;
         let Role::Follower(follower) = &mut self.role else { return };
         follower.fitted_at = Some(now);
+        follower.heard = follower.heard.max(sent);
         follower.matched = follower.matched.max(last).max(previous.index);
         let committed = commit.min(follower.matched);
         if committed > self.log.commit() {
@@ -173,8 +178,9 @@ impl Node {
         if durable > follower.acknowledged || due {
             follower.acknowledged = durable;
             follower.acknowledged_at = Some(now);
+            let heard = follower.heard;
             let full = self.full;
-            self.send(&leader, Message::Appended { durable, full });
+            self.send(&leader, Message::Appended { durable, full, heard });
         }
     }
 }

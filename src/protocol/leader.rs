@@ -3,10 +3,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::damping::Strikes;
 use super::node::{Node, RegisterTask, Role};
 use super::outline::Mark;
 use super::progress::{Phase, Progress};
 use super::rules::Rule;
+use super::views::Pause;
 use super::{Effect, Message, Millis};
 use crate::view::{Incarnation, Index, NodeId};
 
@@ -35,6 +37,12 @@ pub struct Leader {
     /// In-sync nodes that have shown that their data is not what it was (R24).
     pub(super) expelled: BTreeSet<NodeId>,
     pub(super) transfer: Option<Transfer>,
+    /// After a hand-over that did not happen the next one waits.
+    pub(super) transfer_pause: Pause,
+    /// Who was dropped how often (R36).
+    pub(super) strikes: BTreeMap<NodeId, Strikes>,
+    /// Who leaves the set by the swap under way for a reason that counts as a strike.
+    pub(super) struck: BTreeSet<NodeId>,
     /// Since when a follower's disk holds entries that ours does not, without our disk's having taken any.
     pub(super) stuck_since: Option<Millis>,
     /// What an in-sync follower knows to be committed, and we never had.
@@ -82,6 +90,9 @@ impl Node {
             growing: BTreeMap::new(),
             expelled: BTreeSet::new(),
             transfer: None,
+            transfer_pause: Pause::default(),
+            strikes: BTreeMap::new(),
+            struck: BTreeSet::new(),
             stuck_since: None,
             doubted: None,
         });
@@ -119,6 +130,7 @@ impl Node {
     /// look like as many hung ones.
     fn note_stalls(&mut self) {
         let (now, durable, last) = (self.now, self.log.durable(), self.log.last().index);
+        let timeout = self.config.failure_timeout;
         let Role::Leader(leader) = &mut self.role else { return };
         let mut behind = false;
         for known in leader.progress.values_mut() {
@@ -128,6 +140,7 @@ impl Node {
             } else {
                 known.owing_since.get_or_insert(now);
             }
+            known.lag.note(now, durable, known.matched, timeout);
         }
         if behind && durable < last {
             leader.stuck_since.get_or_insert(now);
@@ -151,6 +164,16 @@ impl Node {
         view.in_sync.keys().filter(|node| **node != self.config.id).all(|node| {
             let known = leader.progress.get(node);
             known.is_some_and(|known| self.now - known.answered_at <= self.config.failure_timeout)
+        })
+    }
+
+    /// True where no in-sync follower can obey another leader yet: each has obeyed us less than `failure_timeout` ago, by
+    /// our clock and counted from the moment of sending (R17).
+    pub(super) fn holds_leases(&self) -> bool {
+        let (Role::Leader(leader), Some(view)) = (&self.role, &self.view) else { return false };
+        view.in_sync.keys().filter(|node| **node != self.config.id).all(|node| {
+            let obeyed = leader.progress.get(node).and_then(|known| known.obeyed);
+            obeyed.is_some_and(|sent| self.now - sent <= self.config.failure_timeout)
         })
     }
 
@@ -220,7 +243,8 @@ impl Node {
             known.next = last.next();
             known.told_commit = commit;
         }
-        self.send(node, Message::Append { previous: Mark { index: before, epoch }, runs, last, commit });
+        let (previous, sent) = (Mark { index: before, epoch }, Some(self.now));
+        self.send(node, Message::Append { previous, runs, last, commit, sent });
     }
 
     fn heartbeat(&mut self) {
@@ -258,6 +282,7 @@ impl Node {
         incarnation: Incarnation,
         durable: Index,
         full: bool,
+        heard: Option<Millis>,
     ) {
         let (last, committed) = (self.log.last().index, self.log.commit());
         let patience = self.patience();
@@ -274,6 +299,9 @@ impl Node {
         }
         known.answered_at = now;
         known.full = full;
+        known.full_since = if full { known.full_since.or(Some(now)) } else { None };
+        // A build that does not say when: as if it had heard us just now.
+        known.obeyed = known.obeyed.max(Some(heard.map_or(now, |sent| sent.min(now))));
         if durable.min(last) > known.matched {
             known.matched = durable.min(last);
             known.owing_since = None;
@@ -344,10 +372,10 @@ impl Node {
             Role::Leader(_) | Role::Follower(_) | Role::Candidate(_) => None,
         };
         let leaving = |node: &NodeId| match &self.register {
-            RegisterTask::Swapping(next) | RegisterTask::Unsettled { next, .. } => {
+            RegisterTask::Swapping { next, .. } | RegisterTask::Unsettled { next } => {
                 !next.in_sync.contains_key(node) && self.breaks(Rule::ShrinkBeforeConfirmed)
             }
-            RegisterTask::Idle | RegisterTask::Reading { .. } => false,
+            RegisterTask::Idle | RegisterTask::Preparing | RegisterTask::Reading { .. } => false,
         };
         let in_sync = self.view.iter().flat_map(|view| &view.in_sync).filter(move |(node, _)| !leaving(node));
         in_sync.chain(growing.into_iter().flatten())

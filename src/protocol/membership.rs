@@ -8,7 +8,7 @@ use super::node::{Node, RegisterTask, Role};
 use super::progress::{Phase, Progress};
 use super::rules::Rule;
 use super::{Effect, Message, Millis, Warning};
-use crate::view::{Index, NodeId, View};
+use crate::view::{Index, NodeId, VIEW_BYTES_MAX, View};
 
 impl Node {
     // --- the set ---
@@ -19,6 +19,10 @@ impl Node {
         let Role::Leader(leader) = &self.role else { return };
         // Who says nothing hears nothing, and must not judge.
         if !matches!(self.register, RegisterTask::Idle) || self.is_stuck() {
+            return;
+        }
+        // Nor who has heard of a later view (R11); and what has failed is tried again after a time (R34).
+        if self.is_behind_others() || self.is_in_doubt() || !self.pause.is_over(self.now) {
             return;
         }
         let commit = self.log.commit();
@@ -34,12 +38,20 @@ impl Node {
                 known.owing_since.is_some_and(|since| self.now - since > self.config.stall_timeout)
                     && !self.breaks(Rule::WaitForHungDisk)
             };
-            leader.progress.get(node).is_some_and(|known| hangs(known) || (known.full && !self.full))
+            // Long enough for our own disk to be looked at: where all share one, all are full (R25).
+            let full = |known: &Progress| known.full && !self.full && self.lasts(known.full_since);
+            leader.progress.get(node).is_some_and(|known| hangs(known) || full(known))
         };
+        let lags = |node: &NodeId| {
+            let late = |known: &Progress| known.lag.is_too_much(self.config.failure_timeout);
+            leader.progress.get(node).is_some_and(late) && !self.breaks(Rule::WaitForSlow)
+        };
+        let strikes = |node: &NodeId| (self.is_silent(node) || mute(node) || lags(node)) && !unfit(node);
         let leaves = |node: &NodeId| {
             *node != self.config.id
                 && (self.is_gone(node)
                     || mute(node)
+                    || lags(node)
                     || unfit(node)
                     || leader.expelled.contains(node)
                     || self.removing.contains(node))
@@ -51,6 +63,7 @@ impl Node {
                 && !view.in_sync.contains_key(node)
                 && known.phase == Phase::Stream
                 && !known.full
+                && self.is_undamped(node)
                 && !self.is_gone(node)
                 && !self.removing.contains(node)
         };
@@ -72,10 +85,24 @@ impl Node {
         }
         let mut in_sync = view.in_sync.clone();
         in_sync.retain(|node, _| !leaves(node));
-        in_sync.extend(joining.clone());
         let mut members = view.members.clone();
         members.retain(|node, _| !self.removing.contains(node));
-        members.extend(joining);
+        // Beyond the bound nobody is taken in: a view must fit wherever it is kept.
+        for (node, incarnation) in joining {
+            in_sync.insert(node.clone(), incarnation);
+            let before = members.insert(node.clone(), incarnation);
+            let larger = View { in_sync: in_sync.clone(), members: members.clone(), ..view.clone() };
+            if larger.bytes() > VIEW_BYTES_MAX {
+                in_sync.remove(&node);
+                growing.remove(&node);
+                match before {
+                    Some(known) => members.insert(node, known),
+                    None => members.remove(&node),
+                };
+            }
+        }
+        let struck = view.in_sync.keys().filter(|node| !in_sync.contains_key(*node) && strikes(node));
+        let struck = struck.cloned().collect();
         let relieved = leader.growing.keys().any(|node| !growing.contains_key(node));
         if in_sync == view.in_sync && members == view.members {
             self.leader().growing = growing;
@@ -86,17 +113,24 @@ impl Node {
         }
         // A new leader may not know yet how much its predecessor had committed: the floor never sinks.
         let floor = view.floor.max(commit);
-        let next = View { epoch: view.epoch.next(), in_sync, members, floor, ..view.clone() };
+        let previous = self.previous();
+        let next = View { epoch: view.epoch.next(), in_sync, members, floor, previous, ..view.clone() };
         self.leader().growing = growing;
+        self.leader().struck = struck;
         self.swap(next);
     }
 
     /// Our own change of the set has been confirmed.
     pub(super) fn set_changed(&mut self) {
         let view = self.view.clone().expect("a view was just adopted");
-        let now = self.now;
+        let (now, timeout) = (self.now, self.config.failure_timeout);
         self.removing.retain(|node| view.members.contains_key(node));
         let leader = self.leader();
+        for node in std::mem::take(&mut leader.struck) {
+            let since = leader.progress.get(&node).and_then(|known| known.in_sync_since).unwrap_or(now);
+            leader.strikes.entry(node).or_default().strike(now, now - since, timeout);
+        }
+        leader.strikes.retain(|node, _| view.members.contains_key(node));
         leader.growing.clear();
         leader.expelled.retain(|node| view.in_sync.contains_key(node));
         // Whoever left starts anew with a report.
@@ -110,12 +144,27 @@ impl Node {
                 known.phase = Phase::Stream;
                 known.answered_at = now;
                 known.owing_since = None;
-                known.in_sync_since.get_or_insert(now);
+                if known.in_sync_since.is_none() {
+                    known.in_sync_since = Some(now);
+                    known.lag.forget();
+                }
             }
         }
         self.advance_commit();
         self.flush();
         self.change_set();
+    }
+
+    /// For longer than everybody may need to notice the same.
+    fn lasts(&self, since: Option<Millis>) -> bool {
+        since.is_some_and(|since| self.now - since > self.config.failure_timeout)
+    }
+
+    /// It has not come and gone too often of late (R36).
+    fn is_undamped(&self, node: &NodeId) -> bool {
+        let Role::Leader(leader) = &self.role else { return true };
+        self.breaks(Rule::JoinUndamped)
+            || leader.strikes.get(node).is_none_or(|strikes| strikes.are_over(self.now))
     }
 
     /// How long writers may have to wait for a joiner that is close, in milliseconds.
@@ -154,7 +203,11 @@ impl Node {
     // --- handing over ---
 
     pub(super) fn start_transfer(&mut self, to: &NodeId) {
-        let able = self.can_propose() && *to != self.config.id && !self.is_gone(to);
+        let able = self.can_propose()
+            && *to != self.config.id
+            && !self.is_gone(to)
+            && !self.is_behind_others()
+            && !self.is_in_doubt();
         if able && self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(to)) {
             let until = self.now + self.config.failure_timeout;
             self.leader().transfer = Some(Transfer { to: to.clone(), until, told: false });
@@ -181,7 +234,7 @@ impl Node {
     }
 
     pub(super) fn end_late_transfer(&mut self) {
-        let now = self.now;
+        let (now, timeout) = (self.now, self.config.failure_timeout);
         self.tell_transfer();
         let Role::Leader(leader) = &mut self.role else { return };
         if let Some(transfer) = &leader.transfer
@@ -189,6 +242,7 @@ impl Node {
         {
             let to = transfer.to.clone();
             leader.transfer = None;
+            leader.transfer_pause.begin(now, timeout, 32 * timeout);
             if let Some(known) = leader.progress.get_mut(&to) {
                 known.in_sync_since = Some(now);
             }
@@ -199,13 +253,19 @@ impl Node {
 
     /// A leader whose disk is nearly full lets one lead that has room (R25). The lowest, as always.
     pub(super) fn hand_over_when_full(&mut self) {
-        if self.full
+        if self.lasts(self.full_since)
+            && self.may_hand_over_unasked()
             && !self.breaks(Rule::LeadWithFullDisk)
             && self.can_propose()
             && let Some(to) = self.roomy_follower().cloned()
         {
             self.start_transfer(&to);
         }
+    }
+
+    /// Not right after a hand-over that failed: each one keeps the writers waiting.
+    fn may_hand_over_unasked(&self) -> bool {
+        matches!(&self.role, Role::Leader(leader) if leader.transfer_pause.is_over(self.now))
     }
 
     fn roomy_follower(&self) -> Option<&NodeId> {
@@ -234,6 +294,7 @@ impl Node {
         let fit = leader.progress.get(&lowest).filter(|known| !known.full || self.full);
         let since = fit.and_then(|known| known.in_sync_since);
         if self.can_propose()
+            && self.may_hand_over_unasked()
             && since.is_some_and(|since| self.now - since >= after || self.breaks(Rule::HandBackAtOnce))
         {
             self.start_transfer(&lowest);

@@ -10,6 +10,7 @@
 //! | `Stale` | anyone → anyone | your epoch is behind mine |
 //! | `Transfer` | leader → an in-sync follower | everything is drained: take over |
 
+use super::Millis;
 use super::outline::{Mark, Run};
 use crate::view::{Epoch, Incarnation, Index, NodeId};
 
@@ -41,6 +42,8 @@ pub enum Message {
         last: Index,
         /// What the leader knows to be committed.
         commit: Index,
+        /// When it was sent, by the leader's clock; `None` from a build that does not say.
+        sent: Option<Millis>,
     },
     /// All up to `durable` is on disk here and the same as the leader's.
     Appended {
@@ -48,6 +51,10 @@ pub enum Message {
         durable: Index,
         /// The disk is nearly full (R25).
         full: bool,
+        /// When the newest `Append` that the sender has obeyed was sent, by the leader's clock; `None` from a build that
+        /// does not say. Up to `failure_timeout` after that moment the sender obeys no other leader, unless a death is
+        /// proved (R17).
+        heard: Option<Millis>,
     },
     /// Where the sender stands.
     Report {

@@ -51,9 +51,9 @@
 //! 3. A failed write or sync is the end of the process; it is never reported and never retried (R21).
 //! 4. Messages may be lost, repeated, delayed and reordered. Payloads of an `Append` travel beside it: the driver
 //!    takes the entries that [`Effect::Accept`] names from the message just fed.
-//! 5. At most one [`Effect::ReadRegister`] or [`Effect::Swap`] is open at a time; answer each by
-//!    [`Input::RegisterAnswered`] or [`Input::SwapAnswered`]. A swap whose outcome is not known is said to be unknown,
-//!    never guessed (R2).
+//! 5. At most one [`Effect::ReadRegister`], [`Effect::Prepare`] or [`Effect::Swap`] is open at a time; answer each by
+//!    [`Input::RegisterAnswered`], [`Input::Prepared`] or [`Input::SwapAnswered`]. A swap whose outcome is not known is
+//!    said to be unknown, never guessed (R2); where surely nothing was changed it is said to have failed (R34).
 //! 6. [`Input::Died`] is for proof only: a freed lock or an exit seen through a pidfd (R28). Everything else is
 //!    silence.
 //! 7. Entries up to [`Effect::Commit`] may be applied and shown; nothing above (R15). Propose only while
@@ -76,6 +76,7 @@
 //! What all this is worth is tried in `testing/`: seeded storms of faults with claims checked after every step, and
 //! `scripts/`, one short story for each rule; read those first.
 
+mod damping;
 mod follower;
 mod leader;
 mod membership;
@@ -94,7 +95,7 @@ pub use node::{Node, Restored, Role};
 pub use outline::{Mark, Outline, Run};
 pub use progress::{Phase, Progress};
 
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// Milliseconds on a clock that never goes back; only differences mean anything.
 pub type Millis = u64;
@@ -139,9 +140,14 @@ pub enum Input {
     /// Every write up to this one is durable.
     Persisted(WriteId),
     /// The answer to [`Effect::ReadRegister`]: what stands there, `Err` where it could not be read.
-    RegisterAnswered(Result<Option<View>, RegisterUnreachable>),
+    RegisterAnswered(Result<Found, RegisterUnreachable>),
+    /// The answer to [`Effect::Prepare`].
+    Prepared(Result<(), NotPrepared>),
     /// The answer to [`Effect::Swap`].
     SwapAnswered(Swapped),
+    /// Every member reads views with a checksum of the one before: from now on they are made with it (R11, R37). Said
+    /// again after each start.
+    ChainViews,
     /// Proof that this process of that node is dead (R28).
     Died {
         /// The node.
@@ -158,6 +164,8 @@ pub enum Input {
     SnapshotReceived(Mark),
     /// Entries up to and including this one are no longer on our disk; they were committed and applied.
     Dropped(Index),
+    /// The register does not hold what this node knows, as a look at it has shown: read it, and say what is wrong (R11).
+    RegisterDoubted,
     /// An operator wants this node to lead (R9).
     MoveLeader(NodeId),
     /// An operator wants this node out of the cluster.
@@ -168,13 +176,42 @@ pub enum Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegisterUnreachable;
 
+/// What stands in the register, seen from the view that its reader knows (R11).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Found {
+    /// No view.
+    Empty,
+    /// This view is the newest, and the known one is in its chain or is this very one. Also where the reader knows none,
+    /// or the chain does not reach back to it.
+    Holds(View),
+    /// The newest view is older than the known one: a restored backup, or a deleted file.
+    Behind {
+        /// Of the newest view; zero: there is none.
+        newest: Epoch,
+    },
+    /// Another view stands in the chain in place of the known one: the register was put back to an older copy, and views
+    /// were made from there.
+    Forked {
+        /// The newest view of that chain.
+        newest: View,
+    },
+    /// The register is not the one that this process has opened.
+    Replaced,
+}
+
+/// The register cannot take this view; nothing was changed (R34).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NotPrepared;
+
 /// How a swap ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Swapped {
     /// The view proposed stands in the register.
     Won,
-    /// Another view stands there.
-    Lost(View),
+    /// The register holds something else than the view that was to be replaced; nothing was changed.
+    Lost(Found),
+    /// Nothing was changed, for want of a resource or because the register failed before the decisive step (R34).
+    Failed,
     /// It may or may not have happened (R2).
     Unknown,
 }
@@ -241,10 +278,21 @@ pub enum Effect {
     },
     /// Stream a snapshot to that node, unless one is already under way to this process of it.
     SendSnapshot(NodeId),
-    /// Read the register.
-    ReadRegister,
-    /// Swap this view in; it succeeds where the register stands at the epoch before.
-    Swap(View),
+    /// Read the register, and look whether the known view is in its chain.
+    ReadRegister {
+        /// The newest view adopted; `None` before the first.
+        known: Option<ViewId>,
+    },
+    /// Make ready whatever a swap of this view needs, so that it cannot fail for want of room (R34). What was made ready
+    /// before for another view is of no use any more.
+    Prepare(View),
+    /// Swap this view in; it succeeds only where the register's newest view is the very one it replaces.
+    Swap {
+        /// The view that it replaces; `None`: the register is empty.
+        replaces: Option<ViewId>,
+        /// The view to swap in.
+        next: View,
+    },
     /// A newer view was adopted.
     Adopted(View),
     /// We lead and the opening entry is committed: requests may be served (R7).
@@ -269,6 +317,18 @@ pub enum Warning {
     },
     /// The register could not be read; views stay as they are (R10).
     RegisterUnreachable,
+    /// The register holds another chain of views than the one this node knows (R11): it was put back to an older copy,
+    /// and another node went on from there. An operator has to decide which copy counts.
+    RegisterForked {
+        /// The newest view of that chain.
+        register: Epoch,
+        /// The newest view that this node has seen.
+        seen: Epoch,
+    },
+    /// The register's directory is no longer the one that this process has opened (R11).
+    RegisterReplaced,
+    /// The register cannot take a view for want of a resource; tried again after a time (R34).
+    NoRoomForView,
     /// A hand-over did not happen in time; this node goes on leading.
     TransferFailed(NodeId),
 }
@@ -304,9 +364,4 @@ pub enum Halt {
     },
     /// The node was removed from the cluster.
     Removed,
-    /// Two views with one epoch: the register broke its word.
-    RegisterSplit {
-        /// The epoch.
-        epoch: Epoch,
-    },
 }

@@ -8,6 +8,7 @@ use super::leader::Leader;
 use super::outline::{Mark, Outline};
 use super::rules::Rule;
 use super::takeover::Candidate;
+use super::views::{Pause, Trouble};
 use super::{Config, Effect, Envelope, Halt, Input, Message, Millis, WriteId};
 use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
@@ -45,10 +46,20 @@ pub(super) struct Peer {
     pub session: Option<u64>,
     /// The data directory from which it last spoke under our view.
     pub incarnation: Option<Incarnation>,
-    /// The process proved dead; speech of that process revives nobody.
-    pub dead: Option<Option<u64>>,
+    /// Proved dead.
+    pub dead: Option<Death>,
     /// When we last said something to it.
     pub last_sent: Option<Millis>,
+}
+
+/// A proof of death.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Death {
+    /// The process; `None` where it is not known which.
+    pub session: Option<u64>,
+    /// What that process has said before it died may arrive until then, and revives nothing. Not for ever: should a
+    /// later process have the same number, it is heard from then on (R32).
+    pub stragglers_until: Millis,
 }
 
 /// A write on its way to the disk, and what becomes true when it is there.
@@ -66,12 +77,19 @@ pub(super) enum RegisterTask {
     Reading {
         /// What had been heard when it was asked.
         heard: Epoch,
+        /// The swap whose outcome is still unknown (R2).
+        unsettled: Option<View>,
     },
-    Swapping(View),
+    /// The register makes ready what a swap needs (R34).
+    Preparing,
+    Swapping {
+        next: View,
+        /// An earlier sending of it has ended without a known outcome.
+        unsettled: bool,
+    },
     /// The outcome is unknown; the same swap is sent again until it is settled (R2).
     Unsettled {
         next: View,
-        retry_at: Millis,
     },
 }
 
@@ -93,6 +111,8 @@ pub struct Node {
     pub(super) leader_gone_since: Option<Millis>,
     /// Our disk is nearly full (R25).
     pub(super) full: bool,
+    /// Since when.
+    pub(super) full_since: Option<Millis>,
     /// Members that an operator wants out.
     pub(super) removing: Vec<NodeId>,
     pub(super) next_read_at: Millis,
@@ -102,7 +122,12 @@ pub struct Node {
     pub(super) pending: VecDeque<(WriteId, PendingWrite)>,
     /// What the driver was told to apply.
     announced_commit: Index,
-    pub(super) register_warned: bool,
+    /// Why no view can change now; said once.
+    pub(super) trouble: Option<Trouble>,
+    /// Until when the register is left alone after it has failed.
+    pub(super) pause: Pause,
+    /// Views are made with the checksum of the one before (R11).
+    pub(super) chained: bool,
     halted: bool,
     pub(super) effects: Vec<Effect>,
     /// The rule that a test has switched off.
@@ -131,12 +156,15 @@ impl Node {
             heard: Epoch(0),
             leader_gone_since: None,
             full: false,
+            full_since: None,
             removing: Vec::new(),
             next_read_at: now,
             stash: Vec::new(),
             next_write: 1,
             pending: VecDeque::new(),
-            register_warned: false,
+            trouble: None,
+            pause: Pause::default(),
+            chained: false,
             halted: false,
             effects: Vec::new(),
             #[cfg(test)]
@@ -163,9 +191,12 @@ impl Node {
             Input::Received(envelope) => self.receive(envelope),
             Input::Persisted(write) => self.persisted(write),
             Input::RegisterAnswered(answer) => self.register_answered(answer),
+            Input::Prepared(outcome) => self.prepared(outcome.is_ok()),
             Input::SwapAnswered(outcome) => self.swap_answered(outcome),
+            Input::ChainViews => self.chained = true,
+            Input::RegisterDoubted => self.read_register(),
             Input::Died { node, session } => self.died(node, session),
-            Input::Space { full } => self.full = full,
+            Input::Space { full } => self.space(full),
             Input::SnapshotReceived(mark) => self.snapshot_received(mark),
             Input::Dropped(index) => self.log.drop_through(index),
             Input::MoveLeader(to) => self.start_transfer(&to),
@@ -240,6 +271,22 @@ impl Node {
         }
     }
 
+    /// The newest epoch that anybody has spoken under, or that we have seen: the register has been there (R11).
+    #[must_use]
+    pub fn heard(&self) -> Epoch {
+        self.heard.max(self.epoch())
+    }
+
+    /// True where a look at the register may prove that our view is the newest, and so a linearizable read (R17): we
+    /// serve, have heard of no later epoch, and the register is the one that we know (R11). And every in-sync follower
+    /// obeyed us under our view less than `failure_timeout` ago: a leader that slept may have been replaced, and the
+    /// register been put back to where it was before.
+    #[must_use]
+    pub fn may_prove(&self) -> bool {
+        let known = !self.is_in_doubt() && !self.is_behind_others();
+        self.is_serving() && known && (self.holds_leases() || self.breaks(Rule::ProveUnheard))
+    }
+
     /// Our disk is nearly full (R25).
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -250,6 +297,11 @@ impl Node {
     #[must_use]
     pub fn is_unfit(&self) -> bool {
         self.full || self.is_stuck()
+    }
+
+    fn space(&mut self, full: bool) {
+        self.full = full;
+        self.full_since = if full { self.full_since.or(Some(self.now)) } else { None };
     }
 
     // --- time ---
@@ -266,8 +318,9 @@ impl Node {
     }
 
     fn tick(&mut self) {
-        self.retry_swap();
+        self.settle_swap();
         self.read_register_when_lost();
+        self.look_again_when_in_doubt();
         match &self.role {
             Role::Follower(_) => self.follower_tick(),
             Role::Candidate(_) => {}
@@ -340,11 +393,11 @@ impl Node {
     fn dispatch(&mut self, envelope: Envelope) {
         let Envelope { from, incarnation, message, .. } = envelope;
         match message {
-            Message::Append { previous, runs, last, commit } => {
-                self.append_received(&from, incarnation, previous, &runs, last, commit);
+            Message::Append { previous, runs, last, commit, sent } => {
+                self.append_received(&from, incarnation, previous, &runs, last, commit, sent);
             }
-            Message::Appended { durable, full } => {
-                self.appended_received(&from, incarnation, durable, full);
+            Message::Appended { durable, full, heard } => {
+                self.appended_received(&from, incarnation, durable, full, heard);
             }
             Message::Report { commit, last } => self.report_received(&from, incarnation, commit, last),
             Message::Transfer => self.transfer_received(&from),
@@ -399,7 +452,8 @@ impl Node {
         // Only under our view or a newer one: a straggler from before a wipe must not speak for the node of today.
         let current = envelope.epoch >= self.epoch();
         let peer = self.peer(&envelope.from);
-        if peer.dead == Some(Some(session)) {
+        let straggles = |dead: &Death| dead.session == Some(session) && now < dead.stragglers_until;
+        if peer.dead.as_ref().is_some_and(straggles) {
             return;
         }
         if current {
@@ -412,12 +466,14 @@ impl Node {
 
     fn died(&mut self, node: NodeId, session: Option<u64>) {
         let any = self.breaks(Rule::AnyDeathCounts);
+        let stragglers_until =
+            if self.breaks(Rule::DeadForEver) { Millis::MAX } else { self.now + self.config.failure_timeout };
         let peer = self.peer(&node);
         if !any && session.is_some() && peer.session.is_some() && peer.session != session {
             return; // another process of that node has spoken since
         }
         // "Nobody runs there" proves the death of whichever process we last heard.
-        peer.dead = Some(session.or(peer.session));
+        peer.dead = Some(Death { session: session.or(peer.session), stragglers_until });
         match &self.role {
             Role::Follower(_) => self.consider_takeover(),
             Role::Candidate(_) => {}
@@ -445,13 +501,26 @@ impl Node {
             None => !starting,
             Some(peer) if peer.session.is_none() && starting => false,
             Some(peer) => {
-                let counted = self.view.as_ref().and_then(|view| view.in_sync.get(node));
-                let replaced = !self.breaks(Rule::TrustWipedNode)
-                    && counted.is_some()
-                    && peer.incarnation.is_some_and(|spoke| Some(&spoke) != counted);
-                peer.dead.is_some() || replaced || self.now - peer.last_heard > self.config.failure_timeout
+                peer.dead.is_some()
+                    || self.is_replaced(node)
+                    || self.now - peer.last_heard > self.config.failure_timeout
             }
         }
+    }
+
+    /// Gone for its silence alone: it may live.
+    pub(super) fn is_silent(&self, node: &NodeId) -> bool {
+        let proved = self.peers.get(node).is_some_and(|peer| peer.dead.is_some());
+        self.is_gone(node) && !proved && !self.is_replaced(node)
+    }
+
+    /// Another data directory speaks from its address (R24).
+    fn is_replaced(&self, node: &NodeId) -> bool {
+        let counted = self.view.as_ref().and_then(|view| view.in_sync.get(node));
+        let spoke = self.peers.get(node).and_then(|peer| peer.incarnation);
+        !self.breaks(Rule::TrustWipedNode)
+            && counted.is_some()
+            && spoke.is_some_and(|spoke| Some(&spoke) != counted)
     }
 
     // --- writes ---

@@ -10,6 +10,7 @@
 //! Only nodes outside the set are ever sent a snapshot: whoever is counted on holds all that is committed.
 
 use super::Millis;
+use super::damping::Lag;
 use crate::view::{Incarnation, Index};
 
 /// How the leader serves one follower.
@@ -36,10 +37,16 @@ pub struct Progress {
     pub(super) told_commit: Index,
     /// When it last took entries or a heartbeat from us under our view.
     pub(super) answered_at: Millis,
+    /// When we sent the newest `Append` that it has surely obeyed under our view; no pause of ours is forgiven here (R17).
+    pub(super) obeyed: Option<Millis>,
+    /// How much it holds up the writes (R36).
+    pub(super) lag: Lag,
     /// Since when our disk holds entries that its disk does not, without its having taken any.
     pub(super) owing_since: Option<Millis>,
     /// Its disk is nearly full (R25).
     pub(super) full: bool,
+    /// Since when that is so.
+    pub(super) full_since: Option<Millis>,
     /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
     pub(super) round: (Millis, Index),
     /// The last round was short enough for writers to wait for the next.
@@ -60,6 +67,9 @@ impl Progress {
             answered_at: now,
             owing_since: None,
             full: false,
+            full_since: None,
+            obeyed: None,
+            lag: Lag::default(),
             round: (now, commit),
             quick: false,
             in_sync_since: None,
@@ -70,5 +80,7 @@ impl Progress {
     pub(super) fn forgive(&mut self, slept: Millis, now: Millis) {
         self.answered_at = (self.answered_at + slept).min(now);
         self.owing_since = self.owing_since.map(|since| (since + slept).min(now));
+        self.full_since = self.full_since.map(|since| (since + slept).min(now));
+        self.lag.forgive(slept, now);
     }
 }

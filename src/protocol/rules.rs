@@ -46,6 +46,20 @@ pub(crate) enum Rule {
     AnyDeathCounts,
     /// R11 off: a register that is older than what other nodes have seen is taken for the newest.
     TrustOldRegister,
+    /// R11 off: whatever chain of views the register holds is obeyed.
+    TrustOtherChain,
+    /// R17 off: a leader proves reads although its followers may obey another by now.
+    ProveUnheard,
+    /// R32 off: a process number that was once proved dead is ignored for ever.
+    DeadForEver,
+    /// R34 off: a candidate promises before it knows whether the register can take its view.
+    PromiseUnprepared,
+    /// R34 off: a swap that surely changed nothing is taken for one that may have happened.
+    FailedIsUnknown,
+    /// R36 off: who comes and goes is let in at once each time.
+    JoinUndamped,
+    /// R36 off: who acknowledges slowly is waited for as long as it speaks.
+    WaitForSlow,
     /// A leader whose disk hangs goes on sending heartbeats.
     LeadWithHungDisk,
     /// A follower whose disk hangs is waited for as long as it talks.
@@ -78,6 +92,13 @@ impl Rule {
         Rule::LeadWithFullDisk,
         Rule::AnyDeathCounts,
         Rule::TrustOldRegister,
+        Rule::TrustOtherChain,
+        Rule::ProveUnheard,
+        Rule::DeadForEver,
+        Rule::PromiseUnprepared,
+        Rule::FailedIsUnknown,
+        Rule::JoinUndamped,
+        Rule::WaitForSlow,
         Rule::LeadWithHungDisk,
         Rule::WaitForHungDisk,
         Rule::TrustWipedNode,

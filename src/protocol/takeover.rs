@@ -1,14 +1,18 @@
 //! Taking over: who may, when, and in which steps.
 //!
 //! ```text
-//! Follower ──leader gone, my turn──▶ Confirming ──register agrees──▶ Promising ──durable──▶ Ready ─▶ Swapping ─▶ Leader
-//!     ▲                                  │                              (R5)                          │
-//!     └──────── leader lives, or a newer view stands in the register ─────────────────────────────────┘
+//! Follower ──leader gone, my turn──▶ Confirming ──register agrees──▶ Preparing ──has room──▶ Promising
+//!     ▲                                  │                               │ (R34)                │ (R5)
+//!     ├── leader lives, newer view, ◀────┴───────────────────────────────┘                durable
+//!     │   no room for a view                                                                   ▼
+//!     └──────────────── another view stands there, or nothing was changed ◀── Swapping ◀── Ready
+//!                                                                                  │
+//!                                                                                  └──won──▶ Leader
 //! ```
 
 use super::node::{Node, RegisterTask, Role};
 use super::rules::Rule;
-use super::{Halt, Millis, WriteId};
+use super::{Effect, Halt, Millis, WriteId};
 use crate::view::{NodeId, View};
 
 /// A node on its way to leadership.
@@ -21,6 +25,12 @@ pub struct Candidate {
 pub(super) enum Stage {
     /// The register is being read: after the promise there is no way back, so look first (R10).
     Confirming,
+    /// The register makes ready all that a swap needs: nothing is promised yet (R34).
+    Preparing {
+        next: View,
+        /// The leader has asked for it (R9), and lives.
+        asked: bool,
+    },
     /// The promise is on its way to the disk (R5).
     Promising { write: WriteId, next: View },
     /// Promised, but the register is busy with another operation of ours.
@@ -57,7 +67,7 @@ impl Node {
                 return;
             }
         }
-        if matches!(self.register, RegisterTask::Idle) {
+        if matches!(self.register, RegisterTask::Idle) && self.pause.is_over(self.now) {
             self.role = Role::Candidate(Candidate { stage: Stage::Confirming });
             self.read_register();
         }
@@ -84,7 +94,7 @@ impl Node {
         let Role::Candidate(candidate) = &self.role else { return };
         match &candidate.stage {
             Stage::Confirming => self.promise_to_replace_leader(),
-            Stage::Promising { .. } => {}
+            Stage::Preparing { .. } | Stage::Promising { .. } => {}
             Stage::Ready { next } => {
                 let next = next.clone();
                 self.send_swap(next);
@@ -97,13 +107,17 @@ impl Node {
     pub(super) fn abandon_candidacy(&mut self) {
         let Role::Candidate(candidate) = &self.role else { return };
         match &candidate.stage {
-            Stage::Confirming | Stage::Swapping => self.become_follower(),
-            Stage::Promising { .. } => {}
-            Stage::Ready { next } => {
-                let next = next.clone();
-                self.send_swap(next);
-            }
+            Stage::Confirming | Stage::Ready { .. } => self.become_follower(),
+            Stage::Swapping if matches!(self.register, RegisterTask::Idle) => self.become_follower(),
+            Stage::Preparing { .. } | Stage::Promising { .. } | Stage::Swapping => {}
         }
+    }
+
+    /// There is a leader to obey, and nothing promised against it.
+    fn leader_lives(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| {
+            view.leader != self.config.id && !self.has_renounced() && !self.is_gone(&view.leader)
+        })
     }
 
     fn become_follower(&mut self) {
@@ -112,7 +126,7 @@ impl Node {
 
     fn promise_to_replace_leader(&mut self) {
         let Some(view) = &self.view else { return };
-        if view.leader != self.config.id && !self.has_renounced() && !self.is_gone(&view.leader) {
+        if self.leader_lives() {
             return self.become_follower(); // it spoke while we looked
         }
         let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
@@ -127,13 +141,48 @@ impl Node {
                 .map(|(node, incarnation)| (node.clone(), *incarnation))
                 .collect(),
             floor: view.floor.max(self.log.commit()),
+            previous: self.previous(),
             ..view.clone()
         };
-        self.promise_and_swap(next);
+        self.prepare(next, false);
+    }
+
+    /// R34: first all that the swap needs; the promise cannot be taken back.
+    pub(super) fn prepare(&mut self, next: View, asked: bool) {
+        let ready = self.breaks(Rule::PromiseUnprepared) || self.breaks(Rule::SkipPromise);
+        if ready || !matches!(self.register, RegisterTask::Idle) {
+            return self.promise_and_swap(next);
+        }
+        self.register = RegisterTask::Preparing;
+        self.effects.push(Effect::Prepare(next.clone()));
+        self.role = Role::Candidate(Candidate { stage: Stage::Preparing { next, asked } });
+    }
+
+    /// The register has made ready what the swap needs, or cannot. A candidate that gives up here has promised nothing
+    /// and obeys its leader as before.
+    pub(super) fn prepared(&mut self, ready: bool) {
+        assert!(matches!(self.register, RegisterTask::Preparing), "an answer that nobody asked for");
+        self.register = RegisterTask::Idle;
+        let Role::Candidate(Candidate { stage: Stage::Preparing { next, asked } }) = &self.role else {
+            return;
+        };
+        let next = next.clone();
+        let spoke = !asked && self.leader_lives();
+        if !ready {
+            self.no_room_for_view();
+            self.become_follower();
+        } else if spoke {
+            self.become_follower();
+        } else if self.is_behind_others() {
+            self.become_follower(); // heard meanwhile: look again before anything is promised
+            self.read_register();
+        } else {
+            self.promise_and_swap(next);
+        }
     }
 
     /// R5: first the promise, durably; then the swap.
-    pub(super) fn promise_and_swap(&mut self, next: View) {
+    fn promise_and_swap(&mut self, next: View) {
         if self.breaks(Rule::SkipPromise) && matches!(self.register, RegisterTask::Idle) {
             return self.send_swap(next);
         }
@@ -157,6 +206,11 @@ impl Node {
     }
 
     fn send_swap(&mut self, next: View) {
+        if self.is_behind_others() {
+            // The promise stands, and so does the wish to bring the next epoch about; but not on top of this view (R11).
+            self.become_follower();
+            return self.read_register();
+        }
         self.role = Role::Candidate(Candidate { stage: Stage::Swapping });
         self.swap(next);
     }
@@ -166,15 +220,17 @@ impl Node {
         let Some(view) = &self.view else { return };
         let willing =
             matches!(self.role, Role::Follower(_)) && self.is_in_sync() && self.promised == view.epoch;
-        if view.leader == *from && willing {
+        let idle = matches!(self.register, RegisterTask::Idle);
+        if view.leader == *from && willing && idle {
             let next = View {
                 leader: self.config.id.clone(),
                 epoch: view.epoch.next(),
                 led_since: view.epoch.next(),
                 floor: view.floor.max(self.log.commit()),
+                previous: self.previous(),
                 ..view.clone()
             };
-            self.promise_and_swap(next);
+            self.prepare(next, true);
         }
     }
 }

@@ -159,6 +159,7 @@ impl Parts {
             led_since: self.led_since.ok_or(BadView::Missing("led-since"))?,
             floor: self.floor.ok_or(BadView::Missing("floor"))?,
             recovered: self.recovered,
+            previous: crate::view::Checksum(0),
             in_sync: self.in_sync,
             members: self.members,
         })
@@ -200,6 +201,7 @@ pub(crate) mod tests {
             members: [(node(2379), Incarnation(0xa1)), (node(2380), Incarnation(0xa2))].into(),
             floor: Index(mark),
             recovered: Epoch(0),
+            previous: crate::view::Checksum(0),
         }
     }
 

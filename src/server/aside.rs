@@ -160,12 +160,6 @@ pub(super) fn conclude(
                 "the data belongs to cluster {ours}, the register to {register}; neither was changed\ngive the node its own data directory or its own register"
             ),
         )),
-        Halt::RegisterSplit { epoch } => Err(Failure::new(
-            Exit::Failed,
-            format!(
-                "the register holds two different views of epoch {epoch}; it cannot be trusted\nput the right register back, or see what is left with `replcluster recover`"
-            ),
-        )),
     }
 }
 
@@ -219,6 +213,7 @@ mod tests {
             in_sync: nodes,
             floor: Index(0),
             recovered: Epoch(0),
+            previous: crate::view::Checksum(0),
         }
     }
 

@@ -10,7 +10,7 @@ use crate::proto::replcluster::{Copy as WireCopy, DescribeResponse, View as Wire
 use crate::register::held;
 use crate::register::operator::{self, Found};
 use crate::supervisor::spawn;
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View};
 
 use super::super::context::Context;
 use super::super::exit::{Exit, Failure};
@@ -174,6 +174,7 @@ fn view_told(view: &WireView) -> Option<View> {
         led_since: Epoch(view.led_since),
         floor: Index(view.floor),
         recovered: Epoch(view.recovered),
+        previous: Checksum(view.previous),
         in_sync: copies(&view.in_sync)?,
         members: copies(&view.members)?,
     })

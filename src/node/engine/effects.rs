@@ -46,10 +46,11 @@ impl<H: Hands> Engine<H> {
             }
             Effect::Send { to, epoch, message } => self.send(&to, epoch, &message),
             Effect::SendSnapshot(to) => self.send_snapshot(to),
-            Effect::ReadRegister => self.hands.ask(Ask::Read),
-            Effect::Swap(next) => {
+            Effect::ReadRegister { known } => self.hands.ask(Ask::Read(known)),
+            Effect::Prepare(next) => self.hands.ask(Ask::Prepare(next)),
+            Effect::Swap { replaces, next } => {
                 self.swap_open = true;
-                self.hands.ask(Ask::Swap(next));
+                self.hands.ask(Ask::Swap { replaces, next });
             }
             Effect::Adopted(view) => self.adopted(view),
             Effect::Serving => tracing::info!("leading since epoch {}", self.node.epoch()),
@@ -113,8 +114,8 @@ impl<H: Hands> Engine<H> {
 
     fn send(&mut self, to: &NodeId, epoch: Epoch, message: &Message) {
         let item = match message {
-            Message::Append { previous, last, commit, runs } if !runs.is_empty() => {
-                Item::Entries { epoch, previous: *previous, last: *last, commit: *commit }
+            Message::Append { previous, last, commit, runs, sent } if !runs.is_empty() => {
+                Item::Entries { epoch, previous: *previous, last: *last, commit: *commit, sent: *sent }
             }
             other => item(epoch, body_of(other)),
         };
@@ -185,6 +186,15 @@ fn warn(warning: &Warning) {
         Warning::RegisterUnreachable => {
             tracing::error!("the register cannot be read; the set stays as it is and no view can change");
         }
+        Warning::RegisterForked { register, seen } => tracing::error!(
+            "the register holds other views than this node has seen (its newest is of epoch {register}, this node has seen {seen}): it was put back to an older copy, and other nodes went on from there; this node waits and keeps its data: stop all nodes, then put the newer register back or decide with `replcluster recover`"
+        ),
+        Warning::RegisterReplaced => tracing::error!(
+            "the register's directory is no longer the one that this node has opened: it was moved or replaced; no view can change until it is put right"
+        ),
+        Warning::NoRoomForView => tracing::error!(
+            "the register cannot take a view for want of room; the set stays as it is, and it is tried again"
+        ),
         Warning::TransferFailed(node) => tracing::warn!("{node} did not take over in time; leading on"),
     }
 }

@@ -232,6 +232,7 @@ impl<H: Hands> Engine<H> {
             Internal::Diverged(at) => self.halt(&Halt::Diverged { at }),
             Internal::Dropped(index) => self.step(Input::Dropped(index)),
             Internal::RegisterRead(answer) => self.step(Input::RegisterAnswered(answer)),
+            Internal::Prepared(outcome) => self.step(Input::Prepared(outcome)),
             Internal::Swapped(outcome) => {
                 self.swap_open = false;
                 self.step(Input::SwapAnswered(outcome));

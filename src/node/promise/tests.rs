@@ -23,6 +23,7 @@ fn view(epoch: u64) -> View {
         members: nodes,
         floor: Index(3),
         recovered: Epoch(0),
+        previous: crate::view::Checksum(0),
     }
 }
 

@@ -10,12 +10,12 @@ use super::clients::Clients;
 use super::machine::Timing;
 use super::world::{Broken, Flight, Shipment, Wish, World};
 use crate::node::event::Internal;
-use crate::node::registrar::Ask;
+use crate::node::registrar::{Ask, found};
 use crate::node::state::FlushJob;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
-use crate::protocol::{Millis, RegisterUnreachable, Swapped};
-use crate::view::View;
+use crate::protocol::{Millis, NotPrepared, RegisterUnreachable, Swapped};
+use crate::view::{View, ViewId};
 
 mod after;
 mod climate;
@@ -29,6 +29,13 @@ const STORM: Millis = 900;
 const RECOVERY: Millis = 4_000;
 const TICK: Millis = 5;
 
+/// An operation on the register.
+enum Call {
+    Read(Option<ViewId>),
+    Prepare,
+    Swap(Option<ViewId>, View),
+}
+
 enum Event {
     Tick { machine: usize, session: u64 },
     Turn { machine: usize, session: u64 },
@@ -37,7 +44,7 @@ enum Event {
     Arrive(Shipment, bool),
     Disk { machine: usize, session: u64 },
     Flush { machine: usize, session: u64, job: FlushJob },
-    AtRegister { machine: usize, session: u64, swap: Option<View>, answers: bool },
+    AtRegister { machine: usize, session: u64, ask: Call, answers: bool },
     Answer { machine: usize, session: u64, answer: Internal },
     Died { to: usize, machine: usize, session: Option<u64> },
     RegisterBack(usize),
@@ -250,10 +257,11 @@ impl Storm {
                 self.world.report(machine, Internal::Flushed(done));
                 self.turn_soon(machine)
             }
-            Event::AtRegister { machine, session, swap, answers } => {
-                let answer = match swap {
-                    None => Internal::RegisterRead(Ok(self.world.register())),
-                    Some(next) => Internal::Swapped(self.world.swap(&next)?),
+            Event::AtRegister { machine, session, ask, answers } => {
+                let answer = match ask {
+                    Call::Read(known) => Internal::RegisterRead(Ok(found(self.world.register(), known))),
+                    Call::Prepare => Internal::Prepared(Ok(())),
+                    Call::Swap(replaces, next) => Internal::Swapped(self.world.swap(replaces, &next)?),
                 };
                 if answers {
                     let delay = self.random.between(0, self.climate.register_delay);
@@ -364,9 +372,10 @@ impl Storm {
 
     /// An operation on the register: done, lost before, lost after, or done long after everybody gave up on it.
     fn call(&mut self, machine: usize, session: u64, ask: Ask) {
-        let swap = match ask {
-            Ask::Read => None,
-            Ask::Swap(next) => Some(next),
+        let ask = match ask {
+            Ask::Read(known) => Call::Read(known),
+            Ask::Prepare(_) => Call::Prepare,
+            Ask::Swap { replaces, next } => Call::Swap(replaces, next),
             Ask::Watch(node) => {
                 let other = self.world.machine_of(&node);
                 if self.world.machines[other].process.is_none() && self.random.chance(self.climate.proofs) {
@@ -379,21 +388,22 @@ impl Storm {
         let there = self.random.between(0, self.climate.register_delay);
         let gone = !self.world.machines[machine].can_reach_register();
         if !gone && !self.random.chance(self.climate.register_failures) {
-            return self.at(there, Event::AtRegister { machine, session, swap, answers: true });
+            return self.at(there, Event::AtRegister { machine, session, ask, answers: true });
         }
         let back = there + self.random.between(0, self.climate.register_delay);
-        let answer = match &swap {
-            None => Internal::RegisterRead(Err(RegisterUnreachable)),
-            Some(_) => Internal::Swapped(Swapped::Unknown),
+        let answer = match &ask {
+            Call::Read(_) => Internal::RegisterRead(Err(RegisterUnreachable)),
+            Call::Prepare => Internal::Prepared(Err(NotPrepared)),
+            Call::Swap(..) => Internal::Swapped(Swapped::Unknown),
         };
         self.at(back, Event::Answer { machine, session, answer });
-        if swap.is_some() {
+        if matches!(ask, Call::Swap(..)) {
             match self.random.below(3) {
                 0 => {}
-                1 => self.at(there, Event::AtRegister { machine, session, swap, answers: false }),
+                1 => self.at(there, Event::AtRegister { machine, session, ask, answers: false }),
                 _ => {
                     let late = there + self.random.between(0, 150);
-                    self.at(late, Event::AtRegister { machine, session, swap, answers: false });
+                    self.at(late, Event::AtRegister { machine, session, ask, answers: false });
                 }
             }
         }

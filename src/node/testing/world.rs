@@ -18,7 +18,7 @@ use crate::node::inbound::event_of;
 use crate::node::link::{ENTRIES_BYTES, Item};
 use crate::node::log::Position;
 use crate::node::recent::Recent;
-use crate::node::registrar::Ask;
+use crate::node::registrar::{Ask, found};
 use crate::node::snapshot;
 use crate::node::state::{Changed, FlushJob, Row, RowStore as _, StateBackend};
 use crate::node::wire::{append_body, put, take};
@@ -27,7 +27,7 @@ use crate::proto::replcluster::Frame;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{Mark, Millis};
-use crate::view::{Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// A sentence that does not hold, and where.
 #[derive(Debug)]
@@ -406,12 +406,15 @@ impl World {
     // --- the register ---
 
     /// Carries out a swap, at once and whole.
-    pub fn swap(&mut self, next: &View) -> Result<crate::protocol::Swapped, Broken> {
+    pub fn swap(
+        &mut self,
+        replaces: Option<ViewId>,
+        next: &View,
+    ) -> Result<crate::protocol::Swapped, Broken> {
         use crate::protocol::Swapped;
         let mut cell = self.cell.lock().unwrap();
-        let stands = cell.as_ref().map_or(Epoch(0), |view| view.epoch);
-        if stands.next() != next.epoch {
-            return Ok(Swapped::Lost(cell.clone().expect("an empty register lets epoch 1 in")));
+        if cell.as_ref().map(View::id) != replaces {
+            return Ok(Swapped::Lost(found(cell.clone(), replaces)));
         }
         *cell = Some(next.clone());
         drop(cell);
@@ -491,13 +494,13 @@ impl World {
 fn frames(recent: &Recent, item: &Item) -> Vec<Bytes> {
     match item {
         Item::Frame(bytes) => vec![bytes.clone()],
-        Item::Entries { epoch, previous, last, commit } => {
+        Item::Entries { epoch, previous, last, commit, sent } => {
             let mut previous = *previous;
             let mut frames = Vec::new();
             while previous.index < *last {
                 let Ok(Some(chunk)) = recent.read(previous.index.next(), ENTRIES_BYTES) else { break };
                 let end = Mark { index: chunk.last.index, epoch: chunk.last.epoch };
-                let body = append_body(previous, end.index, end.epoch, *commit, chunk.frames);
+                let body = append_body(previous, end.index, end.epoch, *commit, *sent, chunk.frames);
                 let mut buffer = BytesMut::new();
                 put(&mut buffer, &Frame { epoch: epoch.0, body: Some(body) });
                 frames.push(buffer.freeze());

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::invariants::{Claim, Seen, Violation};
+use super::register::Cell;
 use super::text;
 use crate::protocol::rules::Rule;
 use crate::protocol::{
-    Config, Effect, Envelope, Halt, Input, Mark, Message, Millis, Node, Outline, Restored, Role, Run,
-    Swapped, WriteId,
+    Config, Effect, Envelope, Found, Halt, Input, Mark, Message, Millis, Node, NotPrepared, Outline,
+    RegisterUnreachable, Restored, Role, Run, Swapped, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// An entry: the epoch that ordered it, and a payload that no other entry has (zero: the opening of an epoch).
 pub type Entry = (Epoch, u64);
@@ -99,8 +100,12 @@ pub enum Write {
 /// An operation on the register that the process waits for.
 #[derive(Clone, Debug)]
 pub enum Call {
-    Read,
+    Read {
+        known: Option<ViewId>,
+    },
+    Prepare,
     Swap {
+        replaces: Option<ViewId>,
         view: View,
         /// The caller was already leader of the view it wants to replace.
         by_leader: bool,
@@ -112,7 +117,8 @@ pub enum Call {
 /// What the register did.
 #[derive(Clone, Debug)]
 pub enum Answer {
-    Read(Option<View>),
+    Read(Result<Found, RegisterUnreachable>),
+    Prepare(Result<(), NotPrepared>),
     Swap(Swapped),
 }
 
@@ -179,7 +185,7 @@ pub struct Cluster {
     pub machines: Vec<Machine>,
     /// Disks that were wiped: what they held when they went.
     pub ghosts: BTreeMap<Incarnation, Disk>,
-    pub register: Option<View>,
+    pub cell: Cell,
     /// Sent, and not yet taken up by the network.
     pub sent: Vec<Flight>,
     pub snapshots: Vec<Snapshot>,
@@ -201,7 +207,7 @@ impl Cluster {
             now: 1000,
             machines: Vec::new(),
             ghosts: BTreeMap::new(),
-            register: None,
+            cell: Cell::default(),
             sent: Vec::new(),
             snapshots: Vec::new(),
             truth: Vec::new(),
@@ -232,6 +238,11 @@ impl Cluster {
 
     pub fn name(&self, machine: usize) -> &str {
         text::name(&self.machines[machine].id)
+    }
+
+    /// The newest view that the register holds.
+    pub fn register(&self) -> Option<&View> {
+        self.cell.newest.as_ref()
     }
 
     pub fn machine_of(&self, node: &NodeId) -> usize {
@@ -399,18 +410,17 @@ impl Cluster {
     /// Carries out an operation at the register, at once and whole.
     pub fn at_register(&mut self, call: &Call) -> Result<Answer, Violation> {
         match call {
-            Call::Read => Ok(Answer::Read(self.register.clone())),
-            Call::Swap { view, by_leader, caller, incarnation } => {
-                let stands = self.register.as_ref().map_or(Epoch(0), |stands| stands.epoch);
-                if stands.next() == view.epoch {
+            Call::Read { known } => Ok(Answer::Read(Ok(self.cell.found(*known)))),
+            Call::Prepare => Ok(Answer::Prepare(Ok(()))),
+            Call::Swap { replaces, view, by_leader, caller, incarnation } => {
+                if self.cell.would_take(*replaces) {
                     self.note(|| format!("register: {}", text::view(view)));
                     self.check_swap(view, *by_leader, *caller, *incarnation)?;
-                    self.register = Some(view.clone());
+                    self.cell.put(view.clone());
                     self.check_set()?;
                     Ok(Answer::Swap(Swapped::Won))
                 } else {
-                    let stands = self.register.clone().expect("an empty register lets epoch 1 in");
-                    Ok(Answer::Swap(Swapped::Lost(stands)))
+                    Ok(Answer::Swap(Swapped::Lost(self.cell.found(*replaces))))
                 }
             }
         }
@@ -421,7 +431,8 @@ impl Cluster {
             process.call = None;
         }
         match answer {
-            Answer::Read(found) => self.input(machine, Input::RegisterAnswered(Ok(found))),
+            Answer::Read(answer) => self.input(machine, Input::RegisterAnswered(answer)),
+            Answer::Prepare(outcome) => self.input(machine, Input::Prepared(outcome)),
             Answer::Swap(outcome) => self.input(machine, Input::SwapAnswered(outcome)),
         }
     }
@@ -511,14 +522,18 @@ impl Cluster {
             Effect::Commit(to) => return self.committed(machine, to),
             Effect::Send { to, epoch, message } => self.send(machine, &to, epoch, message),
             Effect::SendSnapshot(to) => self.start_snapshot(machine, &to),
-            Effect::ReadRegister => {
+            Effect::ReadRegister { known } => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
-                process.call = Some(Call::Read);
+                process.call = Some(Call::Read { known });
             }
-            Effect::Swap(view) => {
+            Effect::Prepare(_) => {
+                assert!(process.call.is_none(), "one operation on the register at a time");
+                process.call = Some(Call::Prepare);
+            }
+            Effect::Swap { replaces, next: view } => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
                 let incarnation = place.disk.incarnation;
-                process.call = Some(Call::Swap { view, by_leader, caller: machine, incarnation });
+                process.call = Some(Call::Swap { replaces, view, by_leader, caller: machine, incarnation });
             }
             Effect::Adopted(_) | Effect::Serving | Effect::Fenced(_) | Effect::Warn(_) => {}
             Effect::Halt(reason) => {

@@ -31,7 +31,7 @@ pub enum Event {
     Answer {
         machine: usize,
         session: u64,
-        answer: Result<Answer, bool>,
+        answer: Answer,
     },
     Died {
         to: usize,

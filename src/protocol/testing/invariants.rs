@@ -144,7 +144,7 @@ impl Cluster {
 
     /// Everything committed from `from` on is where it must be.
     fn check_held(&self, from: usize) -> Result<(), Violation> {
-        let Some(view) = &self.register else { return Ok(()) };
+        let Some(view) = self.register() else { return Ok(()) };
         for (node, incarnation) in &view.in_sync {
             if self.seen.spoilt.contains(&self.machine_of(node)) {
                 continue;
@@ -212,7 +212,7 @@ impl Cluster {
         let id = &self.machines[caller].id;
         let counted = next.in_sync.contains_key(&next.leader) && next.leader == *id;
         check(counted, Claim::SetHoldsItsLeader, say)?;
-        if let Some(stands) = &self.register {
+        if let Some(stands) = self.register() {
             let follows = stands.cluster == next.cluster && stands.epoch.next() == next.epoch;
             check(follows, Claim::EpochsGrowByOne, say)?;
             let elects = stands.in_sync.get(id) == Some(&incarnation);
@@ -233,7 +233,7 @@ impl Cluster {
 
     /// The register has just taken a view.
     pub(super) fn check_set(&mut self) -> Result<(), Violation> {
-        if let Some(view) = &self.register {
+        if let Some(view) = self.register() {
             self.seen.acknowledged.entry(view.epoch).or_insert(self.truth.len());
         }
         self.check_held(0)?;
@@ -243,7 +243,7 @@ impl Cluster {
     /// A disk has changed.
     pub(super) fn check_disk(&self, machine: usize) -> Result<(), Violation> {
         let place = &self.machines[machine];
-        match &self.register {
+        match self.register() {
             Some(view)
                 if view.is_in_sync(&place.id, place.disk.incarnation)
                     && !self.seen.spoilt.contains(&machine) =>
@@ -266,7 +266,7 @@ impl Cluster {
 
     /// R3: as long as the register holds this leader's view, or one that this leader has sent.
     fn check_waits(&self, machine: usize) -> Result<(), Violation> {
-        let (Some(process), Some(view)) = (self.process(machine), &self.register) else { return Ok(()) };
+        let (Some(process), Some(view)) = (self.process(machine), self.register()) else { return Ok(()) };
         let ours = view.leader == self.machines[machine].id
             && view.is_in_sync(&view.leader, self.machines[machine].disk.incarnation);
         let epoch = process.node.epoch();
@@ -320,7 +320,7 @@ impl Cluster {
         check(led_by == session, Claim::OneLeaderAnEpoch, || {
             format!("epoch {epoch}: sessions {led_by} and {session}")
         })?;
-        let newest = self.register.as_ref().is_some_and(|view| view.epoch == epoch);
+        let newest = self.register().is_some_and(|view| view.epoch == epoch);
         if serves_now && newest {
             check(announced.0 == self.truth.len() as u64, Claim::ServesOnlyWithAllCommitted, || {
                 format!("{} serves at {announced}, {} are acknowledged", self.name(machine), self.truth.len())

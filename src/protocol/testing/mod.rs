@@ -11,6 +11,7 @@ mod event;
 mod invariants;
 mod model;
 pub(crate) mod random;
+mod register;
 pub(crate) mod scripts;
 mod seeds;
 mod simulation;

@@ -252,7 +252,7 @@ impl Setup {
                 self.apply(&mut world, Action::Start { at, knows: false });
                 self.rest(&mut world);
             }
-            while world.register.as_ref().is_none_or(|view| view.in_sync.len() < self.nodes) {
+            while world.register.newest.as_ref().is_none_or(|view| view.in_sync.len() < self.nodes) {
                 world.left.beats = self.nodes as u8;
                 for at in 0..self.nodes {
                     self.apply(&mut world, Action::Beat { at });

@@ -31,10 +31,11 @@ use std::error::Error;
 
 use super::cluster::{Answer, Cluster, Settings, outline_runs};
 use super::invariants::Violation;
+use super::register::Cell;
 use super::text;
 use crate::protocol::rules::Rule;
 use crate::protocol::{Input, Millis, RegisterUnreachable, Role, Swapped};
-use crate::view::{Epoch, Index, View};
+use crate::view::{Checksum, Epoch, Index, View};
 
 /// How much of what happens is printed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,8 @@ struct Story {
     muted: BTreeSet<usize>,
     paused: BTreeSet<usize>,
     done: BTreeMap<usize, Answer>,
-    views: Vec<View>,
+    /// The register after each view.
+    cells: Vec<Cell>,
 }
 
 impl From<Violation> for Box<dyn Error> {
@@ -147,8 +149,8 @@ impl Story {
 
     fn at_register(&mut self, call: &super::cluster::Call) -> Result<Answer, Violation> {
         let answer = self.cluster().at_register(call)?;
-        let stands = self.cluster().register.clone();
-        self.views.extend(stands);
+        let stands = self.cluster().cell.clone();
+        self.cells.push(stands);
         Ok(answer)
     }
 
@@ -184,10 +186,7 @@ impl Story {
             }
             Some("unknown") => self.cluster().answer(machine, Answer::Swap(Swapped::Unknown))?,
             Some("unreachable") => {
-                if let Some(process) = &mut self.cluster().machines[machine].process {
-                    process.call = None;
-                }
-                self.cluster().input(machine, Input::RegisterAnswered(Err(RegisterUnreachable)))?;
+                self.cluster().answer(machine, Answer::Read(Err(RegisterUnreachable)))?;
             }
             Some(other) => return Err(format!("the register cannot {other}").into()),
         }
@@ -236,8 +235,7 @@ impl Story {
         }
         lines.push(
             cluster
-                .register
-                .as_ref()
+                .register()
                 .map_or("register: empty".to_owned(), |view| format!("register: {}", text::view(view))),
         );
         lines.join("\n")
@@ -433,9 +431,10 @@ impl goldenscript::Runner for Story {
                 let own = BTreeMap::from([(source.id.clone(), source.disk.incarnation)]);
                 let floor = Index(source.disk.log.len() as u64);
                 let leader = source.id.clone();
-                let old = cluster.register.take().or_else(|| source.disk.view.clone()).ok_or("no view")?;
+                let old =
+                    cluster.cell.newest.clone().or_else(|| source.disk.view.clone()).ok_or("no view")?;
                 let members = old.members.iter().map(|(node, own)| (node.clone(), *own)).chain(own.clone());
-                cluster.register = Some(View {
+                cluster.cell.declare(View {
                     epoch,
                     leader,
                     led_since: epoch,
@@ -443,6 +442,7 @@ impl goldenscript::Runner for Story {
                     members: members.collect(),
                     in_sync: own,
                     floor,
+                    previous: Checksum(0),
                     ..old
                 });
                 // What only the other copies held is given up: the source's log is the truth from now on.
@@ -451,8 +451,8 @@ impl goldenscript::Runner for Story {
             }
             "old" => {
                 let epoch: u64 = first.ok_or("which epoch?")?.parse()?;
-                let view = self.views.iter().find(|view| view.epoch.0 == epoch).cloned();
-                self.cluster().register = Some(view.ok_or("no such view")?);
+                let cell = self.cells.iter().find(|cell| cell.epoch().0 == epoch).cloned();
+                self.cluster().cell = cell.ok_or("no such view")?;
             }
             "status" => {
                 self.told(detail);

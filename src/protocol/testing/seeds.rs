@@ -42,7 +42,7 @@ fn finish(mut simulation: Simulation) -> Outcome {
         violation,
         trace: simulation.cluster.trace.take().unwrap_or_default(),
         acknowledged: simulation.cluster.truth.len(),
-        epochs: simulation.cluster.register.as_ref().map_or(Epoch(0), |view| view.epoch).0,
+        epochs: simulation.cluster.register().map_or(Epoch(0), |view| view.epoch).0,
         steps: simulation.steps,
     }
 }
@@ -219,7 +219,7 @@ fn a_joiner_with_the_slowest_disk_joins_under_steady_load() {
             committed = cluster.truth.len();
             longest_stall = longest_stall.max(stall);
         }
-        let view = cluster.register.as_ref().expect("a view");
+        let view = cluster.register().expect("a view");
         assert_eq!(view.in_sync.len(), 3, "with a disk of {disk_delay} ms: {view:?}");
         println!("disk of {disk_delay} ms: writers waited {longest_stall} ms at most");
         assert!(longest_stall <= 3 * disk_delay + 10, "{longest_stall} ms with a disk of {disk_delay} ms");

@@ -10,7 +10,7 @@ use super::random::Random;
 use super::weather::Weather;
 use crate::protocol::rules::Rule;
 use crate::protocol::testing::spread::letter;
-use crate::protocol::{Halt, Input, Millis, RegisterUnreachable, Swapped};
+use crate::protocol::{Halt, Input, Millis, NotPrepared, RegisterUnreachable, Swapped};
 use crate::view::Index;
 
 /// How long faults go on, in virtual milliseconds.
@@ -175,22 +175,13 @@ impl Simulation {
                 let answer = self.cluster.at_register(&call)?;
                 if answers {
                     let delay = self.random.between(0, self.weather.register_delay);
-                    self.at(delay, Event::Answer { machine, session, answer: Ok(answer) });
+                    self.at(delay, Event::Answer { machine, session, answer });
                 }
                 Ok(())
             }
             Event::Answer { machine, session, answer } if self.runs(machine, session) => {
                 self.places[machine].call_taken = false;
-                match answer {
-                    Ok(answer) => self.cluster.answer(machine, answer)?,
-                    Err(true) => self.cluster.answer(machine, Answer::Swap(Swapped::Unknown))?,
-                    Err(false) => {
-                        if let Some(process) = &mut self.cluster.machines[machine].process {
-                            process.call = None;
-                        }
-                        self.cluster.input(machine, Input::RegisterAnswered(Err(RegisterUnreachable)))?;
-                    }
-                }
+                self.cluster.answer(machine, answer)?;
                 self.flush_soon(machine)
             }
             Event::Died { to, machine, session } => {
@@ -291,7 +282,12 @@ impl Simulation {
             return self.at(there, Event::AtRegister { machine, session, call, answers: true });
         }
         let is_swap = matches!(call, Call::Swap { .. });
-        let answer = Event::Answer { machine, session, answer: Err(is_swap) };
+        let failed = match &call {
+            Call::Read { .. } => Answer::Read(Err(RegisterUnreachable)),
+            Call::Prepare => Answer::Prepare(Err(NotPrepared)),
+            Call::Swap { .. } => Answer::Swap(Swapped::Unknown),
+        };
+        let answer = Event::Answer { machine, session, answer: failed };
         let back = there + self.random.between(0, self.weather.register_delay);
         self.at(back, answer);
         if is_swap {
@@ -421,7 +417,7 @@ impl Simulation {
     /// The leader twice as often as chance would have it.
     fn victim(&mut self) -> usize {
         if self.random.chance(400)
-            && let Some(view) = &self.cluster.register
+            && let Some(view) = self.cluster.register()
         {
             return self.cluster.machine_of(&view.leader);
         }
@@ -465,12 +461,12 @@ impl Simulation {
             Event::AtRegister { call: Call::Swap { view, .. }, .. } => Some(view),
             _ => None,
         });
-        self.cluster.register.iter().chain(on_the_way).all(|view| {
+        self.cluster.register().into_iter().chain(on_the_way).all(|view| {
             view.in_sync.iter().any(|(node, incarnation)| {
                 let counted = self.cluster.machine_of(node);
                 counted != machine && self.cluster.machines[counted].disk.incarnation == *incarnation
             })
-        }) && self.cluster.register.is_some()
+        }) && self.cluster.register().is_some()
     }
 
     fn start(&mut self, machine: usize) {
@@ -570,7 +566,7 @@ impl Simulation {
     /// The leader, where nothing is left to wish for.
     fn is_whole(&self) -> Result<usize, Violation> {
         let wish = |claim, detail: String| Err(Violation::new(claim, detail));
-        let Some(view) = &self.cluster.register else {
+        let Some(view) = self.cluster.register() else {
             return wish(Claim::OneServesAgain, "the register is empty".to_owned());
         };
         let leader = self.cluster.machine_of(&view.leader);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::protocol::{Effect, Input, Mark, Message, Run, Swapped};
+use crate::protocol::{Effect, Found, Input, Mark, Message, Run, Swapped};
 use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
 /// `a:1` is called `a`.
@@ -29,6 +29,16 @@ pub fn view(view: &View) -> String {
     text
 }
 
+fn found(found: &Found) -> String {
+    match found {
+        Found::Empty => "empty".to_owned(),
+        Found::Holds(held) => view(held),
+        Found::Behind { newest } => format!("behind, at epoch {newest}"),
+        Found::Forked { newest } => format!("forked, {}", view(newest)),
+        Found::Replaced => "replaced".to_owned(),
+    }
+}
+
 fn mark(mark: Mark) -> String {
     format!("{}@{}", mark.index, mark.epoch)
 }
@@ -45,14 +55,14 @@ pub fn runs(runs: &[Run], last: Index) -> String {
 
 pub fn message(message: &Message) -> String {
     match message {
-        Message::Append { previous, runs: entries, last, commit } if entries.is_empty() => {
+        Message::Append { previous, runs: entries, last, commit, .. } if entries.is_empty() => {
             debug_assert_eq!(previous.index, *last);
             format!("heartbeat after {} commit {commit}", mark(*previous))
         }
-        Message::Append { previous, runs: entries, last, commit } => {
+        Message::Append { previous, runs: entries, last, commit, .. } => {
             format!("append {} after {} commit {commit}", runs(entries, *last), mark(*previous))
         }
-        Message::Appended { durable, full } => {
+        Message::Appended { durable, full, .. } => {
             format!("appended {durable}{}", if *full { ", full" } else { "" })
         }
         Message::Report { commit, last } => format!("report commit {commit} last {last}"),
@@ -82,8 +92,9 @@ pub fn effect(effect: &Effect) -> String {
             format!("-> {} (epoch {epoch}) {}", name(to), message(what))
         }
         Effect::SendSnapshot(to) => format!("starts a snapshot to {}", name(to)),
-        Effect::ReadRegister => "reads the register".to_owned(),
-        Effect::Swap(next) => format!("swaps in {}", view(next)),
+        Effect::ReadRegister { .. } => "reads the register".to_owned(),
+        Effect::Prepare(next) => format!("prepares epoch {}", next.epoch),
+        Effect::Swap { next, .. } => format!("swaps in {}", view(next)),
         Effect::Adopted(next) => format!("adopts {}", view(next)),
         Effect::Serving => "serves".to_owned(),
         Effect::Fenced(true) => "orders nothing new".to_owned(),
@@ -107,11 +118,15 @@ pub fn input(input: &Input) -> String {
             message(&envelope.message)
         ),
         Input::Persisted(write) => format!("persisted {write}"),
-        Input::RegisterAnswered(Ok(None)) => "register: empty".to_owned(),
-        Input::RegisterAnswered(Ok(Some(found))) => format!("register: {}", view(found)),
+        Input::RegisterAnswered(Ok(found)) => format!("register: {}", self::found(found)),
         Input::RegisterAnswered(Err(_)) => "register: unreachable".to_owned(),
         Input::SwapAnswered(Swapped::Won) => "swap: won".to_owned(),
-        Input::SwapAnswered(Swapped::Lost(found)) => format!("swap: lost to {}", view(found)),
+        Input::SwapAnswered(Swapped::Lost(found)) => format!("swap: lost to {}", self::found(found)),
+        Input::SwapAnswered(Swapped::Failed) => "swap: failed".to_owned(),
+        Input::Prepared(Ok(())) => "register: has room".to_owned(),
+        Input::Prepared(Err(_)) => "register: has no room".to_owned(),
+        Input::ChainViews => "views form a chain from now on".to_owned(),
+        Input::RegisterDoubted => "the register is in doubt".to_owned(),
         Input::SwapAnswered(Swapped::Unknown) => "swap: unknown".to_owned(),
         Input::Died { node, session } => match session {
             Some(session) => format!("{} session {session} died", name(node)),

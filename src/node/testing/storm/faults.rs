@@ -1,7 +1,7 @@
 //! What goes wrong: processes and power, disks, the network, the register.
 
 use super::Event;
-use super::Storm;
+use super::{Call, Storm};
 use crate::node::event;
 use crate::node::testing::disk::Fault;
 use crate::node::testing::disk::Operation;
@@ -183,7 +183,7 @@ impl Storm {
     /// In whatever view stands, or may come to stand through a swap on its way, another node has the data.
     fn may_wipe(&self, machine: usize) -> bool {
         let on_the_way = self.queue.values().filter_map(|event| match event {
-            Event::AtRegister { swap: Some(view), .. } => Some(view.clone()),
+            Event::AtRegister { ask: Call::Swap(_, view), .. } => Some(view.clone()),
             _ => None,
         });
         let Some(stands) = self.world.register() else { return false };

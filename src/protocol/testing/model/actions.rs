@@ -208,9 +208,8 @@ impl Setup {
                 actions.push(Action::StrayArrives { number });
             }
         }
-        let stands = world.register.as_ref().map_or(0, |view| view.epoch.0);
         for (number, attempt) in world.late.iter().enumerate() {
-            if attempt.view.epoch.0 == stands + 1 {
+            if world.register.would_take(attempt.replaces) {
                 actions.push(Action::LateSwap { number });
             }
         }
@@ -228,14 +227,14 @@ impl Setup {
             actions.push(Action::Persist { at, count });
         }
         match &process.call {
-            Some(Call::Read | Call::Swap(_)) => {
+            Some(Call::Read(_) | Call::Swap(_)) => {
                 actions.push(Action::RegisterActs { at });
                 if left.losses > 0 {
                     actions.push(Action::AnswerIsLost { at });
                 }
             }
             Some(Call::Found(_) | Call::Swapped(_)) => actions.push(Action::RegisterAnswers { at }),
-            None => {}
+            Some(Call::Prepare) | None => {}
         }
         if matches!(node.register, RegisterTask::Unsettled { .. }) {
             actions.push(Action::Retry { at });
@@ -303,7 +302,10 @@ impl Setup {
                     Disks::EachSync => promises,
                     Disks::LeadersOnly => promises || !leads,
                 };
-                if self.reads == Reads::AtOnce && process.call == Some(Call::Read) {
+                if process.call == Some(Call::Prepare) {
+                    world.prepare(at)?;
+                    quiet = false;
+                } else if self.reads == Reads::AtOnce && matches!(process.call, Some(Call::Read(_))) {
                     world.carry_out_call(at)?;
                     world.answer_call(at)?;
                     quiet = false;
@@ -341,7 +343,8 @@ impl Setup {
             }
             Action::Persist { at, count } => world.persist(at, count),
             Action::RegisterActs { at } => {
-                let reads = world.process(at).is_some_and(|process| process.call == Some(Call::Read));
+                let reads =
+                    world.process(at).is_some_and(|process| matches!(process.call, Some(Call::Read(_))));
                 world.carry_out_call(at)?;
                 if reads && self.reads == Reads::Later { world.answer_call(at) } else { Ok(()) }
             }

@@ -77,7 +77,7 @@ impl World {
             }
         }
         if self.truth.len() > known {
-            let epoch = self.register.as_ref().map_or(Epoch(0), |view| view.epoch);
+            let epoch = self.register.newest.as_ref().map_or(Epoch(0), |view| view.epoch);
             for place in 0..self.places.len() {
                 if self.process(place).is_some_and(|process| process.node.epoch() == epoch) {
                     self.check_leader_holds(place, self.truth.len())?;
@@ -89,7 +89,7 @@ impl World {
 
     /// After every action: the disks, and whom leaders wait for.
     pub(super) fn check_all(&self) -> Result<(), Violation> {
-        let Some(view) = &self.register else { return Ok(()) };
+        let Some(view) = &self.register.newest else { return Ok(()) };
         for node in view.in_sync.keys() {
             let at = self.place_of(node);
             let held = &self.places[at].disk.log;
@@ -120,7 +120,7 @@ impl World {
         let place = &self.places[attempt.caller];
         let counted = next.in_sync.contains_key(&next.leader) && next.leader == place.id;
         check(counted, Claim::SetHoldsItsLeader, say)?;
-        if let Some(stands) = &self.register {
+        if let Some(stands) = &self.register.newest {
             let follows = stands.cluster == next.cluster && stands.epoch.next() == next.epoch;
             check(follows, Claim::EpochsGrowByOne, say)?;
             let elects = stands.in_sync.get(&place.id) == Some(&attempt.incarnation);
@@ -139,7 +139,7 @@ impl World {
 
     /// R3: as long as the register holds this leader's view, or one that this leader has sent.
     fn check_waits(&self, at: usize) -> Result<(), Violation> {
-        let (Some(process), Some(view)) = (self.process(at), &self.register) else { return Ok(()) };
+        let (Some(process), Some(view)) = (self.process(at), &self.register.newest) else { return Ok(()) };
         let ours = view.leader == self.places[at].id;
         let epoch = process.node.epoch();
         let leads = matches!(process.node.role(), Role::Leader(_));
@@ -186,7 +186,7 @@ impl World {
                 self.check_leader_holds(at, before.map_or(0, |(_, acknowledged)| *acknowledged))?;
             }
         }
-        let newest = self.register.as_ref().is_some_and(|view| view.epoch == epoch);
+        let newest = self.register.newest.as_ref().is_some_and(|view| view.epoch == epoch);
         check(
             !serves_now || !newest || announced.0 == self.truth.len() as u64,
             Claim::ServesOnlyWithAllCommitted,

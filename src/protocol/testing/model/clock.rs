@@ -34,7 +34,7 @@ pub fn settle(process: &mut Process) {
     // What others have spoken under matters where it is ahead of the view.
     let epoch = node.epoch();
     node.heard = node.heard.max(epoch);
-    if let RegisterTask::Reading { heard } = &mut node.register {
+    if let RegisterTask::Reading { heard, .. } = &mut node.register {
         *heard = epoch.max(*heard);
     }
     for peer in node.peers.values_mut() {
@@ -43,10 +43,14 @@ pub fn settle(process: &mut Process) {
         peer.last_sent = None;
         // Only for telling a wiped directory, and no directory is wiped here.
         peer.incarnation = None;
+        if let Some(dead) = &mut peer.dead {
+            future(&mut dead.stragglers_until);
+        }
     }
-    if let RegisterTask::Unsettled { retry_at, .. } = &mut node.register {
-        future(retry_at);
-    }
+    // Every pause is one heartbeat interval.
+    node.pause.until = if node.pause.until > now { NOW + HEARTBEAT } else { 0 };
+    node.pause.length = 0;
+    node.full_since = None;
     match &mut node.role {
         Role::Follower(follower) => {
             for time in [&mut follower.acknowledged_at, &mut follower.fitted_at, &mut follower.reported_at] {
@@ -57,6 +61,9 @@ pub fn settle(process: &mut Process) {
         Role::Leader(leader) => {
             for known in leader.progress.values_mut() {
                 past(&mut known.answered_at);
+                known.obeyed.iter_mut().for_each(past);
+                // No disk is so slow here.
+                known.lag.forget();
                 // No disk is taken for hung.
                 known.owing_since = None;
                 past(&mut known.round.0);
@@ -68,6 +75,10 @@ pub fn settle(process: &mut Process) {
                 }
             }
             leader.stuck_since = None;
+            leader.transfer_pause = crate::protocol::views::Pause::default();
+            for strikes in leader.strikes.values_mut() {
+                future(strikes.out_until_mut());
+            }
             if let Some(transfer) = &mut leader.transfer {
                 future(&mut transfer.until);
             }

@@ -22,7 +22,7 @@ pub const EVENTS: [Event; 9] = [
     (FAIL_OVER, |_, world| world.fail_overs() > 0),
     (TWO_FAIL_OVERS, |_, world| world.fail_overs() > 1),
     (JOINS_AGAIN, |setup, world| {
-        world.register.as_ref().is_some_and(|view| {
+        world.register.newest.as_ref().is_some_and(|view| {
             view.in_sync.len() == setup.nodes && view.epoch.0 > setup.nodes as u64 && view.led_since.0 == 1
         })
     }),
@@ -31,7 +31,7 @@ pub const EVENTS: [Event; 9] = [
     (DONE_UNHEARD, |_, world| {
         world.places.iter().filter_map(|place| place.process.as_ref()).any(|process| {
             matches!(&process.node.register, RegisterTask::Unsettled { next, .. }
-                if world.register.as_deref() == Some(next))
+                if world.register.newest.as_ref() == Some(next))
         })
     }),
     (TAIL_IS_CUT, |_, world| {
@@ -60,7 +60,7 @@ impl World {
     pub fn races(&self, one_leads: bool) -> bool {
         let asked = self.places.iter().filter_map(|place| match &place.process.as_ref()?.call {
             Some(Call::Swap(attempt)) => Some(attempt),
-            Some(Call::Read | Call::Found(_) | Call::Swapped(_)) | None => None,
+            Some(Call::Read(_) | Call::Prepare | Call::Found(_) | Call::Swapped(_)) | None => None,
         });
         let attempts: Vec<&Attempt> = asked.chain(&self.late).map(|attempt| &**attempt).collect();
         attempts.iter().enumerate().any(|(number, one)| {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::super::cluster::{Disk, Entry, Write, outline_runs};
 use super::super::invariants::{Claim, Violation};
+use super::super::register::Cell;
 use super::super::text;
 use super::clock;
 use super::{Bounds, Setup, Thing};
@@ -14,10 +15,10 @@ use crate::protocol::node::RegisterTask;
 use crate::protocol::rules::Rule;
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{
-    Config, Effect, Envelope, Input, Message, Millis, Node, Outline, RegisterUnreachable, Restored, Role,
-    Swapped, WriteId,
+    Config, Effect, Envelope, Found, Input, Message, Millis, Node, Outline, RegisterUnreachable, Restored,
+    Role, Swapped, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// The whole world. What can be shared between two states is shared: a step copies one place, not all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,7 +30,7 @@ pub struct World {
     pub strays: Vec<Arc<Flight>>,
     /// Swaps whose callers were told nothing: they happen at any time, or never.
     pub late: Vec<Arc<Attempt>>,
-    pub register: Option<Arc<View>>,
+    pub register: Arc<Cell>,
     /// Every entry that was ever acknowledged, in order.
     pub truth: Vec<Entry>,
     /// How much was acknowledged when an epoch came into the register.
@@ -97,16 +98,18 @@ pub struct Process {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
     /// Asked; nothing has happened yet.
-    Read,
+    Read(Option<ViewId>),
+    Prepare,
     Swap(Arc<Attempt>),
     /// It has happened, and the answer is on its way.
-    Found(Option<Arc<View>>),
+    Found(Arc<Found>),
     Swapped(Swapped),
 }
 
 /// A swap and who wants it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Attempt {
+    pub replaces: Option<ViewId>,
     pub view: View,
     /// The caller already led the view that it wants to replace.
     pub by_leader: bool,
@@ -180,7 +183,7 @@ impl World {
             links: vec![Vec::new(); setup.nodes * setup.nodes],
             strays: Vec::new(),
             late: Vec::new(),
-            register: None,
+            register: Arc::default(),
             truth: Vec::new(),
             acknowledged: Vec::new(),
             leaders: Vec::new(),
@@ -233,7 +236,7 @@ impl World {
             link.retain(|flight| !self.is_noise(flight));
             self.links[number] = link;
         }
-        let stands = self.register.as_ref().map_or(Epoch(0), |view| view.epoch);
+        let stands = self.register.epoch();
         self.late.retain(|attempt| attempt.view.epoch > stands);
         self.late.sort_by_key(|attempt| (attempt.view.epoch, attempt.caller, fingerprint(attempt)));
         self.strays.sort_by_key(|flight| flight.fingerprint);
@@ -245,7 +248,9 @@ impl World {
         let Some(receiver) = self.process(flight.to) else { return false };
         let (epoch, session) = (receiver.node.epoch(), flight.envelope.session);
         let heard = receiver.node.peers.get(&flight.envelope.from).is_some_and(|peer| {
-            peer.dead == Some(Some(session))
+            peer.dead
+                .as_ref()
+                .is_some_and(|dead| dead.session == Some(session) && dead.stragglers_until > clock::NOW)
                 || (peer.dead.is_none() && peer.session == Some(session) && peer.last_heard == clock::NOW)
         });
         if !heard || receiver.node.broken == Some(Rule::ObeyStaleEpoch) {
@@ -384,8 +389,9 @@ impl World {
         let answers = matches!(receiver.node.role(), Role::Leader(_))
             && matches!(sender.node.role(), Role::Follower(_))
             && receiver.node.epoch() == sender.node.epoch();
+        let heard = Some(receiver.node.now);
         let message =
-            if answers { Message::Appended { durable: Index(0), full: false } } else { Message::Ping };
+            if answers { Message::Appended { durable: Index(0), full: false, heard } } else { Message::Ping };
         let epoch = sender.node.epoch().min(receiver.node.epoch());
         let envelope = self.envelope(from, epoch, message);
         self.step(at, 0, Input::Received(envelope), (Index(0), &[]))
@@ -428,9 +434,9 @@ impl World {
     pub fn carry_out_call(&mut self, at: usize) -> Result<(), Violation> {
         let call = self.place(at).process.as_mut().and_then(|process| process.call.take());
         let answer = match call {
-            Some(Call::Read) => Call::Found(self.register.clone()),
+            Some(Call::Read(known)) => Call::Found(Arc::new(self.register.found(known))),
             Some(Call::Swap(attempt)) => Call::Swapped(self.swap(&attempt)?),
-            Some(Call::Found(_) | Call::Swapped(_)) | None => panic!("nothing was asked"),
+            Some(Call::Found(_) | Call::Swapped(_) | Call::Prepare) | None => panic!("nothing was asked"),
         };
         if let Some(process) = &mut self.place(at).process {
             process.call = Some(answer);
@@ -438,30 +444,33 @@ impl World {
         Ok(())
     }
 
+    /// The register has room for every view here.
+    pub fn prepare(&mut self, at: usize) -> Result<(), Violation> {
+        if let Some(process) = &mut self.place(at).process {
+            process.call = None;
+        }
+        self.input(at, Input::Prepared(Ok(())))
+    }
+
     /// Compare and swap.
     pub fn swap(&mut self, attempt: &Attempt) -> Result<Swapped, Violation> {
-        let stands = self.register.as_ref().map_or(Epoch(0), |stands| stands.epoch);
-        if stands.next() == attempt.view.epoch {
+        if self.register.would_take(attempt.replaces) {
             self.note(|| format!("  register: {}", text::view(&attempt.view)));
             self.check_swap(attempt)?;
-            self.register = Some(Arc::new(attempt.view.clone()));
+            Arc::make_mut(&mut self.register).put(attempt.view.clone());
             self.acknowledged.push((attempt.view.epoch, self.truth.len()));
             return Ok(Swapped::Won);
         }
-        let stands = self.register.as_ref().expect("an empty register lets epoch 1 in");
-        Ok(Swapped::Lost(View::clone(stands)))
+        Ok(Swapped::Lost(self.register.found(attempt.replaces)))
     }
 
     /// The answer arrives.
     pub fn answer_call(&mut self, at: usize) -> Result<(), Violation> {
         let call = self.place(at).process.as_mut().and_then(|process| process.call.take());
         match call {
-            Some(Call::Found(view)) => {
-                let found = view.as_deref().cloned();
-                self.input(at, Input::RegisterAnswered(Ok(found)))
-            }
+            Some(Call::Found(found)) => self.input(at, Input::RegisterAnswered(Ok(Found::clone(&found)))),
             Some(Call::Swapped(outcome)) => self.input(at, Input::SwapAnswered(outcome)),
-            Some(Call::Read | Call::Swap(_)) | None => panic!("nothing was answered"),
+            Some(Call::Read(_) | Call::Prepare | Call::Swap(_)) | None => panic!("nothing was answered"),
         }
     }
 
@@ -469,12 +478,12 @@ impl World {
     pub fn lose_call(&mut self, at: usize) -> Result<(), Violation> {
         let call = self.place(at).process.as_mut().and_then(|process| process.call.take());
         match call {
-            Some(Call::Read) => self.input(at, Input::RegisterAnswered(Err(RegisterUnreachable))),
+            Some(Call::Read(_)) => self.input(at, Input::RegisterAnswered(Err(RegisterUnreachable))),
             Some(Call::Swap(attempt)) => {
                 self.late.push(attempt);
                 self.input(at, Input::SwapAnswered(Swapped::Unknown))
             }
-            Some(Call::Found(_) | Call::Swapped(_)) | None => panic!("nothing was asked"),
+            Some(Call::Found(_) | Call::Swapped(_) | Call::Prepare) | None => panic!("nothing was asked"),
         }
     }
 
@@ -554,13 +563,18 @@ impl World {
             }
             Effect::Commit(to) => return self.committed(at, to),
             Effect::Send { to, epoch, message } => self.send(at, &to, epoch, message),
-            Effect::ReadRegister => {
+            Effect::ReadRegister { known } => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
-                process.call = Some(Call::Read);
+                process.call = Some(Call::Read(known));
             }
-            Effect::Swap(view) => {
+            // Answered at once; what the register may refuse is in the seeded simulation.
+            Effect::Prepare(_) => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
-                let attempt = Attempt { view, by_leader, caller: at, incarnation };
+                process.call = Some(Call::Prepare);
+            }
+            Effect::Swap { replaces, next: view } => {
+                assert!(process.call.is_none(), "one operation on the register at a time");
+                let attempt = Attempt { replaces, view, by_leader, caller: at, incarnation };
                 process.call = Some(Call::Swap(Arc::new(attempt)));
             }
             Effect::Adopted(_) | Effect::Serving | Effect::Fenced(_) | Effect::Warn(_) => {}
