@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".etcdserverpb")
         .bytes(".replcluster")
         .generate_default_stubs(true)
+        .codec_path("crate::proto::codec::BoundedCodec")
         .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }

@@ -43,6 +43,7 @@ const FRAME_BYTES: u32 = 1 << 18;
 #[must_use]
 pub fn services(handle: Handle) -> Routes {
     let most_bytes = handle.settings().max_request_bytes.saturating_add(REQUEST_OVERHEAD_BYTES);
+    crate::proto::codec::admit_operations(handle.settings().max_txn_operations);
     let kv = KvServer::new(kv::Service::new(handle.clone())).max_decoding_message_size(most_bytes);
     Routes::new(size::TooLargeIsExhausted(kv))
         .add_service(ClusterServer::new(cluster::Service::new(handle.clone())))

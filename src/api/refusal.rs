@@ -26,8 +26,16 @@ impl From<Refusal> for Status {
                 (Code::InvalidArgument, "etcdserver: key not found")
             }
             Refusal::LeaseNotFound(_) => (Code::NotFound, "etcdserver: requested lease not found"),
-            Refusal::TooManyOperations { .. } => {
+            Refusal::TooManyOperations { .. } | Refusal::TooDeep => {
                 (Code::InvalidArgument, "etcdserver: too many operations in txn request")
+            }
+            Refusal::TooCostly => (Code::InvalidArgument, "etcdserver: request is too large"),
+            Refusal::Undecodable => (Code::InvalidArgument, "replcluster: the request cannot be decoded"),
+            // What etcd's gRPC says of an answer that it cannot send.
+            Refusal::AnswerTooLarge { bytes, allowed } => {
+                return Status::resource_exhausted(format!(
+                    "grpc: trying to send message larger than max ({bytes} vs. {allowed})"
+                ));
             }
             Refusal::DuplicateKey => {
                 (Code::InvalidArgument, "etcdserver: duplicate key given in txn request")

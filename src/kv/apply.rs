@@ -1,23 +1,24 @@
 //! Carrying out a mutation: one revision for everything it changes, none where it changes nothing.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::backend::{Backend, RevisionKey};
-use super::check::{Limits, check};
+use super::cost::{Budget, Progress};
 use super::index::History;
 use super::keys::KeyRange;
 use super::record;
 use super::refusal::Refusal;
-use super::txn::{Path, check_lease};
-use super::{SPACE_ALARM, Store, header};
-use crate::proto::etcdserverpb::request_op::{self, Request};
-use crate::proto::etcdserverpb::response_op::Response;
+use super::txn::check_lease;
+use super::work::Work;
+use super::{FEATURE_LEVEL, SPACE_ALARM, Seen, Store, header};
+use crate::proto::etcdserverpb::request_op;
 use crate::proto::etcdserverpb::{
-    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse, RequestOp,
-    ResponseOp, TxnRequest, TxnResponse,
+    CompactionResponse, DeleteRangeResponse, PutRequest, PutResponse, RequestOp, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
-use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
+use crate::proto::replcluster::{FeatureLevel, Mutation, SpaceAlarm, mutation};
 
 /// What a mutation did. Headers hold the revision and nothing else.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,37 +33,51 @@ pub enum Applied {
     Compact(CompactionResponse),
     /// The space alarm is as it should be.
     SpaceAlarm,
+    /// The feature level is at least as high as it should be.
+    FeatureLevel,
 }
 
 impl<B: Backend> Store<B> {
-    /// Carries out one mutation. The same mutations in the same order give the same answers, refusals and records
-    /// on every node.
+    /// Carries out one mutation at once. The same mutations in the same order give the same answers, refusals and
+    /// records on every node.
     ///
     /// # Errors
     /// A [`Refusal`]; nothing was done then, and no revision was used.
     pub fn apply(&mut self, mutation: &Mutation) -> Result<Applied, Refusal> {
-        if self.space_alarm && grows(mutation) {
-            return Err(Refusal::SpaceExceeded);
+        self.apply_for(mutation, true)
+    }
+
+    /// As [`Store::apply`]. Where `wants_answer` is false, what it would answer is not read: nothing that it does or
+    /// refuses depends on that.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    pub fn apply_for(&mut self, mutation: &Mutation, wants_answer: bool) -> Result<Applied, Refusal> {
+        let mut work = Work::of(Cow::Borrowed(mutation), wants_answer);
+        loop {
+            match work.step(self, u64::MAX) {
+                Progress::More => work.settle(),
+                Progress::Done(outcome) => return outcome,
+            }
         }
+    }
+
+    /// What never takes long; checked as far as that needs no store.
+    pub(super) fn apply_at_once(
+        &mut self,
+        mutation: &Mutation,
+        wants_answer: bool,
+    ) -> Result<Applied, Refusal> {
+        assert!(self.half.is_none(), "another mutation is half applied");
         match &mutation.request {
             Some(mutation::Request::Put(request)) => {
-                check(mutation, Limits::NONE)?;
                 // Inside a transaction it is the other way round, in etcd and so here.
                 check_lease(request)?;
-                self.check_kept(request)?;
-                Ok(Applied::Put(self.write(|write| write.put(request))))
-            }
-            Some(mutation::Request::DeleteRange(request)) => {
-                check(mutation, Limits::NONE)?;
-                Ok(Applied::DeleteRange(self.write(|write| write.delete_range(request))))
-            }
-            Some(mutation::Request::Txn(request)) => {
-                let path = self.path_of(request)?;
-                Ok(Applied::Txn(self.write(|write| {
-                    let mut answer = write.branch(request, &path);
-                    answer.header = Some(header(write.newest()));
-                    answer
-                })))
+                self.check_kept(request, None)?;
+                let mut changes = 0;
+                let answer = self.put(request, &mut changes, wants_answer);
+                self.revision += 1;
+                Ok(Applied::Put(answer))
             }
             Some(mutation::Request::Compact(request)) => {
                 self.compact(request.revision)?;
@@ -73,16 +88,81 @@ impl<B: Backend> Store<B> {
                 self.backend.put_meta(SPACE_ALARM, Bytes::copy_from_slice(&[u8::from(*raised)]));
                 Ok(Applied::SpaceAlarm)
             }
-            None => Err(Refusal::EmptyMutation),
+            Some(mutation::Request::FeatureLevel(FeatureLevel { level })) => {
+                if *level > self.feature_level {
+                    self.feature_level = *level;
+                    self.backend.put_meta(FEATURE_LEVEL, Bytes::copy_from_slice(&level.to_be_bytes()));
+                }
+                Ok(Applied::FeatureLevel)
+            }
+            Some(mutation::Request::Txn(_) | mutation::Request::DeleteRange(_)) | None => {
+                Err(Refusal::EmptyMutation)
+            }
         }
     }
 
-    fn write<R>(&mut self, make: impl FnOnce(&mut Write<'_, B>) -> R) -> R {
-        let mut write = Write { store: self, changes: 0 };
-        let answer = make(&mut write);
-        let newest = write.newest();
-        self.revision = newest;
-        answer
+    /// Writes one put into the revision in the making, which has `changes` so far.
+    pub(super) fn put(&mut self, request: &PutRequest, changes: &mut i64, wants_answer: bool) -> PutResponse {
+        let wants_previous =
+            (request.prev_kv && wants_answer) || request.ignore_value || request.ignore_lease;
+        let previous = if wants_previous { self.current(&request.key) } else { None };
+        let kept = |ignore: bool| previous.as_ref().filter(|_| ignore);
+        let value = kept(request.ignore_value).map_or(&request.value, |kv| &kv.value);
+        let lease = kept(request.ignore_lease).map_or(request.lease, |kv| kv.lease);
+        let at = RevisionKey { main: self.revision + 1, sub: *changes };
+        *changes += 1;
+        let backend = &mut self.backend;
+        self.index.put(&request.key, at, |create_revision, version| {
+            let record = record::encode_put(&KeyValue {
+                key: request.key.clone(),
+                create_revision,
+                mod_revision: at.main,
+                version,
+                value: value.clone(),
+                lease,
+            });
+            let length = record.len();
+            backend.put(at, record);
+            length
+        });
+        let prev_kv = previous.filter(|_| request.prev_kv && wants_answer);
+        PutResponse { header: Some(header(at.main)), prev_kv }
+    }
+
+    /// Writes tombstones into the revision in the making, which has `changes` so far, until the budget is spent.
+    /// Returns the last key that was looked at; none when the range is done.
+    pub(super) fn delete(
+        &mut self,
+        range: KeyRange<'_>,
+        cursor: Option<&[u8]>,
+        changes: &mut i64,
+        budget: &mut Budget,
+    ) -> Option<Box<[u8]>> {
+        let (main, backend) = (self.revision + 1, &mut self.backend);
+        self.index.delete(range, cursor, budget, |key| {
+            let at = RevisionKey { main, sub: *changes };
+            *changes += 1;
+            let record = record::encode_tombstone(key);
+            let length = record.len();
+            backend.put(at, record);
+            (at, length)
+        })
+    }
+
+    fn current(&self, key: &[u8]) -> Option<KeyValue> {
+        let (change, ..) = self.index.get(key).and_then(History::live_now)?;
+        Some(self.read(change.at()))
+    }
+
+    /// What can be seen stays as it is until [`Store::end_half`].
+    pub(super) fn begin_half(&mut self) {
+        let index = &self.index;
+        self.half.get_or_insert_with(|| Seen { keys: index.live_keys(), bytes: index.record_bytes() });
+    }
+
+    pub(super) fn end_half(&mut self, revision: i64) {
+        self.half = None;
+        self.revision = revision;
     }
 }
 
@@ -103,101 +183,11 @@ pub fn grows(mutation: &Mutation) -> bool {
         Some(mutation::Request::Put(_)) => true,
         Some(mutation::Request::Txn(request)) => any_put(&request.success) || any_put(&request.failure),
         Some(
-            mutation::Request::DeleteRange(_) | mutation::Request::Compact(_) | mutation::Request::Space(_),
+            mutation::Request::DeleteRange(_)
+            | mutation::Request::Compact(_)
+            | mutation::Request::Space(_)
+            | mutation::Request::FeatureLevel(_),
         )
         | None => false,
-    }
-}
-
-/// A revision in the making. Everything it will be asked was checked: it cannot fail.
-struct Write<'s, B> {
-    store: &'s mut Store<B>,
-    changes: i64,
-}
-
-impl<B: Backend> Write<'_, B> {
-    /// The revision that a reader inside sees as the newest: the one in the making once it has a change.
-    fn newest(&self) -> i64 {
-        self.store.revision + i64::from(self.changes > 0)
-    }
-
-    /// Where the next change goes.
-    fn next(&mut self) -> RevisionKey {
-        let at = RevisionKey { main: self.store.revision + 1, sub: self.changes };
-        self.changes += 1;
-        at
-    }
-
-    fn put(&mut self, request: &PutRequest) -> PutResponse {
-        let wants_previous = request.prev_kv || request.ignore_value || request.ignore_lease;
-        let previous = if wants_previous { self.current(&request.key) } else { None };
-        let kept = |ignore: bool| previous.as_ref().filter(|_| ignore);
-        let value = kept(request.ignore_value).map_or(&request.value, |kv| &kv.value);
-        let lease = kept(request.ignore_lease).map_or(request.lease, |kv| kv.lease);
-        let at = self.next();
-        let backend = &mut self.store.backend;
-        self.store.index.put(&request.key, at, |create_revision, version| {
-            let record = record::encode_put(&KeyValue {
-                key: request.key.clone(),
-                create_revision,
-                mod_revision: at.main,
-                version,
-                value: value.clone(),
-                lease,
-            });
-            let length = record.len();
-            backend.put(at, record);
-            length
-        });
-        PutResponse { header: Some(header(at.main)), prev_kv: previous.filter(|_| request.prev_kv) }
-    }
-
-    fn delete_range(&mut self, request: &DeleteRangeRequest) -> DeleteRangeResponse {
-        let keys = KeyRange::new(&request.key, &request.range_end);
-        let live = self.store.index.range(keys).filter_map(|(key, history)| {
-            let (change, ..) = history.live_now()?;
-            Some((Bytes::copy_from_slice(key), change))
-        });
-        let doomed: Vec<_> = live.collect();
-        let prev_kvs = if request.prev_kv {
-            doomed.iter().map(|(_, change)| self.store.read(change.at())).collect()
-        } else {
-            Vec::new()
-        };
-        for (key, _) in &doomed {
-            let at = self.next();
-            let record = record::encode_tombstone(key);
-            self.store.index.delete(key, at, record.len());
-            self.store.backend.put(at, record);
-        }
-        let deleted = i64::try_from(doomed.len()).unwrap_or(i64::MAX);
-        DeleteRangeResponse { header: Some(header(self.newest())), deleted, prev_kvs }
-    }
-
-    fn branch(&mut self, request: &TxnRequest, path: &Path) -> TxnResponse {
-        let mut inner = path.inner();
-        let mut responses = Vec::new();
-        for operation in path.branch(request) {
-            let response = match operation.request.as_ref().expect("checked: every operation has content") {
-                Request::RequestRange(range) => Response::ResponseRange(
-                    self.store.range_as_of(range, self.newest()).expect("checked: the revision can be read"),
-                ),
-                Request::RequestPut(put) => Response::ResponsePut(self.put(put)),
-                Request::RequestDeleteRange(delete) => {
-                    Response::ResponseDeleteRange(self.delete_range(delete))
-                }
-                Request::RequestTxn(txn) => {
-                    let path = inner.next().expect("a path has one for each transaction inside");
-                    Response::ResponseTxn(self.branch(txn, path))
-                }
-            };
-            responses.push(ResponseOp { response: Some(response) });
-        }
-        path.answer(responses)
-    }
-
-    fn current(&self, key: &[u8]) -> Option<KeyValue> {
-        let (change, ..) = self.store.index.get(key).and_then(History::live_now)?;
-        Some(self.store.read(change.at()))
     }
 }

@@ -35,7 +35,9 @@ pub fn check(mutation: &Mutation, limits: Limits) -> Result<(), Refusal> {
         Some(mutation::Request::Put(request)) => check_put(request),
         Some(mutation::Request::DeleteRange(request)) => check_delete_range(request),
         Some(mutation::Request::Txn(request)) => check_txn(request, limits),
-        Some(mutation::Request::Compact(_) | mutation::Request::Space(_)) => Ok(()),
+        Some(
+            mutation::Request::Compact(_) | mutation::Request::Space(_) | mutation::Request::FeatureLevel(_),
+        ) => Ok(()),
         None => Err(Refusal::EmptyMutation),
     }
 }
@@ -152,11 +154,19 @@ fn changes_of(operations: &[RequestOp]) -> Result<Changes<'_>, Refusal> {
 }
 
 impl<'a> Changes<'a> {
+    fn len(&self) -> usize {
+        self.puts.len() + self.deletes.keys.len() + self.deletes.spans.len()
+    }
+
     fn meets(&self, put: &[u8]) -> bool {
         self.puts.contains(put) || self.deletes.contain(put)
     }
 
-    fn merge(&mut self, other: Changes<'a>) {
+    fn merge(&mut self, mut other: Changes<'a>) {
+        // The smaller into the larger: through however many levels a key comes, it is moved a few times.
+        if self.len() < other.len() {
+            std::mem::swap(self, &mut other);
+        }
         self.puts.extend(other.puts);
         self.deletes.keys.extend(other.deletes.keys);
         for (from, to) in other.deletes.spans {

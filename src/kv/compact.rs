@@ -22,6 +22,17 @@ pub(super) struct Removal {
     cursor: Option<Box<[u8]>>,
 }
 
+/// How far a removal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Removed {
+    /// There is more to do.
+    Some,
+    /// Nothing is left to remove.
+    All,
+    /// There is more to do, but a reader may need it: nothing was done, and nothing can be until the reader goes on.
+    Held,
+}
+
 impl<B: Backend> Store<B> {
     pub(super) fn compact(&mut self, revision: i64) -> Result<(), Refusal> {
         if revision <= self.compact_revision {
@@ -38,21 +49,27 @@ impl<B: Backend> Store<B> {
     }
 
     /// Removes some of the records that compaction made unreadable: looks at up to `budget` keys and removes up to
-    /// about as many records. True where more is to do.
-    pub fn compact_some(&mut self, budget: usize) -> bool {
-        let Some(removal) = self.removal.take() else { return false };
+    /// about as many records. While a reader that has paused may still need them, none.
+    pub fn compact_some(&mut self, budget: usize) -> Removed {
+        if self.removal.is_some() && self.pins.oldest().is_some_and(|oldest| oldest < self.compact_revision) {
+            return Removed::Held;
+        }
+        let Some(removal) = self.removal.take() else { return Removed::All };
         let (forgotten, next) =
             self.index.forget(self.compact_revision, removal.cursor.as_deref(), budget.max(1));
         for change in forgotten {
             self.backend.delete(change.at());
         }
         match next {
-            Some(cursor) => self.removal = Some(Removal { cursor: Some(cursor) }),
+            Some(cursor) => {
+                self.removal = Some(Removal { cursor: Some(cursor) });
+                Removed::Some
+            }
             None => {
                 self.backend.put_meta(REMOVED, Bytes::copy_from_slice(&self.compact_revision.to_be_bytes()));
+                Removed::All
             }
         }
-        self.removal.is_some()
     }
 
     /// True while records that compaction made unreadable are still there.

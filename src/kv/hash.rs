@@ -15,6 +15,7 @@ use prost::Message as _;
 use super::Store;
 use super::backend::{Backend, RevisionKey};
 use super::index::Index;
+use super::pin::Pin;
 use super::record::{PUT, TOMBSTONE};
 use super::refusal::Refusal;
 use crate::proto::mvccpb::KeyValue;
@@ -53,6 +54,7 @@ pub struct Scope {
     any_live: bool,
     /// The last key that was looked at; none at the start.
     cursor: Option<Box<[u8]>>,
+    pin: Pin,
 }
 
 /// How far a hash is.
@@ -62,8 +64,8 @@ pub enum Step {
     More,
     /// The records may be hashed: those of the store as it was in this step, before anything else happens to it.
     Done,
-    /// The store was compacted meanwhile: begin anew.
-    Compacted,
+    /// Another store has taken the place of the one that it began on: begin anew.
+    Replaced,
 }
 
 impl<B: Backend> Store<B> {
@@ -86,13 +88,15 @@ impl<B: Backend> Store<B> {
             base: Vec::new(),
             any_live: false,
             cursor: None,
+            // Whatever is compacted meanwhile is removed later.
+            pin: Pin::new(&self.pins, self.compact_revision),
         })
     }
 
     /// Looks at up to `budget` more keys.
     pub fn step_hash(&self, scope: &mut Scope, budget: usize) -> Step {
-        if scope.compact_revision != self.compact_revision {
-            return Step::Compacted;
+        if !scope.pin.is_of(&self.pins) {
+            return Step::Replaced;
         }
         // No record is older than revision 2, so before that a compaction removes none.
         if scope.compact_revision < 2 || !scope.look_at(&self.index, budget.max(1)) {

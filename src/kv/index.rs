@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::ops::Bound;
 
 use super::backend::RevisionKey;
+use super::cost::{Budget, write_cost};
 use super::keys::KeyRange;
 
 /// One change of a key, packed: there are as many of these as there are records.
@@ -39,7 +40,7 @@ impl Change {
         self.packed & TOMBSTONE != 0
     }
 
-    fn record_bytes(self) -> u64 {
+    pub(super) fn record_bytes(self) -> u64 {
         u64::from(self.packed & !TOMBSTONE)
     }
 }
@@ -70,6 +71,13 @@ impl History {
         }
         let later = self.older.partition_point(|change| change.main <= revision);
         later.checked_sub(1).map(|last| self.older[last])
+    }
+
+    /// As [`History::live_at`], and the key's `create_revision` and `version` then, where they are known without reading
+    /// the record.
+    pub(super) fn state_at(&self, revision: i64) -> Option<(Change, Option<(i64, i64)>)> {
+        let change = self.live_at(revision)?;
+        Some((change, (self.newest.main <= revision).then_some((self.created, self.version))))
     }
 
     /// `create_revision` and `version` of the newest change, where the key exists.
@@ -146,13 +154,18 @@ impl Index {
         self.keys.get(key)
     }
 
-    /// The histories of the keys in `range`, in key order, also of keys that no longer exist.
-    pub(super) fn range<'a>(&'a self, range: KeyRange<'a>) -> impl Iterator<Item = (&'a [u8], &'a History)> {
+    /// The histories of the keys in `range` and behind `cursor`, in key order, also of keys that no longer exist.
+    pub(super) fn range<'a>(
+        &'a self,
+        range: KeyRange<'a>,
+        cursor: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = (&'a [u8], &'a History)> {
         // A single key is looked up, which is twice as fast as a walk of one step.
         let (one, span) = match range {
-            KeyRange::One(key) => (self.keys.get_key_value(key), None),
-            KeyRange::Span(..) if range.is_empty() => (None, None),
-            KeyRange::Span(..) => (None, Some(self.keys.range::<[u8], _>(range.bounds()))),
+            KeyRange::One(key) => (self.keys.get_key_value(key).filter(|_| cursor.is_none()), None),
+            KeyRange::Span(..) => {
+                (None, range.bounds(cursor).map(|bounds| self.keys.range::<[u8], _>(bounds)))
+            }
         };
         one.into_iter().chain(span.into_iter().flatten()).map(|(key, history)| (&**key, history))
     }
@@ -186,13 +199,45 @@ impl Index {
         }
     }
 
-    /// Notes a delete of a key that exists.
-    pub(super) fn delete(&mut self, key: &[u8], at: RevisionKey, record_bytes: usize) {
-        let history = self.keys.get_mut(key).expect("only what exists is deleted");
-        let change = Change::new(at, record_bytes, true);
-        history.push(change, 0, 0);
-        self.live -= 1;
-        self.bytes += change.record_bytes();
+    /// Deletes keys that exist, in key order, from the one behind `cursor` on, until the budget is spent. `write` gets
+    /// each key, writes its tombstone and returns where and how long. Returns the last key that was looked at; none
+    /// when the range is done.
+    pub(super) fn delete(
+        &mut self,
+        range: KeyRange<'_>,
+        cursor: Option<&[u8]>,
+        budget: &mut Budget,
+        mut write: impl FnMut(&[u8]) -> (RevisionKey, usize),
+    ) -> Option<Box<[u8]>> {
+        let (live, bytes) = (&mut self.live, &mut self.bytes);
+        let mut delete = |key: &[u8], history: &mut History, budget: &mut Budget| {
+            budget.spend(1);
+            if history.live_now().is_some() {
+                let (at, record_bytes) = write(key);
+                let change = Change::new(at, record_bytes, true);
+                history.push(change, 0, 0);
+                *live -= 1;
+                *bytes += change.record_bytes();
+                budget.spend(write_cost(record_bytes));
+            }
+        };
+        match range {
+            KeyRange::One(key) => {
+                if let Some(history) = self.keys.get_mut(key) {
+                    delete(key, history, budget);
+                }
+            }
+            KeyRange::Span(..) => {
+                let bounds = range.bounds(cursor)?;
+                for (key, history) in self.keys.range_mut::<[u8], _>(bounds) {
+                    delete(key, history, budget);
+                    if budget.is_spent() {
+                        return Some(key.clone());
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Notes a change that was read back from a record; changes must come in order.

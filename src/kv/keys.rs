@@ -2,6 +2,9 @@
 
 use std::ops::Bound;
 
+/// Where an ordered map is to be read.
+pub(super) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
 /// The keys a request speaks of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum KeyRange<'a> {
@@ -20,21 +23,24 @@ impl<'a> KeyRange<'a> {
         }
     }
 
-    /// True where no key can be in the range: it ends where it starts, or before.
-    pub(super) fn is_empty(&self) -> bool {
-        match self {
-            KeyRange::One(_) | KeyRange::Span(_, None) => false,
-            KeyRange::Span(from, Some(to)) => from >= to,
-        }
-    }
-
-    /// Bounds for an ordered map. Only for ranges that are not empty: the map would refuse the others.
-    pub(super) fn bounds(&self) -> (Bound<&'a [u8]>, Bound<&'a [u8]>) {
-        match *self {
-            KeyRange::One(key) => (Bound::Included(key), Bound::Included(key)),
-            KeyRange::Span(from, None) => (Bound::Included(from), Bound::Unbounded),
-            KeyRange::Span(from, Some(to)) => (Bound::Included(from), Bound::Excluded(to)),
-        }
+    /// Bounds for an ordered map of the keys in the range and behind `cursor`; none where no key can be there, which the
+    /// map would refuse.
+    pub(super) fn bounds(&self, cursor: Option<&'a [u8]>) -> Option<Bounds<'a>> {
+        let (from, to) = match *self {
+            KeyRange::One(key) => (key, Bound::Included(key)),
+            KeyRange::Span(from, None) => (from, Bound::Unbounded),
+            KeyRange::Span(from, Some(to)) => (from, Bound::Excluded(to)),
+        };
+        let start = match cursor {
+            Some(cursor) if cursor >= from => Bound::Excluded(cursor),
+            Some(_) | None => Bound::Included(from),
+        };
+        let is_empty = match (start, to) {
+            (Bound::Included(start), Bound::Excluded(end)) => start >= end,
+            (Bound::Excluded(start), Bound::Included(end) | Bound::Excluded(end)) => start >= end,
+            (Bound::Included(_) | Bound::Excluded(_) | Bound::Unbounded, _) => false,
+        };
+        (!is_empty).then_some((start, to))
     }
 }
 
@@ -52,9 +58,20 @@ mod tests {
 
     #[test]
     fn a_span_that_ends_at_its_start_is_empty() {
-        assert!(KeyRange::new(b"b", b"b").is_empty());
-        assert!(KeyRange::new(b"b", b"a").is_empty());
-        assert!(!KeyRange::new(b"b", b"\0").is_empty());
-        assert!(!KeyRange::new(b"b", b"b\0").is_empty());
+        assert_eq!(KeyRange::new(b"b", b"b").bounds(None), None);
+        assert_eq!(KeyRange::new(b"b", b"a").bounds(None), None);
+        assert!(KeyRange::new(b"b", b"\0").bounds(None).is_some());
+        assert!(KeyRange::new(b"b", b"b\0").bounds(None).is_some());
+    }
+
+    #[test]
+    fn a_cursor_leaves_what_is_behind_it() {
+        let bounds = |range: KeyRange<'static>, cursor| range.bounds(Some(cursor));
+        let behind_b = (Bound::Excluded(&b"b"[..]), Bound::Excluded(&b"d"[..]));
+        assert_eq!(bounds(KeyRange::new(b"a", b"d"), b"b"), Some(behind_b));
+        assert_eq!(bounds(KeyRange::new(b"a", b"d"), b"d"), None);
+        assert_eq!(bounds(KeyRange::new(b"a", b""), b"a"), None);
+        // The empty key stands before every other.
+        assert_eq!(bounds(KeyRange::new(b"a", b"d"), b""), KeyRange::new(b"a", b"d").bounds(None));
     }
 }

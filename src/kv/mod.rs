@@ -33,32 +33,53 @@ mod apply;
 mod backend;
 mod check;
 mod compact;
+mod compare;
+mod cost;
+#[cfg(test)]
+mod divided;
 mod hash;
 mod index;
 mod keys;
 #[cfg(test)]
 mod model;
+mod pin;
+mod plan;
+mod program;
 mod range;
 mod record;
 mod refusal;
 #[cfg(test)]
 mod scripts;
 mod txn;
+mod wire;
+mod work;
 
 pub use apply::{Applied, grows};
 pub use backend::{Backend, MemoryBackend, RevisionKey};
 pub use check::{Limits, check, check_range, check_txn, is_read_only};
+pub use compact::Removed;
+pub use cost::{ANSWER_BYTES, COST, Class, Progress, STEP_UNITS};
 pub use hash::{Hash, Hasher, Scope, Step};
+pub use pin::Pin;
+pub use range::RangeWork;
 pub use refusal::{Damaged, Refusal};
+pub use txn::TxnWork;
+pub use wire::{decode, encode};
+pub use work::{Look, Work};
+
+use std::sync::Arc;
 
 use compact::Removal;
 use index::{Change, Index};
+use pin::Pins;
 use record::Record;
 
 use crate::proto::etcdserverpb::ResponseHeader;
 
 /// Name under which the space alarm is kept.
 const SPACE_ALARM: &str = "space alarm";
+/// Name under which the feature level is kept.
+const FEATURE_LEVEL: &str = "feature level";
 
 /// Keys with their history, and the rules by which they change.
 #[derive(Clone, Debug)]
@@ -73,6 +94,19 @@ pub struct Store<B> {
     removal: Option<Removal>,
     /// The disks are nearly full: what makes the store grow is refused, what makes it smaller is not (R25).
     space_alarm: bool,
+    /// What every member knows (R37). From 1 on a transaction that is too costly is refused when it is applied.
+    feature_level: u32,
+    /// Readers that have paused. Shared with them, so that they let go of it without the store.
+    pins: Arc<Pins>,
+    /// Present while a mutation is half applied: what was there before.
+    half: Option<Seen>,
+}
+
+/// What a reader sees that does not read as of a revision.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    keys: usize,
+    bytes: u64,
 }
 
 impl<B: Backend> Store<B> {
@@ -100,7 +134,18 @@ impl<B: Backend> Store<B> {
             Some(damaged) => Err(damaged),
             None => {
                 let space_alarm = backend.meta(SPACE_ALARM).is_some_and(|value| value[..] == [1]);
-                Ok(Store { backend, index, revision, compact_revision, removal, space_alarm })
+                let feature_level = feature_level_of(&backend)?;
+                Ok(Store {
+                    backend,
+                    index,
+                    revision,
+                    compact_revision,
+                    removal,
+                    space_alarm,
+                    feature_level,
+                    pins: Arc::default(),
+                    half: None,
+                })
             }
         }
     }
@@ -123,16 +168,36 @@ impl<B: Backend> Store<B> {
         self.space_alarm
     }
 
+    /// What every member of the cluster is known to know (R37).
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// True from the first write of a [`Work`] to its end: the backend must not be flushed or copied then.
+    #[must_use]
+    pub fn is_half_applied(&self) -> bool {
+        self.half.is_some()
+    }
+
+    /// Keeps what can be read at a revision from being removed, whatever is compacted, until the pin is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal::Compacted`], [`Refusal::FutureRevision`].
+    pub fn pin(&self, revision: i64) -> Result<Pin, Refusal> {
+        Ok(Pin::new(&self.pins, self.readable(revision, self.revision)?))
+    }
+
     /// Keys that exist now.
     #[must_use]
     pub fn key_count(&self) -> usize {
-        self.index.live_keys()
+        self.half.map_or(self.index.live_keys(), |seen| seen.keys)
     }
 
     /// Bytes of all records that are kept, of all revisions; what holds them needs more.
     #[must_use]
     pub fn record_bytes(&self) -> u64 {
-        self.index.record_bytes()
+        self.half.map_or(self.index.record_bytes(), |seen| seen.bytes)
     }
 
     /// What holds the records.
@@ -167,6 +232,13 @@ fn restore(index: &mut Index, at: RevisionKey, bytes: bytes::Bytes) -> Result<()
             Ok(())
         }
     }
+}
+
+fn feature_level_of<B: Backend>(backend: &B) -> Result<u32, Damaged> {
+    let Some(value) = backend.meta(FEATURE_LEVEL) else { return Ok(0) };
+    let bytes = <[u8; 4]>::try_from(&*value)
+        .map_err(|_| Damaged::Meta { name: FEATURE_LEVEL, length: value.len() })?;
+    Ok(u32::from_be_bytes(bytes))
 }
 
 /// A header that says what the store knows: the revision.

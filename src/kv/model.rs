@@ -25,27 +25,27 @@ type Keys = BTreeMap<Bytes, KeyValue>;
 
 /// The revisions from 1 on.
 #[derive(Clone)]
-struct Model {
+pub(super) struct Model {
     revisions: Vec<Keys>,
     /// Every change in order: its revision, its key, and whether it is a put.
     changes: Vec<(i64, Bytes, bool)>,
-    compacted: i64,
+    pub(super) compacted: i64,
 }
 
 impl Model {
-    fn new() -> Model {
+    pub(super) fn new() -> Model {
         Model { revisions: vec![Keys::new()], changes: Vec::new(), compacted: -1 }
     }
 
-    fn revision(&self) -> i64 {
+    pub(super) fn revision(&self) -> i64 {
         i64::try_from(self.revisions.len()).unwrap()
     }
 
-    fn at(&self, revision: i64) -> &Keys {
+    pub(super) fn at(&self, revision: i64) -> &Keys {
         &self.revisions[usize::try_from(revision - 1).unwrap()]
     }
 
-    fn apply(&mut self, mutation: &Mutation) -> Result<Applied, Refusal> {
+    pub(super) fn apply(&mut self, mutation: &Mutation) -> Result<Applied, Refusal> {
         let mut next = Draft { model: self, keys: self.at(self.revision()).clone(), changes: Vec::new() };
         let applied = match mutation.request.as_ref().ok_or(Refusal::EmptyMutation)? {
             mutation::Request::Put(request) => {
@@ -61,7 +61,9 @@ impl Model {
                 Applied::DeleteRange(next.delete(request))
             }
             mutation::Request::Txn(request) => Applied::Txn(next.txn(request)?),
-            mutation::Request::Space(_) => unreachable!("the model has room"),
+            mutation::Request::Space(_) | mutation::Request::FeatureLevel(_) => {
+                unreachable!("the model has room")
+            }
             mutation::Request::Compact(request) => {
                 let (requested, current) = (request.revision, self.revision());
                 if requested <= self.compacted {
@@ -83,7 +85,7 @@ impl Model {
         Ok(applied)
     }
 
-    fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
+    pub(super) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
         form(&Request::RequestRange(request.clone()))?;
         let (requested, current) = (request.revision, self.revision());
         if requested > current {
@@ -97,7 +99,7 @@ impl Model {
     }
 
     /// How many records a store holds when nothing is left to remove.
-    fn kept_records(&self) -> usize {
+    pub(super) fn kept_records(&self) -> usize {
         let kept = |(place, change): &(usize, &(i64, Bytes, bool))| {
             let (revision, key, is_put) = change;
             let later = &self.changes[place + 1..];
@@ -377,14 +379,14 @@ fn collide(operations: &[RequestOp]) -> Result<(Vec<Bytes>, Vec<Bytes>), Refusal
 }
 
 /// Makes requests that meet each other: few keys, few values, revisions around those that exist.
-struct Generator {
-    random: StdRng,
-    revision: i64,
-    compacted: i64,
+pub(super) struct Generator {
+    pub(super) random: StdRng,
+    pub(super) revision: i64,
+    pub(super) compacted: i64,
 }
 
 impl Generator {
-    fn one_in(&mut self, number: u32) -> bool {
+    pub(super) fn one_in(&mut self, number: u32) -> bool {
         self.random.random_range(0..number) == 0
     }
 
@@ -415,7 +417,7 @@ impl Generator {
         if self.one_in(8) { self.random.random_range(1..=self.revision) } else { 0 }
     }
 
-    fn range(&mut self) -> RangeRequest {
+    pub(super) fn range(&mut self) -> RangeRequest {
         RangeRequest {
             key: self.key(),
             range_end: self.range_end(),
@@ -479,12 +481,12 @@ impl Generator {
             .collect()
     }
 
-    fn txn(&mut self, depth: u32) -> TxnRequest {
+    pub(super) fn txn(&mut self, depth: u32) -> TxnRequest {
         let compare = (0..self.random.random_range(0..3)).map(|_| self.compare()).collect();
         TxnRequest { compare, success: self.operations(depth), failure: self.operations(depth) }
     }
 
-    fn mutation(&mut self) -> Mutation {
+    pub(super) fn mutation(&mut self) -> Mutation {
         let request = match self.random.random_range(0..20) {
             0..=7 => mutation::Request::Put(self.put()),
             8..=10 => mutation::Request::DeleteRange(self.delete()),
@@ -546,7 +548,7 @@ fn run(seed: u64, steps: u32) {
             compare_histories(&store, &hoarder, &model, &place);
         }
     }
-    while store.compact_some(3) {}
+    while store.compact_some(3) == super::Removed::Some {}
     assert_eq!(store.backend().len(), model.kept_records(), "seed {seed}: what is left after the removal");
     compare_histories(&store, &hoarder, &model, &format!("seed {seed} at the end"));
     assert_eq!(reopened(&store).backend(), store.backend());

@@ -1,62 +1,43 @@
 //! Reading a range of keys as of a revision. Only the index is walked for what is counted; a record is read for
 //! what is answered, and before that only where its content decides the order or the filter.
+//!
+//! A range can be divided: [`RangeWork`] walks and reads in steps under a lock, orders between them without one, and
+//! sees one revision throughout, whatever is written or compacted meanwhile.
 
 use bytes::Bytes;
 
 use super::backend::{Backend, RevisionKey};
 use super::check::check_range;
+use super::cost::{Budget, Progress, answer_bytes, read_cost};
 use super::index::Change;
 use super::keys::KeyRange;
+use super::pin::Pin;
+use super::plan::Plan;
 use super::record::{self, Record};
 use super::refusal::Refusal;
 use super::{Store, header};
-use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::proto::mvccpb::KeyValue;
 
+/// So much is ordered within a step; more waits until no lock is held.
+const ORDERED_AT_ONCE: usize = 512;
+/// A value of at least so many bytes that is not answered is let go of, and the key copied out of its record.
+const LET_GO_BYTES: usize = 256;
+
 impl<B: Backend> Store<B> {
-    /// Answers a range request. The header holds the revision and nothing else.
+    /// Answers a range request at once. The header holds the revision and nothing else.
     ///
     /// # Errors
     /// What [`check_range`] refuses, [`Refusal::Compacted`], [`Refusal::FutureRevision`].
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
         check_range(request)?;
-        self.range_as_of(request, self.revision)
-    }
-
-    /// As [`Store::range`], where `newest` is the newest revision: inside a transaction that has written, that
-    /// is the one it makes.
-    pub(super) fn range_as_of(&self, request: &RangeRequest, newest: i64) -> Result<RangeResponse, Refusal> {
-        let revision = self.readable(request.revision, newest)?;
-        let keys = KeyRange::new(&request.key, &request.range_end);
-        let live = self.index.range(keys).filter_map(|(_, history)| history.live_at(revision));
-        let mut answer = RangeResponse { header: Some(header(newest)), ..RangeResponse::default() };
-        if request.count_only {
-            answer.count = as_count(live.count());
-            return Ok(answer);
+        let revision = self.readable(request.revision, self.revision)?;
+        let mut reading = Reading::new(request, revision, self.revision, u64::MAX);
+        let mut budget = Budget::new(u64::MAX);
+        while reading.step(self, request, &mut budget)? == Progress::More {
+            reading.settle();
         }
-
-        let plan = Plan::of(request);
-        let mut found: Vec<Change> = Vec::new();
-        let mut count = 0;
-        for change in live {
-            count += 1;
-            if found.len() < plan.fetch && plan.filters.passes_modified(change) {
-                found.push(change);
-            }
-        }
-        answer.count = as_count(count);
-        (answer.kvs, answer.more) = if plan.decides_by_record() {
-            self.by_record(&plan, &found)
-        } else {
-            self.by_index(&plan, found)
-        };
-        if request.keys_only {
-            for kv in &mut answer.kvs {
-                kv.value = Bytes::new();
-            }
-        }
-        Ok(answer)
+        Ok(reading.finish())
     }
 
     /// The revision to read at: the one that is named if it can be read, the newest if none is.
@@ -83,123 +64,330 @@ impl<B: Backend> Store<B> {
             Err(why) => panic!("record {}.{} is damaged: {why}", at.main, at.sub),
         }
     }
+}
 
-    /// The index alone decides: reads the records of the answer and no other.
-    fn by_index(&self, plan: &Plan, mut found: Vec<Change>) -> (Vec<KeyValue>, bool) {
-        match (plan.target, plan.order) {
-            (_, SortOrder::None) | (SortTarget::Key, SortOrder::Ascend) => {}
-            (SortTarget::Key, SortOrder::Descend) => found.reverse(),
-            (_, SortOrder::Ascend) => found.sort_by_key(|change| change.revision()),
-            (_, SortOrder::Descend) => found.sort_by_key(|change| std::cmp::Reverse(change.revision())),
-        }
-        let more = found.len() > plan.limit;
-        found.truncate(plan.limit);
-        (found.into_iter().map(|change| self.read(change.at())).collect(), more)
+/// A range request that is answered in steps.
+///
+/// ```text
+///   begin, step (under a lock of the store) → settle (without) → step … until Done → finish (without)
+/// ```
+#[derive(Debug)]
+pub struct RangeWork {
+    request: RangeRequest,
+    reading: Reading,
+    most_bytes: u64,
+    /// From the first pause on.
+    pin: Option<Pin>,
+}
+
+impl RangeWork {
+    /// Begins to answer, as of now or of the revision that is named. An answer of more than `most_bytes` is refused.
+    ///
+    /// # Errors
+    /// As [`Store::range`].
+    pub fn begin<B: Backend>(
+        store: &Store<B>,
+        request: RangeRequest,
+        most_bytes: u64,
+    ) -> Result<RangeWork, Refusal> {
+        check_range(&request)?;
+        let reading = begin(store, &request, most_bytes)?;
+        Ok(RangeWork { request, reading, most_bytes, pin: None })
     }
 
-    /// The order or a filter needs what only the records hold.
-    fn by_record(&self, plan: &Plan, found: &[Change]) -> (Vec<KeyValue>, bool) {
-        let mut kvs: Vec<KeyValue> = found.iter().map(|change| self.read(change.at())).collect();
-        kvs.retain(|kv| plan.filters.passes_created(kv));
-        let ascending = |a: &KeyValue, b: &KeyValue| match plan.target {
-            SortTarget::Key => a.key.cmp(&b.key),
-            SortTarget::Version => a.version.cmp(&b.version),
-            SortTarget::Create => a.create_revision.cmp(&b.create_revision),
-            SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
-            SortTarget::Value => a.value.cmp(&b.value),
+    /// Spends up to `units`. What it has not read yet is kept from being removed while it pauses. On a store that has
+    /// taken the place of the one it began on, it begins anew.
+    ///
+    /// # Errors
+    /// [`Refusal::AnswerTooLarge`], before the records of too large an answer are read; on a new store also
+    /// [`Refusal::Compacted`] and [`Refusal::FutureRevision`].
+    pub fn step<B: Backend>(&mut self, store: &Store<B>, units: u64) -> Result<Progress<()>, Refusal> {
+        if self.pin.as_ref().is_some_and(|pin| !pin.is_of(&store.pins)) {
+            self.pin = None;
+            self.reading = begin(store, &self.request, self.most_bytes)?;
+        }
+        let progress = self.reading.step(store, &self.request, &mut Budget::new(units))?;
+        if progress == Progress::More && self.pin.is_none() {
+            self.pin = Some(Pin::new(&store.pins, self.reading.revision));
+        }
+        Ok(progress)
+    }
+
+    /// What takes long and needs no store: call it between steps, without a lock. Mostly does nothing.
+    pub fn settle(&mut self) {
+        self.reading.settle();
+    }
+
+    /// The revision as of which it reads.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.reading.revision
+    }
+
+    /// The answer, after the last step.
+    #[must_use]
+    pub fn finish(self) -> RangeResponse {
+        self.reading.finish()
+    }
+}
+
+fn begin<B: Backend>(store: &Store<B>, request: &RangeRequest, most_bytes: u64) -> Result<Reading, Refusal> {
+    let revision = store.readable(request.revision, store.revision)?;
+    Ok(Reading::new(request, revision, store.revision, most_bytes))
+}
+
+/// A range that is being read. Takes the request with each step, so that nothing is copied for a small one.
+#[derive(Debug)]
+pub(super) struct Reading {
+    plan: Plan,
+    pub(super) revision: i64,
+    /// What the header says.
+    newest: i64,
+    phase: Phase,
+    /// The last key that was looked at.
+    cursor: Option<Box<[u8]>>,
+    count: usize,
+    found: Vec<Change>,
+    /// Of `found`, how many are read.
+    read: usize,
+    kvs: Vec<KeyValue>,
+    /// More was found than the limit lets be answered.
+    more: bool,
+    keys_only: bool,
+    /// Of what was read and is kept.
+    pub(super) bytes: u64,
+    /// Of what was found and will be read.
+    expected: u64,
+    most_bytes: u64,
+    /// Waits for [`Reading::settle`].
+    due: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Through the index.
+    Walk,
+    /// What was found is to be ordered and cut, before it is read.
+    OrderFound,
+    /// The records of what was found.
+    Read,
+    /// What was read is to be ordered and cut.
+    OrderRead,
+    Done,
+}
+
+impl Reading {
+    /// Begins at a revision that can be read.
+    pub(super) fn new(request: &RangeRequest, revision: i64, newest: i64, most_bytes: u64) -> Reading {
+        Reading {
+            plan: Plan::of(request),
+            revision,
+            newest,
+            phase: Phase::Walk,
+            cursor: None,
+            count: 0,
+            found: Vec::new(),
+            read: 0,
+            kvs: Vec::new(),
+            more: false,
+            keys_only: request.keys_only,
+            bytes: 0,
+            expected: 0,
+            most_bytes,
+            due: false,
+        }
+    }
+
+    pub(super) fn step<B: Backend>(
+        &mut self,
+        store: &Store<B>,
+        request: &RangeRequest,
+        budget: &mut Budget,
+    ) -> Result<Progress<()>, Refusal> {
+        if self.due {
+            self.settle();
+        }
+        loop {
+            match self.phase {
+                Phase::Walk => {
+                    if self.walk(store, request, budget) == Progress::More {
+                        return Ok(Progress::More);
+                    }
+                }
+                Phase::OrderFound if self.found.len() > ORDERED_AT_ONCE => return Ok(self.wait()),
+                Phase::OrderRead if self.kvs.len() > ORDERED_AT_ONCE => return Ok(self.wait()),
+                Phase::OrderFound | Phase::OrderRead => self.settle(),
+                Phase::Read => {
+                    if self.read(store, budget)? == Progress::More {
+                        return Ok(Progress::More);
+                    }
+                }
+                Phase::Done => return Ok(Progress::Done(())),
+            }
+        }
+    }
+
+    /// What comes next is done by [`Reading::settle`], or by the next step if nobody calls that.
+    fn wait(&mut self) -> Progress<()> {
+        self.due = true;
+        Progress::More
+    }
+
+    fn walk<B: Backend>(
+        &mut self,
+        store: &Store<B>,
+        request: &RangeRequest,
+        budget: &mut Budget,
+    ) -> Progress<()> {
+        let keys = KeyRange::new(&request.key, &request.range_end);
+        let mut last = None;
+        for (key, history) in store.index.range(keys, self.cursor.as_deref()) {
+            if let Some(change) = history.live_at(self.revision) {
+                self.count += 1;
+                if !request.count_only
+                    && self.found.len() < self.plan.fetch
+                    && self.plan.passes_modified(change)
+                {
+                    self.found.push(change);
+                }
+            }
+            budget.spend(1);
+            if budget.is_spent() {
+                last = Some(key);
+                break;
+            }
+        }
+        if let Some(last) = last {
+            self.cursor = Some(last.into());
+            return if self.has_too_much_found() { self.wait() } else { Progress::More };
+        }
+        self.cursor = None;
+        self.phase = if request.count_only {
+            Phase::Done
+        } else if self.plan.decides_by_record() {
+            Phase::Read
+        } else {
+            Phase::OrderFound
         };
-        match plan.order {
-            SortOrder::None => {}
-            SortOrder::Ascend => kvs.sort_by(ascending),
-            SortOrder::Descend => kvs.sort_by(|a, b| ascending(b, a)),
-        }
-        let more = kvs.len() > plan.limit;
-        kvs.truncate(plan.limit);
-        (kvs, more)
+        Progress::Done(())
     }
-}
 
-/// How a request is to be answered.
-struct Plan {
-    order: SortOrder,
-    target: SortTarget,
-    filters: Filters,
-    /// Most keys in the answer.
-    limit: usize,
-    /// Keys to look at before sorting.
-    fetch: usize,
-}
+    fn read<B: Backend>(&mut self, store: &Store<B>, budget: &mut Budget) -> Result<Progress<()>, Refusal> {
+        let by_record = self.plan.decides_by_record();
+        let keeps_values = !self.keys_only || self.plan.orders_by_value();
+        // The index knows the sizes: nothing is read of what would be too much.
+        self.bounded(self.expected)?;
+        while let Some(change) = self.found.get(self.read).copied() {
+            self.read += 1;
+            let mut kv = store.read(change.at());
+            budget.spend(read_cost(change));
+            if !by_record || self.plan.passes_created(&kv) {
+                self.bytes = self.bytes.saturating_add(answer_bytes(&kv.key, change, !keeps_values));
+                self.bounded(self.bytes)?;
+                if !keeps_values {
+                    drop_value(&mut kv);
+                }
+                self.kvs.push(kv);
+            }
+            if by_record && self.plan.is_full(self.kvs.len()) {
+                // To be cut before more is read.
+                return Ok(self.wait());
+            }
+            if budget.is_spent() && self.read < self.found.len() {
+                return Ok(Progress::More);
+            }
+        }
+        self.found = Vec::new();
+        self.phase = if by_record { Phase::OrderRead } else { Phase::Done };
+        Ok(Progress::Done(()))
+    }
 
-impl Plan {
-    fn of(request: &RangeRequest) -> Plan {
-        let asked = SortOrder::try_from(request.sort_order).unwrap_or(SortOrder::None);
-        let target = SortTarget::try_from(request.sort_target).unwrap_or(SortTarget::Key);
-        let order = match (asked, target) {
-            (SortOrder::None, SortTarget::Key) => SortOrder::None,
-            (SortOrder::None, _) => SortOrder::Ascend,
-            (order, _) => order,
+    fn has_too_much_found(&self) -> bool {
+        !self.plan.decides_by_record() && self.plan.is_full(self.found.len())
+    }
+
+    fn bounded(&self, bytes: u64) -> Result<(), Refusal> {
+        if bytes > self.most_bytes {
+            return Err(Refusal::AnswerTooLarge { bytes, allowed: self.most_bytes });
+        }
+        Ok(())
+    }
+
+    /// Orders and cuts, without the store.
+    pub(super) fn settle(&mut self) {
+        self.due = false;
+        match self.phase {
+            Phase::Walk => {
+                if self.has_too_much_found() {
+                    self.cut_found();
+                }
+            }
+            Phase::OrderFound => {
+                self.cut_found();
+                if self.plan.is_reversed() {
+                    self.found.reverse();
+                }
+                self.kvs.reserve_exact(self.found.len());
+                if !self.keys_only {
+                    self.expected = self.found.iter().map(|change| answer_bytes(&[], *change, false)).sum();
+                }
+                self.phase = Phase::Read;
+            }
+            Phase::Read => {
+                if self.plan.decides_by_record() && self.plan.is_full(self.kvs.len()) {
+                    self.cut_read();
+                }
+            }
+            Phase::OrderRead => {
+                self.cut_read();
+                self.phase = Phase::Done;
+            }
+            Phase::Done => {}
+        }
+    }
+
+    fn cut_found(&mut self) {
+        self.plan.order_changes(&mut self.found);
+        let Some(over) = self.found.len().checked_sub(self.plan.limit).filter(|over| *over > 0) else {
+            return;
         };
-        let filters = Filters::of(request);
-        let limit = usize::try_from(request.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        // One more than the limit tells whether there is more. As in etcd, a sort order or a filter looks at
-        // the whole range first; a sort target without an order does not.
-        let limited = filters.is_empty() && (asked == SortOrder::None || (asked, target) == KEY_ORDER);
-        Plan {
-            order,
-            target,
-            filters,
-            limit,
-            fetch: if limited { limit.saturating_add(1) } else { usize::MAX },
+        self.more = true;
+        if self.plan.is_reversed() {
+            drop(self.found.drain(..over));
+        } else {
+            self.found.truncate(self.plan.limit);
         }
     }
 
-    fn decides_by_record(&self) -> bool {
-        let sorted_by_record = match self.target {
-            SortTarget::Key | SortTarget::Mod => false,
-            SortTarget::Version | SortTarget::Create | SortTarget::Value => true,
-        };
-        sorted_by_record || self.filters.min_created != 0 || self.filters.max_created != 0
-    }
-}
-
-/// The order in which keys are found anyway.
-const KEY_ORDER: (SortOrder, SortTarget) = (SortOrder::Ascend, SortTarget::Key);
-
-/// Bounds that a key must keep to be in the answer; zero: none. They do not change the count.
-struct Filters {
-    min_modified: i64,
-    max_modified: i64,
-    min_created: i64,
-    max_created: i64,
-}
-
-impl Filters {
-    fn of(request: &RangeRequest) -> Filters {
-        Filters {
-            min_modified: request.min_mod_revision,
-            max_modified: request.max_mod_revision,
-            min_created: request.min_create_revision,
-            max_created: request.max_create_revision,
+    fn cut_read(&mut self) {
+        self.plan.order_records(&mut self.kvs);
+        if self.kvs.len() > self.plan.limit {
+            self.more = true;
+            self.kvs.truncate(self.plan.limit);
+            // What was cut no longer counts.
+            self.bytes = self.kvs.iter().map(|kv| (kv.key.len() + kv.value.len()) as u64 + 32).sum();
         }
     }
 
-    fn is_empty(&self) -> bool {
-        [self.min_modified, self.max_modified, self.min_created, self.max_created] == [0; 4]
-    }
-
-    fn passes_modified(&self, change: Change) -> bool {
-        within(change.revision(), self.min_modified, self.max_modified)
-    }
-
-    fn passes_created(&self, kv: &KeyValue) -> bool {
-        within(kv.create_revision, self.min_created, self.max_created)
+    /// The answer.
+    pub(super) fn finish(mut self) -> RangeResponse {
+        debug_assert_eq!(self.phase, Phase::Done, "finished after the last step");
+        if self.keys_only {
+            self.kvs.iter_mut().for_each(drop_value);
+        }
+        RangeResponse {
+            header: Some(header(self.newest)),
+            kvs: self.kvs,
+            more: self.more,
+            count: i64::try_from(self.count).unwrap_or(i64::MAX),
+        }
     }
 }
 
-fn within(revision: i64, min: i64, max: i64) -> bool {
-    (min == 0 || revision >= min) && (max == 0 || revision <= max)
-}
-
-fn as_count(number: usize) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
+/// Takes the value out. A record whose key alone is answered need not stay in memory for it.
+fn drop_value(kv: &mut KeyValue) {
+    if kv.value.len() >= LET_GO_BYTES {
+        kv.key = Bytes::copy_from_slice(&kv.key);
+    }
+    kv.value = Bytes::new();
 }

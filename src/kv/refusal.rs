@@ -35,6 +35,23 @@ pub enum Refusal {
         /// The limit, less what the transactions around this one use.
         allowed: usize,
     },
+    /// The bytes are no mutation.
+    #[error("the bytes are no request")]
+    Undecodable,
+    /// Transactions stand too deep inside each other, or too much stands in those inside.
+    #[error("transactions stand too deep inside each other")]
+    TooDeep,
+    /// The operations of a transaction look at too many keys.
+    #[error("a transaction looks at too many keys")]
+    TooCostly,
+    /// Ranges and previous values are more than is answered.
+    #[error("the answer would have {bytes} bytes or more, and {allowed} are allowed")]
+    AnswerTooLarge {
+        /// As far as was counted.
+        bytes: u64,
+        /// The most.
+        allowed: u64,
+    },
     /// Two operations that may run together change the same key, at least one by a put.
     #[error("a transaction changes the same key twice")]
     DuplicateKey,
@@ -75,7 +92,7 @@ pub enum Damaged {
     },
     /// A named value beside the records cannot be what the store wrote.
     #[error(
-        "\"{name}\" of the store is damaged: {length} bytes instead of 8\nset the data directory aside and let the node copy from the leader"
+        "\"{name}\" of the store is damaged: {length} bytes are not its length\nset the data directory aside and let the node copy from the leader"
     )]
     Meta {
         /// Its name.

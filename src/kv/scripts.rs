@@ -132,7 +132,7 @@ impl goldenscript::Runner for Runner {
             }
             "remove" => {
                 let budget = args.next_pos().map_or(Ok(usize::MAX), str::parse)?;
-                let more = self.store().compact_some(budget);
+                let more = self.store().compact_some(budget) == super::Removed::Some;
                 format!(
                     "{} records left{}",
                     self.store().backend().len(),
@@ -319,7 +319,7 @@ fn show_applied(applied: &Applied) -> String {
         Applied::Put(answer) => show_put(answer),
         Applied::DeleteRange(answer) => show_delete(answer),
         Applied::Txn(answer) => show_txn(answer),
-        Applied::SpaceAlarm => "so be it".to_owned(),
+        Applied::SpaceAlarm | Applied::FeatureLevel => "so be it".to_owned(),
         Applied::Compact(answer) => format!("revision={}", revision(answer.header.as_ref())),
     }
 }

@@ -3,8 +3,6 @@
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use bytes::Bytes;
-use prost::Message as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -306,7 +304,10 @@ impl Handle {
         deadline: Instant,
     ) -> Result<Result<kv::Applied, kv::Refusal>, Unavailable> {
         let (answer, outcome) = oneshot::channel();
-        let mutation = Bytes::from(mutation.encode_to_vec());
+        let mutation = match kv::encode(&mutation) {
+            Ok(mutation) => mutation,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
         self.request(Request::Mutate { mutation, deadline, answer })?;
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome,

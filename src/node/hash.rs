@@ -36,7 +36,7 @@ impl Handle {
                 match self.step_hash(&mut scope) {
                     (kv::Step::More, _) => tokio::task::yield_now().await,
                     (kv::Step::Done, records) => break records,
-                    (kv::Step::Compacted, _) => break None,
+                    (kv::Step::Replaced, _) => break None,
                 }
             };
             if let Some(records) = records {

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -18,7 +17,7 @@ use crate::node::hands::Hands;
 use crate::node::link::{ENTRIES_BYTES, item};
 use crate::node::log::{Position, decode};
 use crate::node::snapshot::{APPLIED, encode_position};
-use crate::proto::replcluster::{Forward, Mutation, ReadIndex, ReadIndexAnswer, frame::Body};
+use crate::proto::replcluster::{Forward, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
 use crate::rules::{Rule, breaks};
 use crate::view::{Index, NodeId};
@@ -198,13 +197,7 @@ impl<H: Hands> Engine<H> {
             while self.applied.index < stop {
                 let Ok(Some((record, chain))) = decode(&mut frames) else { break };
                 let own = record.origin == self.requests.origin();
-                let outcome = match apply_to(&mut store, &record.payload, own) {
-                    Ok(outcome) => outcome,
-                    Err(why) => {
-                        failed = Some(why);
-                        break;
-                    }
-                };
+                let outcome = apply_to(&mut store, &record.payload, own);
                 self.applied = Position { index: record.index, epoch: record.epoch, chain };
                 if let Some(outcome) = outcome
                     && own
@@ -297,23 +290,21 @@ impl<H: Hands> Engine<H> {
     }
 }
 
-/// `None` for an entry that opens an epoch: it has no payload.
-fn apply_to(
-    store: &mut StateStore,
-    payload: &Bytes,
-    own: bool,
-) -> Result<Option<Result<kv::Applied, kv::Refusal>>, String> {
+/// `None` for an entry that opens an epoch: it has no payload. What cannot be decoded is refused, as on every node. An
+/// answer is built only where its client waits.
+fn apply_to(store: &mut StateStore, payload: &Bytes, own: bool) -> Option<Result<kv::Applied, kv::Refusal>> {
     if payload.is_empty() {
-        return Ok(None);
+        return None;
     }
-    // The leader encoded it and the checksum is right: only another version can have written this.
-    let mutation = Mutation::decode(payload.clone())
-        .map_err(|error| format!("an entry of the log cannot be understood: {error}"))?;
+    let mutation = match kv::decode(payload, store.feature_level()) {
+        Ok(mutation) => mutation,
+        Err(refusal) => return Some(Err(refusal)),
+    };
     if own && breaks(Rule::ApplyTheSame) {
         // Depends on what another node cannot know: who was asked.
         let _ = store.apply(&mutation);
     }
-    Ok(Some(store.apply(&mutation)))
+    Some(store.apply_for(&mutation, own))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use prost::Message as _;
 use tokio::sync::oneshot;
 
 use super::Engine;
+use crate::kv;
 use crate::node::handle::StateStore;
 use crate::node::hands::Hands;
 use crate::node::log::Space;
@@ -131,7 +132,8 @@ impl<H: Hands> Engine<H> {
     pub(super) fn compact_some(&mut self) {
         if self.compacting {
             let mut store = self.shared.store.write().unwrap_or_else(PoisonError::into_inner);
-            self.compacting = store.compact_some(COMPACT_STEP);
+            // What a reader holds back is tried again after the next entry.
+            self.compacting = store.compact_some(COMPACT_STEP) == kv::Removed::Some;
         }
     }
 }
