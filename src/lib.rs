@@ -50,6 +50,8 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod fuzz;
 pub mod inspection;
 pub mod kv;
 #[cfg(test)]

@@ -3,22 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    Answer, Found, Freshness, History, Key, NAMED_OF_A_KIND, Operation, Request, Side, Token, Violation,
-};
+use super::{Answer, Found, History, Key, NAMED_OF_A_KIND, Operation, Request, Side, Token, Violation};
 
-/// What a revision did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
-    Set(Token),
-    Removed,
-}
-
-/// The change that has a certain revision.
+/// The change that has a certain revision: all that this request sets and removes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fact {
-    pub(super) key: Key,
-    pub(super) change: Change,
     /// The operation that asked for it.
     pub(super) writer: usize,
     /// The operation that told us its revision.
@@ -64,22 +53,23 @@ pub(super) fn collect(history: &History, violations: &mut Vec<Violation>) -> Fac
 
 impl Collector<'_> {
     fn request(&mut self, index: usize, operation: &Operation) {
-        if let Some((_, token)) = operation.request.writes()
-            && let Some(first) = self.writers.insert(token, index)
-        {
-            let (first, second) = (self.side(first), self.side(index));
-            self.refuse(Violation::TokenShared { first, second });
+        for (_, token) in operation.request.sets() {
+            if let Some(first) = self.writers.insert(token, index) {
+                let (first, second) = (self.side(first), self.side(index));
+                self.refuse(Violation::TokenShared { first, second });
+            }
         }
     }
 
     fn answer(&mut self, index: usize, operation: &Operation) {
         let Some((returned, answer)) = operation.answer() else { return };
+        let shows = operation.shows().unwrap_or_else(|| answer.revision());
         let misfit = if returned < operation.called {
             Some("it returned before it was called")
-        } else if operation.request.state(answer.revision()) < self.history.first_revision {
+        } else if shows < self.history.first_revision && !operation.has_changed() {
             Some("it shows a state from before the first request")
         } else {
-            misfit(&operation.request, answer)
+            misfit(operation, answer)
         };
         if let Some(why) = misfit {
             self.facts.malformed.insert(index);
@@ -89,24 +79,15 @@ impl Collector<'_> {
         }
         self.facts.last_revision = self.facts.last_revision.max(answer.revision());
         if operation.has_changed() {
-            let revision = answer.revision();
-            match operation.request {
-                Request::Put { key, value } | Request::CompareAndPut { key, value, .. } => {
-                    self.claim(revision, key, Change::Set(value), index, index);
-                }
-                Request::Delete { key } => self.claim(revision, key, Change::Removed, index, index),
-                Request::Read { .. } => {}
-            }
+            self.claim(answer.revision(), index, index);
         }
-        if let Answer::Read { revision, found } = answer {
-            let state = operation.request.state(*revision);
-            found.iter().for_each(|found| self.found(index, state, *found));
-        }
+        answer.found().iter().for_each(|found| self.found(index, shows, *found));
     }
 
     fn found(&mut self, reader: usize, state: i64, found: Found) {
         let writer = self.writers.get(&found.value).copied();
-        let Some(writer) = writer.filter(|writer| self.key_of(*writer) == Some(found.key)) else {
+        let there = (found.key, found.value);
+        let Some(writer) = writer.filter(|writer| self.asks(*writer).sets().any(|set| set == there)) else {
             self.facts.spoiled.insert(found.key);
             let read = self.side(reader);
             self.refuse(Violation::NeverWritten { read, found });
@@ -121,14 +102,14 @@ impl Collector<'_> {
             let read = self.side(reader);
             self.refuse(Violation::FromTheFuture { read, revision: state, found });
         } else {
-            self.claim(found.mod_revision, found.key, Change::Set(found.value), writer, reader);
+            self.claim(found.mod_revision, writer, reader);
         }
     }
 
     /// Notes that `witness` says that the change of `writer` has this revision.
-    fn claim(&mut self, revision: i64, key: Key, change: Change, writer: usize, witness: usize) {
+    fn claim(&mut self, revision: i64, writer: usize, witness: usize) {
         if revision <= self.history.first_revision {
-            self.facts.spoiled.insert(key);
+            self.spoil(writer);
             let operation = self.side(witness);
             let why = "it tells of a change at a revision that existed before the first request";
             self.refuse(Violation::Malformed { operation, why });
@@ -136,27 +117,37 @@ impl Collector<'_> {
         }
         let known = self.facts.by_revision.get(&revision).copied();
         if let Some(known) = known.filter(|known| known.writer != writer) {
-            self.facts.spoiled.extend([key, known.key]);
+            self.spoil(known.writer);
+            self.spoil(writer);
             let (first, second) = (self.side(known.witness), self.side(witness));
             self.refuse(Violation::RevisionShared { revision, first, second });
             return;
         }
         match self.facts.placed.get(&writer).copied() {
             Some(first) if first != revision => {
-                self.facts.spoiled.insert(key);
+                self.spoil(writer);
                 let (request, witness) = (self.side(writer), self.side(witness));
                 self.refuse(Violation::DoneTwice { first, second: revision, request, witness });
             }
             Some(_) => {}
             None => {
                 self.facts.placed.insert(writer, revision);
-                self.facts.by_revision.insert(revision, Fact { key, change, writer, witness });
+                self.facts.by_revision.insert(revision, Fact { writer, witness });
             }
         }
     }
 
-    fn key_of(&self, writer: usize) -> Option<Key> {
-        self.history.operations[writer].request.writes().map(|(key, _)| key)
+    /// Leaves the keys of a request out of what follows.
+    fn spoil(&mut self, writer: usize) {
+        let request = *self.asks(writer);
+        self.facts.spoiled.extend(request.sets().map(|(key, _)| key));
+        if let Some(span) = request.removes() {
+            self.facts.spoiled.extend((span.first.0..=span.last.0).map(Key));
+        }
+    }
+
+    fn asks(&self, writer: usize) -> &Request {
+        &self.history.operations[writer].request
     }
 
     fn side(&self, index: usize) -> Side {
@@ -172,42 +163,41 @@ impl Collector<'_> {
     }
 }
 
-impl Request {
-    /// The revision of the state that a read shows whose header says `revision`.
-    pub(super) fn state(&self, revision: i64) -> i64 {
-        match self {
-            Request::Read { freshness: Freshness::At(state), .. } => *state,
-            Request::Read { freshness: Freshness::Linearizable | Freshness::Serializable, .. }
-            | Request::Put { .. }
-            | Request::Delete { .. }
-            | Request::CompareAndPut { .. } => revision,
-        }
-    }
-}
-
 /// Why an answer does not belong to a request.
-fn misfit(request: &Request, answer: &Answer) -> Option<&'static str> {
-    match (request, answer) {
+fn misfit(operation: &Operation, answer: &Answer) -> Option<&'static str> {
+    let is_kind = match (&operation.request, answer) {
         (Request::Put { .. }, Answer::Written { .. })
         | (Request::Delete { .. }, Answer::Deleted { .. })
-        | (Request::CompareAndPut { .. }, Answer::Compared { .. }) => None,
-        (Request::Read { first, last, .. }, Answer::Read { revision, found }) => {
-            if !found.iter().all(|found| (*first..=*last).contains(&found.key)) {
-                Some("it found a key that was not asked for")
-            } else if !found.is_sorted_by(|one, next| one.key < next.key) {
-                Some("its keys are not in order")
-            } else if request.state(*revision) > *revision {
-                Some("it shows a state that does not exist yet")
-            } else {
-                None
-            }
+        | (Request::CompareAndPut { .. }, Answer::Compared { .. })
+        | (Request::DeleteRange(_), Answer::RangeDeleted { .. })
+        | (Request::Compact { .. }, Answer::Compacted { .. })
+        | (Request::Read { .. }, Answer::Read { .. }) => true,
+        (Request::Transaction(asked), Answer::Transacted { succeeded, .. }) => {
+            *succeeded || asked.expected.is_some()
         }
         (
             Request::Put { .. }
             | Request::Delete { .. }
             | Request::CompareAndPut { .. }
+            | Request::DeleteRange(_)
+            | Request::Transaction(_)
+            | Request::Compact { .. }
             | Request::Read { .. },
-            Answer::Written { .. } | Answer::Deleted { .. } | Answer::Compared { .. } | Answer::Read { .. },
-        ) => Some("its answer is one to another kind of request"),
+            _,
+        ) => false,
+    };
+    let found = answer.found();
+    if !is_kind {
+        Some("its answer is one to another kind of request")
+    } else if !found.iter().all(|found| operation.request.reads().is_some_and(|span| span.holds(found.key))) {
+        Some("it found a key that was not asked for")
+    } else if !found.is_sorted_by(|one, next| one.key < next.key) {
+        Some("its keys are not in order")
+    } else if operation.shows().is_some_and(|state| state > answer.revision()) {
+        Some("it shows a state that does not exist yet")
+    } else if matches!(operation.request, Request::Compact { revision } if revision > answer.revision()) {
+        Some("it compacted what does not exist yet")
+    } else {
+        None
     }
 }

@@ -9,12 +9,12 @@
 //! hits at once. A wrong choice leads back; after [`STEPS`] the search is given up.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::facts::Facts;
-use super::replay::{Evidence, set};
+use super::replay::{Evidence, concerned, set};
 use super::violation::Said;
-use super::{Answer, Found, History, Key, NAMED_OF_A_KIND, Request, Violation};
+use super::{Found, History, Key, NAMED_OF_A_KIND, Request, Token, Violation};
 
 /// Pieces of evidence looked at before the search is given up: some seconds of one processor at most.
 const STEPS: usize = 20_000_000;
@@ -44,17 +44,42 @@ fn revisions(history: &History, facts: &Facts) -> impl Iterator<Item = i64> {
 /// Requests that are alike, by their calls; `taken` of them are used up.
 #[derive(Clone, Debug)]
 struct Kind {
-    key: Key,
     wants: Wants,
+    /// Of the keys about which anything is known, those that it would change.
+    changes: BTreeSet<Key>,
+    /// And those together with the one that decides whether it does.
+    concerns: BTreeSet<Key>,
     operations: Vec<usize>,
 }
 
+/// What such a request does, whatever the values it sets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Wants {
+    /// First, as there are fewer states in which a request with a condition can have happened.
+    class: Class,
+    expected: Option<(Key, i64)>,
+    removes: Option<(Key, Key)>,
+    sets: Vec<Key>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Wants {
-    /// First, as there are fewer states in which it can have happened.
-    SetIf(i64),
+enum Class {
+    SetIf,
     Set,
     Remove,
+}
+
+impl Wants {
+    fn of(request: &Request) -> Wants {
+        let sets: Vec<Key> = request.sets().map(|(key, _)| key).collect();
+        let class = match (request.expects(), sets.is_empty()) {
+            (Some(_), _) => Class::SetIf,
+            (None, false) => Class::Set,
+            (None, true) => Class::Remove,
+        };
+        let removes = request.removes().map(|span| (span.first, span.last));
+        Wants { class, expected: request.expects(), removes, sets }
+    }
 }
 
 /// A key as far as it was replayed.
@@ -88,8 +113,8 @@ struct Searcher<'h> {
     revisions: Vec<i64>,
     /// For each hidden revision the latest call of a request that can have made it.
     latest_calls: Vec<u64>,
-    /// Keys that are known to have been created by one of them: nothing else can have happened there.
-    created: BTreeMap<i64, Key>,
+    /// Keys that are known to have been created by one of them: whoever made it has set them.
+    created: BTreeMap<i64, BTreeSet<Key>>,
     kinds: Vec<Kind>,
     steps: usize,
     /// How far the best attempt came, and what it could not go past.
@@ -118,7 +143,7 @@ pub(super) fn search(
     if let Some(place) = lacking {
         return impossible(revisions[place..].iter().copied().take(NAMED_OF_A_KIND).collect(), None);
     }
-    let kinds = kinds(history, unseen);
+    let kinds = kinds(history, &evidence, unseen);
     let created = created(history, facts);
     let mut searcher =
         Searcher { history, facts, evidence, revisions, latest_calls, created, kinds, steps: 0, best: None };
@@ -156,31 +181,28 @@ fn latest_calls(history: &History, facts: &Facts, revisions: &[i64]) -> Vec<u64>
 }
 
 /// The hidden revisions that are the create revision of something that was read.
-fn created(history: &History, facts: &Facts) -> BTreeMap<i64, Key> {
-    let reads = history.operations.iter().filter_map(|operation| match operation.answer() {
-        Some((_, Answer::Read { found, .. })) => Some(found),
-        Some((_, Answer::Written { .. } | Answer::Deleted { .. } | Answer::Compared { .. })) | None => None,
-    });
-    let created = reads.flatten().map(|found| (found.create_revision, found.key));
-    created.filter(|(revision, _)| !facts.by_revision.contains_key(revision)).collect()
+fn created(history: &History, facts: &Facts) -> BTreeMap<i64, BTreeSet<Key>> {
+    let mut created: BTreeMap<i64, BTreeSet<Key>> = BTreeMap::new();
+    let answers = history.operations.iter().filter_map(|operation| operation.answer());
+    for found in answers.flat_map(|(_, answer)| answer.found()) {
+        if !facts.by_revision.contains_key(&found.create_revision) {
+            created.entry(found.create_revision).or_default().insert(found.key);
+        }
+    }
+    created
 }
 
-fn kinds(history: &History, unseen: &[usize]) -> Vec<Kind> {
-    let mut kinds: BTreeMap<(Key, Wants), Vec<usize>> = BTreeMap::new();
+fn kinds(history: &History, evidence: &BTreeMap<Key, Vec<Evidence>>, unseen: &[usize]) -> Vec<Kind> {
+    let mut kinds: BTreeMap<Wants, Vec<usize>> = BTreeMap::new();
     for index in unseen {
-        let kind = match history.operations[*index].request {
-            Request::Put { key, .. } => (key, Wants::Set),
-            Request::CompareAndPut { key, expected_mod_revision, .. } => {
-                (key, Wants::SetIf(expected_mod_revision))
-            }
-            Request::Delete { key } => (key, Wants::Remove),
-            Request::Read { .. } => continue,
-        };
-        kinds.entry(kind).or_default().push(*index);
+        kinds.entry(Wants::of(&history.operations[*index].request)).or_default().push(*index);
     }
-    let sorted = |((key, wants), mut operations): ((Key, Wants), Vec<usize>)| {
+    let sorted = |(wants, mut operations): (Wants, Vec<usize>)| {
         operations.sort_by_key(|index| history.operations[*index].called);
-        Kind { key, wants, operations }
+        let request = &history.operations[operations[0]].request;
+        let concerns = concerned(request, evidence);
+        let changes = concerns.iter().copied().filter(|key| request.touches(*key)).collect();
+        Kind { wants, changes, concerns, operations }
     };
     kinds.into_iter().map(sorted).collect()
 }
@@ -199,12 +221,12 @@ impl Searcher<'_> {
         let choices = self.choices(&mut first, 0);
         let mut stack = vec![(first, choices)];
         while let Some((attempt, choices)) = stack.last_mut() {
-            let Some((number, line)) = choices.pop() else {
+            let Some((number, lines)) = choices.pop() else {
                 stack.pop();
                 continue;
             };
             let mut next = attempt.clone();
-            next.lines.insert(self.kinds[number].key, line);
+            next.lines.extend(lines);
             next.taken[number] += 1;
             let place = stack.len();
             if !self.is_open(&next, place) {
@@ -224,32 +246,30 @@ impl Searcher<'_> {
 
     /// The kinds of request that can have made the hidden revision at `place`, and what becomes of their key then; the
     /// most promising last.
-    fn choices(&mut self, attempt: &mut Attempt, place: usize) -> Vec<(usize, Line)> {
+    fn choices(&mut self, attempt: &mut Attempt, place: usize) -> Vec<(usize, BTreeMap<Key, Line>)> {
         let revision = self.revisions[place];
         let next = self.revisions.get(place + 1).copied().unwrap_or(i64::MAX);
-        let created = self.created.get(&revision).copied();
         // A key that does not fit before the next hidden revision must be mended by this one: no other is looked at.
         let urgent = attempt.lines.iter().find(|(_, line)| line.misfit_at() < next).map(|(key, _)| *key);
         let mut choices = Vec::new();
-        for (number, taken) in attempt.taken.iter().enumerate() {
+        for number in 0..self.kinds.len() {
             self.steps += 1;
-            let Kind { key, wants, ref operations } = self.kinds[number];
-            let is_excluded = urgent.is_some_and(|urgent| urgent != key)
-                || created.is_some_and(|created| created != key || wants == Wants::Remove);
-            let operation = operations.get(*taken).copied();
+            let Kind { wants, changes, operations, .. } = &self.kinds[number];
+            let created = self.created.get(&revision);
+            let is_excluded = urgent.is_some_and(|urgent| !changes.contains(&urgent))
+                || created.is_some_and(|keys| keys.iter().any(|key| !wants.sets.contains(key)));
+            let operation = operations.get(attempt.taken[number]).copied();
             let in_time = |index: &usize| self.history.operations[*index].called <= self.latest_calls[place];
             let Some(operation) = operation.filter(in_time).filter(|_| !is_excluded) else { continue };
-            let Some(line) = attempt.lines.get_mut(&key) else { continue };
-            let needed_at = line.misfit_at();
-            if !self.advance(key, line, revision) {
-                continue;
-            }
-            if let Some(line) = self.place(revision, key, wants, operation, line) {
-                choices.push(((needed_at, Reverse(line.misfit_at()), wants), number, line));
-            }
+            let needed_at =
+                changes.iter().filter_map(|key| attempt.lines.get(key)).map(Line::misfit_at).min();
+            let Some(lines) = self.place(attempt, number, operation, revision) else { continue };
+            let misfit_at = lines.values().map(Line::misfit_at).min();
+            let class = self.kinds[number].wants.class;
+            choices.push(((needed_at, Reverse(misfit_at), class), number, lines));
         }
         choices.sort_by_key(|(rank, ..)| Reverse(*rank));
-        choices.into_iter().map(|(_, number, line)| (number, line)).collect()
+        choices.into_iter().map(|(_, number, lines)| (number, lines)).collect()
     }
 
     /// Replays a key up to a revision that nobody is known to have made, whatever that turns out to be. False where it
@@ -266,23 +286,40 @@ impl Searcher<'_> {
         true
     }
 
-    /// Carries out a hidden change of a key; none where the request would have changed nothing then.
+    /// Carries out a hidden request: answers with what becomes of each key that it changes. None where something does
+    /// not fit before, or where the request would have changed nothing then.
     fn place(
         &mut self,
-        revision: i64,
-        key: Key,
-        wants: Wants,
+        attempt: &mut Attempt,
+        number: usize,
         operation: usize,
-        line: &Line,
-    ) -> Option<Line> {
-        let is_possible = match wants {
-            Wants::Set => true,
-            Wants::SetIf(expected) => line.state.map_or(0, |state| state.mod_revision) == expected,
-            Wants::Remove => line.state.is_some(),
-        };
-        let value = self.history.operations[operation].request.writes();
-        let state = value.map(|(_, value)| set(key, revision, value, line.state));
-        is_possible.then(|| self.look_ahead(key, Line { state, ..line.clone() }))
+        revision: i64,
+    ) -> Option<BTreeMap<Key, Line>> {
+        let Kind { wants, changes, concerns, .. } = self.kinds[number].clone();
+        for key in &concerns {
+            let line = attempt.lines.get_mut(key)?;
+            if !self.advance(*key, line, revision) {
+                return None;
+            }
+        }
+        let state = |key: &Key| attempt.lines.get(key).and_then(|line| line.state);
+        if let Some((key, expected)) = wants.expected
+            && state(&key).map_or(0, |state| state.mod_revision) != expected
+        {
+            return None;
+        }
+        if wants.class == Class::Remove && changes.iter().all(|key| state(key).is_none()) {
+            return None;
+        }
+        let request = self.history.operations[operation].request;
+        let values: BTreeMap<Key, Token> = request.sets().collect();
+        let mut lines = BTreeMap::new();
+        for key in changes {
+            let line = attempt.lines.get(&key)?.clone();
+            let state = values.get(&key).map(|value| set(key, revision, *value, line.state));
+            lines.insert(key, self.look_ahead(key, Line { state, ..line }));
+        }
+        Some(lines)
     }
 
     /// Finds the first evidence that does not fit if nothing hidden happens to the key any more.
@@ -310,17 +347,23 @@ impl Searcher<'_> {
             .map(|(key, line)| (line.misfit_at(), *key))
             .collect();
         misfits.sort_unstable();
-        for (taken_before, (revision, key)) in misfits.into_iter().enumerate() {
-            let has_requests = self
-                .kinds
-                .iter()
-                .zip(&attempt.taken)
-                .any(|(kind, taken)| kind.key == key && *taken < kind.operations.len());
+        // One request can mend several keys at once: only keys that are mended alone need a revision each.
+        let mut taken_before = 0;
+        for (revision, key) in misfits {
+            let mut has_requests = false;
+            let mut is_alone = true;
+            for (kind, taken) in self.kinds.iter().zip(&attempt.taken) {
+                if *taken < kind.operations.len() && kind.changes.contains(&key) {
+                    has_requests = true;
+                    is_alone &= kind.changes.len() == 1;
+                }
+            }
             let last_chance = self.revisions.get(place + taken_before);
             if !has_requests || last_chance.is_none_or(|last| *last > revision) {
                 self.note_misfit(revision, key, &attempt.lines[&key]);
                 return false;
             }
+            taken_before += usize::from(is_alone);
         }
         true
     }

@@ -5,7 +5,7 @@
 //! Clients write values that no other request writes ([`Token`]) and note when they asked and when they were
 //! answered, on one clock. The store numbers its states as etcd does: every change makes the next *revision*, every
 //! answer says the revision at which it was made, and what is read says when it was created, when it was last
-//! changed, and how often. [`check`] looks for one order of all requests that did happen, such that
+//! changed, and how often. One request may change several keys in one revision. [`check`] looks for one order of all requests that did happen, such that
 //!
 //! 1. each stands between its call and its return (a request without an answer may stand anywhere after its call, or
 //!    never have happened; one that was surely refused stands nowhere);
@@ -29,25 +29,32 @@
 //!   unknown. Only here is something to search: which one. Usually there are few or none, as reads of old states
 //!   ([`Freshness::At`]) name them.
 //!
+//! * `compaction`: an old state is refused once a compaction beyond it is known to be done, and only where one was
+//!   asked for. Each pair of requests is judged for itself.
+//!
 //! So a pass exhibits an order, and the history is linearizable for a store with revisions. The reverse holds as
 //! well: a linearizable store that numbers its states as etcd does can make no history that is refused here. The
-//! tests compare both with an exhaustive search over small histories.
+//! tests compare both with an exhaustive search over small histories. (Compaction stands outside of this claim.)
 //!
 //! # What is not seen
 //! * Requests that were never made: what nobody reads back may be lost unseen. Read every key at the end, on every
 //!   node.
+//! * Compactions of which nothing but a refusal is known take part in no order.
 //! * A search among hidden requests that is given up: [`Report::undecided`] says so; it is neither yes nor no.
 
+mod compaction;
 mod facts;
 mod hidden;
 mod order;
 mod replay;
+mod request;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;
 mod violation;
 
+pub use request::{Freshness, Request, Sets, Span, Transaction};
 pub use violation::{Side, Violation};
 
 /// Names a key; whoever made the history knows its bytes.
@@ -86,52 +93,6 @@ pub struct Operation {
     pub outcome: Outcome,
 }
 
-/// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
-    /// Set a key.
-    Put {
-        /// The key.
-        key: Key,
-        /// What to set it to; no other request of the history writes it.
-        value: Token,
-    },
-    /// Remove a key.
-    Delete {
-        /// The key.
-        key: Key,
-    },
-    /// Set a key if nobody has changed it since.
-    CompareAndPut {
-        /// The key.
-        key: Key,
-        /// Do so only where this is its mod revision; 0 where it must not exist.
-        expected_mod_revision: i64,
-        /// What to set it to; no other request of the history writes it.
-        value: Token,
-    },
-    /// Read keys as they are in one state.
-    Read {
-        /// The first key.
-        first: Key,
-        /// The last key; the same as the first for a single one.
-        last: Key,
-        /// Which state.
-        freshness: Freshness,
-    },
-}
-
-/// Which state a read may show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Freshness {
-    /// No older one than at the call.
-    Linearizable,
-    /// Any that was made, but no older one than the same process of the same node has shown.
-    Serializable,
-    /// The one of this revision, asked linearizably.
-    At(i64),
-}
-
 /// What is known of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -144,6 +105,11 @@ pub enum Outcome {
     },
     /// It was surely not carried out and never will be.
     Refused,
+    /// It was a read of an old state, or a compaction, and was answered that this state is compacted.
+    Gone {
+        /// When the answer came; not before the call.
+        returned: u64,
+    },
     /// It may have happened, may happen later, or never.
     Unknown,
 }
@@ -170,6 +136,27 @@ pub enum Answer {
         revision: i64,
         /// The comparison held and the key was set.
         succeeded: bool,
+    },
+    /// To a delete of a span.
+    RangeDeleted {
+        /// The revision it made, or saw where there was nothing to remove.
+        revision: i64,
+        /// What was removed.
+        removed: Vec<Found>,
+    },
+    /// To a transaction.
+    Transacted {
+        /// The revision it made, or saw where its condition did not hold.
+        revision: i64,
+        /// Its condition held, or it had none.
+        succeeded: bool,
+        /// What was there before it changed anything, of the keys it reads.
+        met: Vec<Found>,
+    },
+    /// To a compaction.
+    Compacted {
+        /// The newest revision when it was carried out.
+        revision: i64,
     },
     /// To a read.
     Read {
@@ -235,6 +222,7 @@ pub fn check(history: &History) -> Report {
     let facts = facts::collect(history, &mut violations);
     order::check(history, &facts, &mut violations);
     let (hidden, undecided) = replay::check(history, &facts, &mut violations);
+    compaction::check(history, &facts, &mut violations);
     Report {
         operations: operations.len(),
         acknowledged: operations.iter().filter(|operation| operation.answer().is_some()).count(),
@@ -246,45 +234,45 @@ pub fn check(history: &History) -> Report {
     }
 }
 
-impl Request {
-    /// A read of one key.
-    #[must_use]
-    pub fn get(key: Key, freshness: Freshness) -> Request {
-        Request::Read { first: key, last: key, freshness }
-    }
-
-    /// What it writes and where, if it writes a value.
-    fn writes(&self) -> Option<(Key, Token)> {
-        match *self {
-            Request::Put { key, value } | Request::CompareAndPut { key, value, .. } => Some((key, value)),
-            Request::Delete { .. } | Request::Read { .. } => None,
-        }
-    }
-}
-
 impl Operation {
     fn answer(&self) -> Option<(u64, &Answer)> {
         match &self.outcome {
             Outcome::Done { returned, answer } => Some((*returned, answer)),
-            Outcome::Refused | Outcome::Unknown => None,
+            Outcome::Refused | Outcome::Gone { .. } | Outcome::Unknown => None,
         }
     }
 
     /// It was told that it made a change.
-    fn has_changed(&self) -> bool {
+    #[must_use]
+    pub fn has_changed(&self) -> bool {
         match self.answer() {
             Some((_, Answer::Written { .. })) => true,
             Some((_, Answer::Deleted { existed, .. })) => *existed,
-            Some((_, Answer::Compared { succeeded, .. })) => *succeeded,
-            Some((_, Answer::Read { .. })) | None => false,
+            Some((_, Answer::Compared { succeeded, .. } | Answer::Transacted { succeeded, .. })) => {
+                *succeeded
+            }
+            Some((_, Answer::RangeDeleted { removed, .. })) => !removed.is_empty(),
+            Some((_, Answer::Compacted { .. } | Answer::Read { .. })) | None => false,
         }
+    }
+
+    /// The revision of the state that its answer shows: a change shows the one that it met.
+    fn shows(&self) -> Option<i64> {
+        let (_, answer) = self.answer()?;
+        Some(match (&self.request, answer) {
+            (Request::Read { freshness: Freshness::At(state), .. }, _) => *state,
+            (_, Answer::RangeDeleted { revision, .. } | Answer::Transacted { revision, .. }) => {
+                revision - i64::from(self.has_changed())
+            }
+            (_, answer) => answer.revision(),
+        })
     }
 
     /// It surely changed nothing.
     fn has_changed_nothing(&self) -> bool {
         match self.outcome {
             Outcome::Done { .. } => !self.has_changed(),
-            Outcome::Refused => true,
+            Outcome::Refused | Outcome::Gone { .. } => true,
             Outcome::Unknown => false,
         }
     }
@@ -298,7 +286,24 @@ impl Answer {
             Answer::Written { revision }
             | Answer::Deleted { revision, .. }
             | Answer::Compared { revision, .. }
+            | Answer::RangeDeleted { revision, .. }
+            | Answer::Transacted { revision, .. }
+            | Answer::Compacted { revision }
             | Answer::Read { revision, .. } => *revision,
+        }
+    }
+
+    /// What it says to have found.
+    #[must_use]
+    pub fn found(&self) -> &[Found] {
+        match self {
+            Answer::Read { found, .. }
+            | Answer::RangeDeleted { removed: found, .. }
+            | Answer::Transacted { met: found, .. } => found,
+            Answer::Written { .. }
+            | Answer::Deleted { .. }
+            | Answer::Compared { .. }
+            | Answer::Compacted { .. } => &[],
         }
     }
 }

@@ -128,6 +128,11 @@ fn is_serializable(request: &Request) -> bool {
             Freshness::Serializable => true,
             Freshness::Linearizable | Freshness::At(_) => false,
         },
-        Request::Put { .. } | Request::Delete { .. } | Request::CompareAndPut { .. } => false,
+        Request::Put { .. }
+        | Request::Delete { .. }
+        | Request::CompareAndPut { .. }
+        | Request::DeleteRange(_)
+        | Request::Transaction(_)
+        | Request::Compact { .. } => false,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::facts::{Change, Facts};
+use super::facts::Facts;
 use super::hidden::{self, Search};
 use super::violation::Said;
 use super::{Answer, Found, History, Key, Operation, Outcome, Request, Side, Token, Violation};
@@ -28,6 +28,13 @@ enum Order {
     After,
 }
 
+/// What a request did to a key.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Set(Token),
+    Removed,
+}
+
 #[derive(Clone, Copy, Debug)]
 enum What {
     Changed(Change),
@@ -39,12 +46,15 @@ pub(super) fn check(history: &History, facts: &Facts, violations: &mut Vec<Viola
     let unseen: Vec<usize> =
         (0..history.operations.len()).filter(|index| is_unseen(history, facts, *index)).collect();
     let hidden = hidden::count(history, facts);
+    let mut evidence = gather(history, facts);
     // A key on which something may have happened that nobody saw cannot be replayed by itself.
     let open: BTreeSet<Key> = match hidden {
         0 => BTreeSet::new(),
-        _ => unseen.iter().filter_map(|index| history.operations[*index].request.changes()).collect(),
+        _ => unseen
+            .iter()
+            .flat_map(|index| concerned(&history.operations[*index].request, &evidence))
+            .collect(),
     };
-    let mut evidence = gather(history, facts);
     let closed = evidence.extract_if(.., |key, _| !open.contains(key));
     for (key, line) in closed.filter(|(key, _)| !facts.spoiled.contains(key)) {
         violations.extend(replay(history, facts, key, &line).err());
@@ -67,91 +77,111 @@ pub(super) fn check(history: &History, facts: &Facts, violations: &mut Vec<Viola
 fn is_unseen(history: &History, facts: &Facts, index: usize) -> bool {
     let operation = &history.operations[index];
     operation.outcome == Outcome::Unknown
-        && operation.request.changes().is_some()
+        && operation.request.may_change()
         && !facts.placed.contains_key(&index)
 }
 
-impl Request {
-    /// The key that it would change.
-    pub(super) fn changes(&self) -> Option<Key> {
-        match *self {
-            Request::Put { key, .. } | Request::CompareAndPut { key, .. } | Request::Delete { key } => {
-                Some(key)
-            }
-            Request::Read { .. } => None,
-        }
+/// The keys that a request would change or that decide whether it does, of those about which anything is known.
+pub(super) fn concerned(request: &Request, lines: &BTreeMap<Key, Vec<Evidence>>) -> BTreeSet<Key> {
+    let mut keys: BTreeSet<Key> = request.sets().map(|(key, _)| key).collect();
+    keys.extend(request.expects().map(|(key, _)| key));
+    if let Some(span) = request.removes().filter(|span| span.first <= span.last) {
+        keys.extend(lines.range(span.first..=span.last).map(|(key, _)| *key));
     }
+    keys
 }
 
 /// Everything that is known about each key, in the order of revisions.
 fn gather(history: &History, facts: &Facts) -> BTreeMap<Key, Vec<Evidence>> {
-    let operations = history.operations.iter();
-    let mut lines: BTreeMap<Key, Vec<Evidence>> = BTreeMap::new();
-    for operation in operations {
-        lines.extend(operation.request.changes().map(|key| (key, Vec::new())));
+    let mut lines = Lines(BTreeMap::new());
+    for Operation { request, .. } in &history.operations {
+        let keys = request.sets().map(|(key, _)| key);
+        let keys = keys.chain(request.expects().map(|(key, _)| key));
+        lines.0.extend(keys.map(|key| (key, Vec::new())));
+        if let Request::Delete { key } = request {
+            lines.0.entry(*key).or_default();
+        }
     }
-    let mut note = |key, revision, order, operation, what| {
-        lines.entry(key).or_default().push(Evidence { revision, order, operation, what });
-    };
     for (revision, fact) in &facts.by_revision {
-        note(fact.key, *revision, Order::Change, fact.writer, What::Changed(fact.change));
-        let met = match history.operations[fact.writer].request {
-            Request::Delete { .. } => Some(Said::Exists),
-            Request::CompareAndPut { expected_mod_revision, .. } => {
-                Some(Said::ModRevisionIs(expected_mod_revision))
-            }
-            Request::Put { .. } | Request::Read { .. } => None,
+        let request = &history.operations[fact.writer].request;
+        let note = |key, order, what, lines: &mut Lines| {
+            lines.note(key, Evidence { revision: *revision, order, operation: fact.writer, what });
         };
-        if let Some(said) = met {
-            note(fact.key, *revision, Order::Before, fact.writer, What::Said(said));
+        if let Some(span) = request.removes() {
+            for key in lines.keys(span.first, span.last) {
+                note(key, Order::Change, What::Changed(Change::Removed), &mut lines);
+            }
+        }
+        for (key, value) in request.sets() {
+            note(key, Order::Change, What::Changed(Change::Set(value)), &mut lines);
+        }
+        if let Some((key, expected)) = request.expects() {
+            note(key, Order::Before, What::Said(Said::ModRevisionIs(expected)), &mut lines);
+        }
+        if let Request::Delete { key } = request {
+            note(*key, Order::Before, What::Said(Said::Exists), &mut lines);
         }
     }
     let sound = history.operations.iter().enumerate().filter(|(index, _)| !facts.malformed.contains(index));
-    let mut reads = Vec::new();
     for (index, operation) in sound {
-        match (&operation.request, operation.answer()) {
-            (Request::Delete { key }, Some((_, Answer::Deleted { revision, existed: false }))) => {
-                note(*key, *revision, Order::After, index, What::Said(Said::Absent));
+        let Some((_, answer)) = operation.answer() else { continue };
+        let revision = answer.revision();
+        let said =
+            |said| Evidence { revision, order: Order::After, operation: index, what: What::Said(said) };
+        match answer {
+            Answer::Deleted { existed: false, .. } => {
+                if let Some(span) = operation.request.removes() {
+                    lines.note(span.first, said(Said::Absent));
+                }
             }
-            (
-                Request::CompareAndPut { key, expected_mod_revision, .. },
-                Some((_, Answer::Compared { revision, succeeded: false })),
-            ) => {
-                let said = Said::ModRevisionIsNot(*expected_mod_revision);
-                note(*key, *revision, Order::After, index, What::Said(said));
+            Answer::Compared { succeeded: false, .. } | Answer::Transacted { succeeded: false, .. } => {
+                if let Some((key, expected)) = operation.request.expects() {
+                    lines.note(key, said(Said::ModRevisionIsNot(expected)));
+                }
             }
-            (Request::Read { .. }, Some((_, Answer::Read { .. }))) => reads.push((index, operation)),
-            (
-                Request::Put { .. }
-                | Request::Delete { .. }
-                | Request::CompareAndPut { .. }
-                | Request::Read { .. },
-                _,
-            ) => {}
+            Answer::Deleted { existed: true, .. }
+            | Answer::Compared { succeeded: true, .. }
+            | Answer::Transacted { succeeded: true, .. }
+            | Answer::Written { .. }
+            | Answer::RangeDeleted { .. }
+            | Answer::Compacted { .. }
+            | Answer::Read { .. } => {}
         }
+        lines.note_read(index, operation, answer);
     }
-    for (index, operation) in reads {
-        note_read(index, operation, &mut lines);
-    }
-    lines.values_mut().for_each(|line| line.sort_by_key(|evidence| (evidence.revision, evidence.order)));
-    lines
+    lines.0.values_mut().for_each(|line| line.sort_by_key(|evidence| (evidence.revision, evidence.order)));
+    lines.0
 }
 
-/// A read says something about every key it asked for that was ever written.
-fn note_read(index: usize, operation: &Operation, lines: &mut BTreeMap<Key, Vec<Evidence>>) {
-    let Request::Read { first, last, .. } = operation.request else { return };
-    let Some((_, Answer::Read { revision, found })) = operation.answer() else { return };
-    if first > last {
-        return;
+/// What is known about each key.
+struct Lines(BTreeMap<Key, Vec<Evidence>>);
+
+impl Lines {
+    fn note(&mut self, key: Key, evidence: Evidence) {
+        self.0.entry(key).or_default().push(evidence);
     }
-    let revision = operation.request.state(*revision);
-    let mut found = found.iter().peekable();
-    for (key, line) in lines.range_mut(first..=last) {
-        let said = match found.next_if(|found| found.key == *key) {
-            Some(found) => Said::Holds(*found),
-            None => Said::Absent,
+
+    fn keys(&self, first: Key, last: Key) -> Vec<Key> {
+        if first > last { Vec::new() } else { self.0.range(first..=last).map(|(key, _)| *key).collect() }
+    }
+
+    /// What was read says something about every key asked for that was ever written. A change has read the state that
+    /// it met.
+    fn note_read(&mut self, index: usize, operation: &Operation, answer: &Answer) {
+        let Some(span) = operation.request.reads().filter(|span| span.first <= span.last) else { return };
+        let (revision, order) = match operation.request {
+            Request::Read { .. } => (operation.shows().unwrap_or_default(), Order::After),
+            _ if operation.has_changed() => (answer.revision(), Order::Before),
+            _ => (answer.revision(), Order::After),
         };
-        line.push(Evidence { revision, order: Order::After, operation: index, what: What::Said(said) });
+        let mut found = answer.found().iter().peekable();
+        for (key, line) in self.0.range_mut(span.first..=span.last) {
+            let said = match found.next_if(|found| found.key == *key) {
+                Some(found) => Said::Holds(*found),
+                None => Said::Absent,
+            };
+            line.push(Evidence { revision, order, operation: index, what: What::Said(said) });
+        }
     }
 }
 

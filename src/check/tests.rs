@@ -310,6 +310,82 @@ fn a_read_of_an_old_state_names_what_was_hidden() {
     is!(story(&[]).violation(), Violation::Unexplained { .. });
 }
 
+const BOTH: Span = Span { first: Key(0), last: Key(1) };
+
+fn two(value: u64) -> Request {
+    let sets = Sets { first: Key(0), step: 1, count: 2, value: Token(value) };
+    Request::Transaction(Transaction { expected: None, reads: BOTH, removes: None, sets })
+}
+
+fn other(value: u64, mod_revision: i64) -> Found {
+    Found { key: Key(1), ..found(value, mod_revision, mod_revision, 1) }
+}
+
+fn read_both(story: Story, times: (u64, u64), revision: i64, found: &[Found]) -> Story {
+    let request = Request::Read { first: Key(0), last: Key(1), freshness: Freshness::Linearizable };
+    story.tell(times, request, Answer::Read { revision, found: found.to_vec() })
+}
+
+fn transacted(revision: i64, met: &[Found]) -> Answer {
+    Answer::Transacted { revision, succeeded: true, met: met.to_vec() }
+}
+
+#[test]
+fn half_of_a_transaction_is_found_whether_it_was_answered_or_not() {
+    let whole = [found(10, 2, 2, 1), other(11, 2)];
+    let answered = || Story::default().tell((0, 1), two(10), transacted(2, &[]));
+    read_both(answered(), (2, 3), 2, &whole).passes();
+    is!(read_both(answered(), (2, 3), 2, &whole[..1]).violation(), Violation::Missing { .. });
+    is!(read_both(answered(), (2, 3), 2, &whole[1..]).violation(), Violation::Missing { .. });
+    let unknown = || Story::default().fails(0, two(10), Outcome::Unknown);
+    read_both(unknown(), (2, 3), 2, &whole).passes();
+    read_both(unknown(), (2, 3), 1, &[]).passes();
+    is!(read_both(unknown(), (2, 3), 2, &whole[1..]).violation(), Violation::Missing { .. });
+    let apart = [found(10, 2, 2, 1), other(11, 3)];
+    is!(read_both(unknown(), (2, 3), 3, &apart).violation(), Violation::DoneTwice { .. });
+}
+
+#[test]
+fn what_a_transaction_met_must_be_the_state_before_it() {
+    let story = |met: &[Found]| Story::default().put((0, 1), 10, 2).tell((2, 3), two(11), transacted(3, met));
+    story(&[found(10, 2, 2, 1)]).passes();
+    is!(story(&[]).violation(), Violation::Missing { .. });
+    is!(story(&[found(11, 2, 3, 2)]).violation(), Violation::FromTheFuture { revision: 2, .. });
+}
+
+#[test]
+fn a_range_delete_that_leaves_or_invents_a_key_is_found() {
+    let both = [found(10, 2, 2, 1), other(11, 2)];
+    let deleted = |removed: &[Found]| {
+        let answer = Answer::RangeDeleted { revision: 3, removed: removed.to_vec() };
+        Story::default().tell((0, 1), two(10), transacted(2, &[])).tell(
+            (2, 3),
+            Request::DeleteRange(BOTH),
+            answer,
+        )
+    };
+    read_both(deleted(&both), (4, 5), 3, &[]).passes();
+    is!(read_both(deleted(&both), (4, 5), 3, &both[1..]).violation(), Violation::Contradicted { .. });
+    is!(read_both(deleted(&both[..1]), (4, 5), 3, &[]).violation(), Violation::Missing { .. });
+}
+
+#[test]
+fn a_hidden_revision_of_several_keys_is_explained_by_one_request_alone() {
+    let gone = |request| {
+        let story = Story::default().tell((0, 1), two(10), transacted(2, &[]));
+        read_both(story.fails(2, request, Outcome::Unknown), (4, 5), 3, &[])
+    };
+    gone(Request::DeleteRange(BOTH)).passes();
+    is!(gone(DELETE).violation(), Violation::Missing { key: Key(1), .. });
+    is!(gone(Request::DeleteRange(Span::one(Key(1)))).violation(), Violation::Missing { key: KEY, .. });
+    // Two requests, each of one key, cannot share a revision.
+    let apart = Story::default()
+        .tell((0, 1), two(10), transacted(2, &[]))
+        .fails(2, DELETE, Outcome::Unknown)
+        .fails(2, Request::Delete { key: Key(1) }, Outcome::Unknown);
+    is!(read_both(apart, (4, 5), 3, &[]).violation(), Violation::Unexplained { .. });
+}
+
 #[test]
 fn an_answer_that_fits_no_request_is_found() {
     let stories = [

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
+use super::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token, Transaction};
 
 /// One of the operations that contradict each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +148,22 @@ pub enum Violation {
         /// Who was answered so.
         operation: Side,
     },
+    /// A state was shown, or compacted anew, although it was known to be compacted.
+    #[error("a compacted state was used:\n  compacted: {gone}\n  used: {shown}")]
+    ShownAfterCompaction {
+        /// What proves that it was compacted.
+        gone: Side,
+        /// What used it all the same.
+        shown: Side,
+    },
+    /// A state was refused as compacted, and no compaction goes beyond it.
+    #[error(
+        "a state was refused as compacted, and no compaction that was asked for goes beyond it:\n  {refused}"
+    )]
+    NeverCompacted {
+        /// Who was refused.
+        refused: Side,
+    },
     /// Revisions that nobody was told of, and no request of unknown outcome can have made them.
     #[error("nobody can have made {}{}", revisions(missing), because(why))]
     Unexplained {
@@ -232,6 +248,18 @@ impl fmt::Display for Request {
             Request::CompareAndPut { key, expected_mod_revision, value } => {
                 write!(f, "put {}={} if its mod revision is {expected_mod_revision}", key.0, value.0)
             }
+            Request::DeleteRange(span) => write!(f, "delete {} to {}", span.first.0, span.last.0),
+            Request::Transaction(Transaction { expected, reads, removes, sets }) => {
+                write!(f, "read {} to {}", reads.first.0, reads.last.0)?;
+                if let Some((key, revision)) = expected {
+                    write!(f, "; if the mod revision of {} is {revision}", key.0)?;
+                }
+                if let Some(span) = removes {
+                    write!(f, "; delete {} to {}", span.first.0, span.last.0)?;
+                }
+                sets.iter().try_for_each(|(key, value)| write!(f, "; put {}={}", key.0, value.0))
+            }
+            Request::Compact { revision } => write!(f, "compact to {revision}"),
             Request::Read { first, last, freshness } => {
                 match freshness {
                     Freshness::Linearizable => f.write_str("read ")?,
@@ -249,6 +277,7 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::Done { returned, answer } => write!(f, "returned at {returned}, {answer}"),
             Outcome::Refused => f.write_str("refused"),
+            Outcome::Gone { returned } => write!(f, "refused at {returned} as compacted"),
             Outcome::Unknown => f.write_str("outcome unknown"),
         }
     }
@@ -266,10 +295,18 @@ impl fmt::Display for Answer {
             Answer::Compared { revision, succeeded: false } => {
                 write!(f, "revision {revision}, it did not hold")
             }
-            Answer::Read { revision, found } if found.is_empty() => {
+            Answer::Transacted { revision, succeeded, met } => {
+                let held = if *succeeded { "it held" } else { "it did not hold" };
+                write!(f, "revision {revision}, {held}, met")?;
+                met.iter().try_for_each(|found| write!(f, " {found}"))
+            }
+            Answer::Compacted { revision } => write!(f, "compacted at revision {revision}"),
+            Answer::RangeDeleted { revision, removed: found } | Answer::Read { revision, found }
+                if found.is_empty() =>
+            {
                 write!(f, "revision {revision}, nothing found")
             }
-            Answer::Read { revision, found } => {
+            Answer::RangeDeleted { revision, removed: found } | Answer::Read { revision, found } => {
                 write!(f, "revision {revision}, found")?;
                 found.iter().try_for_each(|found| write!(f, " {found}"))
             }

@@ -1,5 +1,5 @@
-//! `replcluster bench`: load against any etcd v3 endpoints; with `--versus etcd`, ours and a stock etcd side by side
-//! on one disk; with `--failover`, how long a killed or stopped node keeps everybody from writing, and whether one that
+//! `replcluster bench`: load against any etcd v3 endpoints; with `--versus`, ours and a stock etcd or another build
+//! side by side on one disk; with `--interference`, what big operations cost another client; with `--failover`, how long a killed or stopped node keeps everybody from writing, and whether one that
 //! was stopped says anything stale when it wakes; with `--controller`, how long an operator waits for this program. The machines this runs on are shared: only ratios taken in one run
 //! mean anything.
 
@@ -8,6 +8,7 @@ mod cluster;
 mod controller;
 mod data;
 mod failover;
+mod interference;
 mod load;
 mod request;
 mod tally;
@@ -37,7 +38,7 @@ const CLEAR: Duration = Duration::from_secs(5);
 #[derive(Debug, Args)]
 pub struct BenchArguments {
     /// Addresses of any etcd v3 servers, host:port with commas between; the cluster of the config where none is given
-    #[arg(long, value_delimiter = ',', value_name = "ADDR,…", conflicts_with_all = ["versus", "failover", "controller"])]
+    #[arg(long, value_delimiter = ',', value_name = "ADDR,…", conflicts_with_all = ["versus", "failover", "controller", "interference"])]
     pub endpoints: Vec<String>,
     /// Start ours and another in temporary directories, load them in turn, and print ratios
     #[arg(long, value_enum)]
@@ -45,6 +46,12 @@ pub struct BenchArguments {
     /// Kill leaders of a cluster started for it and measure for how long no write is acknowledged
     #[arg(long)]
     failover: bool,
+    /// Measure what a big range, a big delete and many range compares cost another client's small puts
+    #[arg(long, conflicts_with_all = ["failover", "controller"])]
+    interference: bool,
+    /// With --interference: how big they are; 1 is 200 MB, a million keys, 30 times 200,000 keys
+    #[arg(long, default_value = "1", requires = "interference", value_parser = parse_scale, value_name = "FACTOR")]
+    scale: f64,
     /// Time the commands of this program on a cluster started for it: up, status, kill, down
     #[arg(long, conflicts_with_all = ["versus", "failover"])]
     controller: bool,
@@ -87,7 +94,7 @@ pub struct BenchArguments {
     /// With --failover: how many clients write at the same time
     #[arg(long, default_value_t = 4, requires = "failover", value_parser = parse_writers)]
     writers: usize,
-    /// Where the temporary directory of --versus, --failover and --controller is made; its disk is the one that is measured
+    /// Where the temporary directory of --versus, --failover, --interference and --controller is made; its disk is the one that is measured
     #[arg(long, default_value = ".", value_name = "DIR")]
     dir: PathBuf,
     /// Print JSON
@@ -120,6 +127,17 @@ enum Victim {
 enum Versus {
     /// The `etcd` of the PATH with its defaults.
     Etcd,
+    /// The `replserver` of another build, named by $REPLSERVER_OLD.
+    Old,
+}
+
+impl Versus {
+    fn kind(self) -> cluster::Kind {
+        match self {
+            Versus::Etcd => cluster::Kind::Etcd,
+            Versus::Old => cluster::Kind::Old,
+        }
+    }
 }
 
 /// What a benchmark found, for people and for programs.
@@ -139,7 +157,7 @@ impl BenchArguments {
     }
 
     fn starts_its_own(&self) -> bool {
-        self.versus.is_some() || self.failover || self.controller
+        self.versus.is_some() || self.failover || self.controller || self.interference
     }
 }
 
@@ -331,10 +349,13 @@ async fn own_clusters(
 ) -> Result<Report, BenchFailure> {
     if arguments.controller {
         controller::run(arguments, scratch).await
+    } else if arguments.interference {
+        interference::run(arguments, scratch).await
     } else if arguments.failover {
         failover::run(arguments, scratch).await
     } else {
-        throughput::versus(arguments, scratch, interrupt).await
+        let versus = arguments.versus.unwrap_or(Versus::Etcd);
+        throughput::versus(arguments, versus, scratch, interrupt).await
     }
 }
 
@@ -365,6 +386,11 @@ fn parse_size(text: &str) -> Result<usize, String> {
 fn within(text: &str, low: usize, high: usize) -> Result<usize, String> {
     let number = text.parse().ok().filter(|number| (low..=high).contains(number));
     number.ok_or_else(|| format!("expected a number from {low} to {high}"))
+}
+
+fn parse_scale(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok().filter(|factor| (0.001..=10.0).contains(factor));
+    factor.ok_or_else(|| "expected a factor from 0.001 to 10".to_owned())
 }
 
 fn parse_seconds(text: &str) -> Result<Duration, String> {
@@ -414,6 +440,7 @@ mod tests {
             (["--kills", "3"], "--failover"),
             (["--writers", "3"], "--failover"),
             (["--runs", "3"], "--controller"),
+            (["--scale", "0.5"], "--interference"),
         ] {
             let error = Line::try_parse_from([&["bench"], &words[..]].concat()).unwrap_err();
             assert!(error.to_string().contains(kind), "{error}");

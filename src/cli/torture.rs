@@ -3,12 +3,17 @@
 //! already is touched.
 
 mod cluster;
+mod compaction;
+mod descriptors;
+mod disk;
 mod faults;
+mod flapping;
 mod judge;
 mod load;
 mod machine;
 mod record;
 mod request;
+mod rollback;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +25,7 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::Cluster;
+use self::disk::Disk;
 use self::faults::{Done, Kind, Plan, Torturer};
 use self::judge::{Demands, Judgement};
 use self::load::{Board, Clients, Load};
@@ -98,6 +104,11 @@ pub(super) enum TortureFailure {
     /// A server could not be started, or not be waited for.
     #[error("{0} cannot be started: {1}\nis it installed beside this program or on the PATH?")]
     Spawn(PathBuf, std::io::Error),
+    /// There is no disk that can be filled without harm.
+    #[error(
+        "full-disk needs a small file system of its own, and none can be mounted: {0}\nrun it as root, or leave full-disk out"
+    )]
+    NoDisk(String),
     /// A node could not be sent a signal.
     #[error("{0} cannot be sent a signal: {1}\nonly processes of this user can be")]
     Signal(String, Errno),
@@ -120,6 +131,7 @@ impl From<TortureFailure> for Failure {
             TortureFailure::Directory(..)
             | TortureFailure::NoProgram(_)
             | TortureFailure::Spawn(..)
+            | TortureFailure::NoDisk(_)
             | TortureFailure::Signal(..)
             | TortureFailure::Client(_) => Exit::Failed,
         };
@@ -172,18 +184,30 @@ async fn torture(
     seed: u64,
     scratch: &Scratch,
 ) -> Result<(Judgement, History, Vec<String>), TortureFailure> {
-    let mut cluster = Cluster::start(scratch.path().to_owned(), verb.nodes.into(), verb.flags())?;
+    let disk = match verb.kinds().contains(&Kind::FullDisk) {
+        true => Some(Disk::mount(&scratch.join("disk"))?),
+        false => None,
+    };
+    let place = disk.as_ref().map_or(scratch.path(), Disk::root).to_owned();
+    let mut cluster = Cluster::start(place, verb.nodes.into(), verb.flags())?;
     let addresses = cluster.addresses();
     let board = Board::new(&addresses, verb.keys)?;
     let Some(first_revision) = first_revision(&cluster, &board, verb).await else {
         let log = cluster.last_lines(&addresses[0]);
         return Err(TortureFailure::NotServing(log, scratch.path().to_owned()));
     };
+    board.note_first(first_revision);
     let watch = Watch::start(scratch.path())?;
     let load = Load { clients: verb.clients, keys: verb.keys, rate: verb.rate, seed };
     let clients = Clients::start(&board, load);
     let mut done = Done::default();
-    let mut torturer = Torturer { cluster: &mut cluster, board: board.clone(), done: &mut done };
+    let mut torturer = Torturer {
+        cluster: &mut cluster,
+        board: board.clone(),
+        done: &mut done,
+        disk: disk.as_ref(),
+        forgives_ends: false,
+    };
     let mut plan = Plan::new(seed, verb.nodes.into(), &verb.kinds());
     let tell_cycle = |number: u32, text: &str| tell(&format!("cycle {number} of {}: {text}", verb.cycles));
     let cycles = torturer.run(&mut plan, verb.cycles, tell_cycle);
@@ -192,6 +216,7 @@ async fn torture(
         Err(_) => true,
     };
     let mut history = History { first_revision, operations: clients.finish().await };
+    history.operations.append(&mut done.operations);
     // A cycle that was cut off may have left nodes down, and a broken one surely something worth seeing as it is.
     let whole = done.broken.is_none() && !timed_out;
     let back = if whole {
@@ -200,7 +225,13 @@ async fn torture(
         judge::ReadBack::missing("the cluster was not whole at the end, so not everything was read back")
     };
     let errors = board.errors();
+    if let Some(disk) = &disk
+        && (verb.keep || done.broken.is_some())
+    {
+        cluster.save_logs(disk.root(), scratch.path());
+    }
     drop(cluster);
+    drop(disk);
     let stalls = watch.end();
     let demands = Demands { cycles: verb.cycles, no_errors: verb.survivors_only, timed_out, stalls };
     let judging = tokio::task::spawn_blocking(move || {
@@ -242,6 +273,10 @@ impl Torture {
         }
         // Leadership also goes back between the cycles.
         flags.extend(["--handback-after".to_owned(), "500ms".to_owned()]);
+        if self.kinds().contains(&Kind::FullDisk) {
+            // Short logs: what fills the disk should be what the fault puts there.
+            flags.extend(["--log-keep-bytes".to_owned(), "8000000".to_owned()]);
+        }
         flags
     }
 }
@@ -316,5 +351,9 @@ mod tests {
         let words = ["torture", "--faults", "kill,stop,all-kill,strand"];
         let arguments = Line::try_parse_from(words).unwrap().arguments;
         assert_eq!(arguments.kinds(), [Kind::Kill, Kind::Stop, Kind::AllKill, Kind::Strand]);
+        let words = ["torture", "--faults", "full-disk,no-descriptors,register-rollback,flapping"];
+        let arguments = Line::try_parse_from(words).unwrap().arguments;
+        let kinds = [Kind::FullDisk, Kind::NoDescriptors, Kind::RegisterRollback, Kind::Flapping];
+        assert_eq!(arguments.kinds(), kinds);
     }
 }

@@ -19,7 +19,7 @@ mod event;
 mod handle;
 mod hands;
 mod hash;
-mod inbound;
+pub(crate) mod inbound;
 pub mod inspect;
 mod link;
 pub mod log;
@@ -34,7 +34,7 @@ pub mod state;
 #[cfg(test)]
 pub(crate) mod testing;
 mod unchanged;
-mod wire;
+pub(crate) mod wire;
 mod writer;
 
 use std::collections::BTreeMap;

@@ -116,6 +116,15 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended.
+    pub fn wait(&mut self) {
+        let address = &self.address;
+        if let Some(child) = &mut self.child {
+            until(&format!("the end of {address}"), || child.try_wait().unwrap().is_some());
+        }
+        self.child = None;
+    }
+
     pub fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -178,10 +187,17 @@ impl Cluster {
 
     /// Starts a node, new or again.
     pub fn spawn(&mut self, address: &str) {
+        self.spawn_program(address, replserver());
+    }
+
+    /// Starts a node with another build of the server.
+    pub fn spawn_program(&mut self, address: &str, program: &Path) {
         let data = self.directory.path().join(address.replace(':', "_"));
         let log = self.directory.path().join(format!("{}.log", address.replace(':', "_")));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let mut command = self.command(address, &data);
+        let ours = self.command(address, &data);
+        let mut command = Command::new(program);
+        command.args(ours.get_args()).env("RUST_LOG", "info").stdin(Stdio::null());
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let child = Some(command.spawn().unwrap());
         self.nodes.insert(address.to_owned(), Process { address: address.to_owned(), data, log, child });

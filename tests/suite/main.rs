@@ -28,4 +28,5 @@ mod tidy;
 mod top;
 mod torture;
 mod truth;
+mod upgrade;
 mod verdict;

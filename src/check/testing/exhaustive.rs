@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Answer, Found, Freshness, History, Key, Outcome, Request, Token};
+use super::{Answer, Found, Freshness, History, Key, Outcome, Request, Span, Token};
 
 type Keys = BTreeMap<Key, Found>;
 
@@ -18,8 +18,12 @@ struct Order<'h> {
 
 /// True where some order of the operations explains every answer.
 pub(in crate::check) fn is_linearizable(history: &History) -> bool {
-    let tokens: Vec<Token> =
-        history.operations.iter().filter_map(|operation| Some(operation.request.writes()?.1)).collect();
+    let tokens: Vec<Token> = history
+        .operations
+        .iter()
+        .flat_map(|operation| operation.request.sets())
+        .map(|(_, token)| token)
+        .collect();
     if tokens.iter().collect::<BTreeSet<_>>().len() < tokens.len() {
         return false;
     }
@@ -91,6 +95,24 @@ impl Order<'_> {
                 }
                 Answer::Compared { revision: newest + i64::from(succeeded), succeeded }
             }
+            Request::DeleteRange(span) => {
+                let removed = within(&keys, span);
+                keys.retain(|key, _| !span.holds(*key));
+                Answer::RangeDeleted { revision: newest + i64::from(!removed.is_empty()), removed }
+            }
+            Request::Transaction(asked) => {
+                let met = within(&keys, asked.reads);
+                let held = |key: &Key| keys.get(key).map_or(0, |found| found.mod_revision);
+                let succeeded = asked.expected.is_none_or(|(key, expected)| held(&key) == expected);
+                if succeeded {
+                    if let Some(span) = asked.removes {
+                        keys.retain(|key, _| !span.holds(*key));
+                    }
+                    asked.sets.iter().for_each(|(key, value)| set(&mut keys, key, value, newest + 1));
+                }
+                Answer::Transacted { revision: newest + i64::from(succeeded), succeeded, met }
+            }
+            Request::Compact { .. } => Answer::Compacted { revision: newest },
             Request::Read { first, last, freshness } => {
                 let state = match freshness {
                     Freshness::At(revision) => revision,
@@ -140,6 +162,10 @@ impl Order<'_> {
             shown == *found && made_in_time && no_step_back
         })
     }
+}
+
+fn within(keys: &Keys, span: Span) -> Vec<Found> {
+    keys.values().filter(|found| span.holds(found.key)).copied().collect()
 }
 
 fn set(keys: &mut Keys, key: Key, value: Token, revision: i64) {

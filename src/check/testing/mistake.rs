@@ -4,7 +4,7 @@
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::{Answer, Found, Freshness, History, Key, Outcome, Request, Token};
+use super::{Answer, Found, Freshness, History, Outcome, Request, Token};
 
 /// A mistake that was made.
 #[derive(Clone, Debug)]
@@ -50,7 +50,7 @@ pub(in crate::check) fn make(history: &mut History, random: &mut StdRng) -> Opti
             .map(|found| found.mod_revision += step)
             .map(|()| "another mod revision")?,
         4 => {
-            let (_, token) = history.operations[other].request.writes()?;
+            let (_, token) = history.operations[other].request.sets().next()?;
             let found = found(history, index, random)?;
             if found.value == token {
                 return None;
@@ -59,22 +59,10 @@ pub(in crate::check) fn make(history: &mut History, random: &mut StdRng) -> Opti
             "the value of another operation"
         }
         5 => {
-            let Outcome::Done { answer: Answer::Read { found, .. }, .. } =
-                &mut history.operations[index].outcome
-            else {
-                return None;
-            };
+            let key = history.operations[index].request.reads()?.first;
+            let old = Found { key, value: Token(1), create_revision: 2, mod_revision: 2, version: 1 };
+            let found = all_found(&mut history.operations[index].outcome)?;
             if found.is_empty() {
-                let key = match history.operations[index].request {
-                    Request::Read { first: key, .. } => key,
-                    Request::Put { .. } | Request::Delete { .. } | Request::CompareAndPut { .. } => Key(0),
-                };
-                let old = Found { key, value: Token(1), create_revision: 2, mod_revision: 2, version: 1 };
-                let Outcome::Done { answer: Answer::Read { found, .. }, .. } =
-                    &mut history.operations[index].outcome
-                else {
-                    return None;
-                };
                 found.push(old);
             } else {
                 found.remove(random.random_range(0..found.len()));
@@ -83,11 +71,12 @@ pub(in crate::check) fn make(history: &mut History, random: &mut StdRng) -> Opti
         }
         6 => match &mut history.operations[index].outcome {
             Outcome::Done { answer: Answer::Compared { succeeded: yes, .. }, .. }
+            | Outcome::Done { answer: Answer::Transacted { succeeded: yes, .. }, .. }
             | Outcome::Done { answer: Answer::Deleted { existed: yes, .. }, .. } => {
                 *yes = !*yes;
                 "the other outcome"
             }
-            Outcome::Done { .. } | Outcome::Refused | Outcome::Unknown => return None,
+            Outcome::Done { .. } | Outcome::Refused | Outcome::Gone { .. } | Outcome::Unknown => return None,
         },
         7 => {
             history.operations[index].outcome = Outcome::Refused;
@@ -125,18 +114,32 @@ fn revision(history: &mut History, index: usize) -> Option<&mut i64> {
             Answer::Written { revision }
             | Answer::Deleted { revision, .. }
             | Answer::Compared { revision, .. }
+            | Answer::RangeDeleted { revision, .. }
+            | Answer::Transacted { revision, .. }
+            | Answer::Compacted { revision }
             | Answer::Read { revision, .. } => revision,
         }),
-        Outcome::Refused | Outcome::Unknown => None,
+        Outcome::Refused | Outcome::Gone { .. } | Outcome::Unknown => None,
+    }
+}
+
+fn all_found(outcome: &mut Outcome) -> Option<&mut Vec<Found>> {
+    match outcome {
+        Outcome::Done { answer, .. } => match answer {
+            Answer::Read { found, .. }
+            | Answer::RangeDeleted { removed: found, .. }
+            | Answer::Transacted { met: found, .. } => Some(found),
+            Answer::Written { .. }
+            | Answer::Deleted { .. }
+            | Answer::Compared { .. }
+            | Answer::Compacted { .. } => None,
+        },
+        Outcome::Refused | Outcome::Gone { .. } | Outcome::Unknown => None,
     }
 }
 
 fn found<'h>(history: &'h mut History, index: usize, random: &mut StdRng) -> Option<&'h mut Found> {
-    match &mut history.operations[index].outcome {
-        Outcome::Done { answer: Answer::Read { found, .. }, .. } if !found.is_empty() => {
-            let place = random.random_range(0..found.len());
-            found.get_mut(place)
-        }
-        Outcome::Done { .. } | Outcome::Refused | Outcome::Unknown => None,
-    }
+    let found = all_found(&mut history.operations[index].outcome).filter(|found| !found.is_empty())?;
+    let place = random.random_range(0..found.len());
+    found.get_mut(place)
 }

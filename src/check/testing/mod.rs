@@ -5,4 +5,6 @@ pub(super) mod exhaustive;
 pub(super) mod mistake;
 pub(super) mod store;
 
-use super::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
+use super::{
+    Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Sets, Span, Token, Transaction,
+};

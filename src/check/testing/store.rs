@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
+use super::{
+    Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Sets, Span, Token, Transaction,
+};
 
 /// The size of a history.
 #[derive(Clone, Copy, Debug)]
@@ -150,7 +152,9 @@ impl Cluster {
     fn ask(&mut self, client: u32) -> Open {
         let key = Key(self.random.random_range(0..self.shape.keys));
         let node = self.random.random_range(0..self.shape.nodes);
-        let request = match self.random.random_range(0..10) {
+        let request = match self.random.random_range(0..13) {
+            10 => Request::DeleteRange(Span { first: key, last: self.up_from(key) }),
+            11..13 => self.transaction(key),
             0..3 => Request::Put { key, value: self.token() },
             3 => Request::Delete { key },
             4..6 => {
@@ -175,6 +179,30 @@ impl Cluster {
         };
         let is_unknown = self.random.random_range(0..100) < self.shape.unknown_percent;
         Open { client, node, called: self.now, request, answer: None, is_unknown }
+    }
+
+    fn up_from(&mut self, key: Key) -> Key {
+        Key(self.random.random_range(key.0..self.shape.keys))
+    }
+
+    fn transaction(&mut self, key: Key) -> Request {
+        let step = self.random.random_range(1..3);
+        let last = self.up_from(key);
+        let count = (last.0 - key.0) / step + 1;
+        let value = self.token();
+        self.next_token += u64::from(count);
+        let sets = Sets { first: key, step, count, value };
+        // What lies before the first that is set.
+        let removes = (key.0 > 0 && self.random.random_bool(0.4))
+            .then(|| Span { first: Key(self.random.random_range(0..key.0)), last: Key(key.0 - 1) });
+        let expected = self.random.random_bool(0.5).then(|| {
+            let other = Key(self.random.random_range(0..self.shape.keys));
+            let held = self.states.last().unwrap().get(&other).map_or(0, |found| found.mod_revision);
+            (other, held - i64::from(self.random.random_bool(0.1)))
+        });
+        let first = Key(self.random.random_range(0..self.shape.keys));
+        let reads = Span { first, last: self.up_from(first) };
+        Request::Transaction(Transaction { expected, reads, removes, sets })
     }
 
     fn token(&mut self) -> Token {
@@ -202,6 +230,24 @@ impl Cluster {
                 }
                 Answer::Compared { revision: newest + i64::from(succeeded), succeeded }
             }
+            Request::DeleteRange(span) => {
+                let removed = within(&keys, span);
+                keys.retain(|key, _| !span.holds(*key));
+                Answer::RangeDeleted { revision: newest + i64::from(!removed.is_empty()), removed }
+            }
+            Request::Transaction(asked) => {
+                let met = within(&keys, asked.reads);
+                let held = |key: &Key| keys.get(key).map_or(0, |found| found.mod_revision);
+                let succeeded = asked.expected.is_none_or(|(key, expected)| held(&key) == expected);
+                if succeeded {
+                    if let Some(span) = asked.removes {
+                        keys.retain(|key, _| !span.holds(*key));
+                    }
+                    asked.sets.iter().for_each(|(key, value)| set(&mut keys, key, value, newest + 1));
+                }
+                Answer::Transacted { revision: newest + i64::from(succeeded), succeeded, met }
+            }
+            Request::Compact { .. } => Answer::Compacted { revision: newest },
             Request::Read { first, last, freshness } => {
                 let (revision, state) = match freshness {
                     Freshness::Linearizable => (newest, newest),
@@ -227,6 +273,10 @@ impl Cluster {
         let Open { client, node, called, request, .. } = *open;
         self.history.operations.push(Operation { client, node, session, called, request, outcome });
     }
+}
+
+fn within(keys: &Keys, span: Span) -> Vec<Found> {
+    keys.values().filter(|found| span.holds(found.key)).copied().collect()
 }
 
 fn set(keys: &mut Keys, key: Key, value: Token, revision: i64) {

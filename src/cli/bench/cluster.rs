@@ -41,7 +41,19 @@ pub(super) enum Kind {
     Ours,
     /// `etcd` from the PATH with its defaults.
     Etcd,
+    /// The `replserver` of another build, which `$REPLSERVER_OLD` names.
+    Old,
 }
+
+/// Who leads, and under which number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) epoch: u64,
+    pub(super) leader: String,
+}
+
+/// Names the program of another build.
+const OLD: &str = "REPLSERVER_OLD";
 
 impl Kind {
     /// As it is printed.
@@ -49,6 +61,7 @@ impl Kind {
         match self {
             Kind::Ours => "ours",
             Kind::Etcd => "etcd",
+            Kind::Old => "old",
         }
     }
 
@@ -57,6 +70,10 @@ impl Kind {
         match self {
             Kind::Etcd => Ok(PathBuf::from("etcd")),
             Kind::Ours => spawn::find_server(),
+            // What is not set cannot be started, and says so by this name.
+            Kind::Old => {
+                Ok(std::env::var_os(OLD).map_or_else(|| PathBuf::from("$REPLSERVER_OLD"), PathBuf::from))
+            }
         }
     }
 }
@@ -217,7 +234,7 @@ impl Cluster {
         let data = self.dir.join(format!("{}-data", node.address.replace(':', "_")));
         let mut command = Command::new(&self.program);
         match self.kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::Old => {
                 command
                     .arg("--address")
                     .arg(&node.address)
@@ -285,7 +302,7 @@ impl Cluster {
 
     async fn leads(&self, position: usize) -> bool {
         match self.kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::Old => {
                 self.describe(position).await.is_some_and(|node| node.role() == Role::Leader && node.ready)
             }
             Kind::Etcd => self.status(position).await.is_some_and(|status| {
@@ -298,7 +315,7 @@ impl Cluster {
     /// must have caught up with the leader.
     async fn is_in_sync(&self, position: usize) -> bool {
         match self.kind {
-            Kind::Ours => {
+            Kind::Ours | Kind::Old => {
                 let Some(node) = self.describe(position).await.filter(|node| node.ready) else {
                     return false;
                 };
@@ -313,6 +330,20 @@ impl Cluster {
                 Ok(client) => client.get(self.ready_key()).await.is_ok(),
                 Err(_) => false,
             },
+        }
+    }
+
+    /// Who leads by what this node knows.
+    pub(super) async fn standing(&self, position: usize) -> Option<Standing> {
+        match self.kind {
+            Kind::Ours | Kind::Old => {
+                let said = self.describe(position).await?;
+                Some(Standing { epoch: said.epoch, leader: said.leader })
+            }
+            Kind::Etcd => {
+                let said = self.status(position).await?;
+                Some(Standing { epoch: said.raft_term, leader: said.leader.to_string() })
+            }
         }
     }
 

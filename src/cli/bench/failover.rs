@@ -20,9 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Strikes ours; in turn with it etcd, or one of ours that holds data, where that is asked for.
 pub(super) async fn run(arguments: &BenchArguments, scratch: &Scratch) -> Result<Report, BenchFailure> {
     let mut kinds = vec![(Kind::Ours, 0)];
-    if arguments.versus.is_some() {
-        kinds.push((Kind::Etcd, 0));
-    }
+    kinds.extend(arguments.versus.map(|versus| (versus.kind(), 0)));
     if let Some(bytes) = arguments.data {
         data::check_space(&scratch.join(""), bytes)?;
         kinds.push((Kind::Ours, bytes));

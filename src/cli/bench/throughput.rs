@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 use super::cluster::{Cluster, Kind};
 use super::load::{self, Load, Sample};
 use super::request::Mix;
-use super::{BenchArguments, BenchFailure, Report, note};
+use super::{BenchArguments, BenchFailure, Report, Versus, note};
 use crate::cli::client::print::table;
 use crate::cli::scratch::Scratch;
 
@@ -65,25 +65,27 @@ pub(super) async fn endpoints(
     })
 }
 
-/// Loads ours and etcd in turn: both are up all the time, one of them idle.
+/// Loads ours and another in turn: both are up all the time, one of them idle.
 pub(super) async fn versus(
     arguments: &BenchArguments,
+    versus: Versus,
     scratch: &Scratch,
     interrupt: &CancellationToken,
 ) -> Result<Report, BenchFailure> {
     let ours = Cluster::start(Kind::Ours, scratch.join("ours"), 3).await?;
-    let etcd = Cluster::start(Kind::Etcd, scratch.join("etcd"), 3).await?;
-    for cluster in [&ours, &etcd] {
+    let name = versus.kind().name();
+    let other = Cluster::start(versus.kind(), scratch.join(name), 3).await?;
+    for cluster in [&ours, &other] {
         load::fill(&cluster.addresses(), arguments.keys, arguments.size, interrupt).await?;
     }
     let cells = cells(arguments);
     let mut results: Vec<(Cell, Vec<Measured>, Vec<Measured>)> =
         cells.into_iter().map(|cell| (cell, Vec::new(), Vec::new())).collect();
     for round in 0..arguments.rounds {
-        for (cell, of_ours, of_etcd) in &mut results {
+        for (cell, of_ours, of_other) in &mut results {
             let load = load_of(arguments, *cell);
             // Whoever comes second finds a warmer disk; so they take turns.
-            let order = if round % 2 == 0 { [&ours, &etcd] } else { [&etcd, &ours] };
+            let order = if round % 2 == 0 { [&ours, &other] } else { [&other, &ours] };
             for cluster in order {
                 let measured = measure(&load, cluster, interrupt).await?;
                 let what = format!("{} {} {}", cluster.kind.name(), cell.mix.name(), cell.clients);
@@ -95,53 +97,60 @@ pub(super) async fn versus(
                 ));
                 match cluster.kind {
                     Kind::Ours => of_ours.push(measured),
-                    Kind::Etcd => of_etcd.push(measured),
+                    Kind::Etcd | Kind::Old => of_other.push(measured),
                 }
             }
         }
     }
-    let mut text = table(&HEAD, results.iter().map(|(cell, of_ours, of_etcd)| row(*cell, of_ours, of_etcd)));
-    let (ours_ms, etcd_ms) = (ours.started_in.as_millis(), etcd.started_in.as_millis());
+    let mut text =
+        table(&head(name), results.iter().map(|(cell, of_ours, of_other)| row(*cell, of_ours, of_other)));
+    let (ours_ms, other_ms) = (ours.started_in.as_millis(), other.started_in.as_millis());
     text.extend(
-        format!("spawn of three empty nodes to the first acknowledged write: ours {ours_ms} ms, etcd {etcd_ms} ms\n")
+        format!("spawn of three empty nodes to the first acknowledged write: ours {ours_ms} ms, {name} {other_ms} ms\n")
             .into_bytes(),
     );
     let values: Vec<Value> = results
         .iter()
-        .map(|(cell, of_ours, of_etcd)| {
-            let ratio = spread(&ratios(of_ours, of_etcd));
+        .map(|(cell, of_ours, of_other)| {
+            let ratio = spread(&ratios(of_ours, of_other));
             json!({
                 "mix": cell.mix.name(),
                 "clients": cell.clients,
                 "ratio": { "median": ratio.median, "min": ratio.low, "max": ratio.high },
                 "ours": of_ours.iter().map(value).collect::<Value>(),
-                "etcd": of_etcd.iter().map(value).collect::<Value>(),
+                name: of_other.iter().map(value).collect::<Value>(),
             })
         })
         .collect();
     let value = json!({
-        "start_ms": { "ours": ours.started_in.as_secs_f64() * 1e3, "etcd": etcd.started_in.as_secs_f64() * 1e3 },
+        "start_ms": { "ours": ours.started_in.as_secs_f64() * 1e3, name: other.started_in.as_secs_f64() * 1e3 },
         "results": values,
     });
     Ok(Report { text, value })
 }
 
-const HEAD: [&str; 11] = [
-    "MIX",
-    "CLIENTS",
-    "OURS/S",
-    "ETCD/S",
-    "RATIO",
-    "MIN–MAX",
-    "OURS P50/P99 MS",
-    "ETCD P50/P99 MS",
-    "FAILED",
-    "SERVER CPU US",
-    "CLIENT CPU US",
-];
+fn head(other: &str) -> [&'static str; 11] {
+    let (per_second, latency) = match other {
+        "etcd" => ("ETCD/S", "ETCD P50/P99 MS"),
+        _ => ("OLD/S", "OLD P50/P99 MS"),
+    };
+    [
+        "MIX",
+        "CLIENTS",
+        "OURS/S",
+        per_second,
+        "RATIO",
+        "MIN–MAX",
+        "OURS P50/P99 MS",
+        latency,
+        "FAILED",
+        "SERVER CPU US",
+        "CLIENT CPU US",
+    ]
+}
 
-fn row(cell: Cell, of_ours: &[Measured], of_etcd: &[Measured]) -> Vec<String> {
-    let ratio = spread(&ratios(of_ours, of_etcd));
+fn row(cell: Cell, of_ours: &[Measured], of_other: &[Measured]) -> Vec<String> {
+    let ratio = spread(&ratios(of_ours, of_other));
     let per_second = |all: &[Measured]| rate(spread(&each(all, |one| one.sample.per_second)).median);
     let latency = |all: &[Measured]| {
         let sum = all.iter().skip(1).fold(all[0].sample.clone(), |mut sum, one| {
@@ -157,14 +166,14 @@ fn row(cell: Cell, of_ours: &[Measured], of_etcd: &[Measured]) -> Vec<String> {
         cell.mix.name().to_owned(),
         cell.clients.to_string(),
         per_second(of_ours),
-        per_second(of_etcd),
+        per_second(of_other),
         format!("{:.2}", ratio.median),
         format!("{:.2}–{:.2}", ratio.low, ratio.high),
         latency(of_ours),
-        latency(of_etcd),
-        format!("{}/{}", failed(of_ours), failed(of_etcd)),
-        format!("{:.0}/{:.0}", server(of_ours), server(of_etcd)),
-        format!("{:.1}/{:.1}", client(of_ours), client(of_etcd)),
+        latency(of_other),
+        format!("{}/{}", failed(of_ours), failed(of_other)),
+        format!("{:.0}/{:.0}", server(of_ours), server(of_other)),
+        format!("{:.1}/{:.1}", client(of_ours), client(of_other)),
     ]
 }
 
@@ -203,8 +212,12 @@ fn each(all: &[Measured], number: impl Fn(&Measured) -> f64) -> Vec<f64> {
 }
 
 /// Round by round, because what disturbs a shared machine disturbs neighbours in time alike.
-fn ratios(of_ours: &[Measured], of_etcd: &[Measured]) -> Vec<f64> {
-    of_ours.iter().zip(of_etcd).map(|(ours, etcd)| ours.sample.per_second / etcd.sample.per_second).collect()
+fn ratios(of_ours: &[Measured], of_other: &[Measured]) -> Vec<f64> {
+    of_ours
+        .iter()
+        .zip(of_other)
+        .map(|(ours, other)| ours.sample.per_second / other.sample.per_second)
+        .collect()
 }
 
 fn spread(numbers: &[f64]) -> Spread {

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -104,6 +104,42 @@ impl Cluster {
         })
     }
 
+    /// The process id of a running node.
+    pub(super) fn pid(&self, position: usize) -> Option<Pid> {
+        let child = self.nodes[position].child.as_ref()?;
+        i32::try_from(child.id()).ok().map(Pid::from_raw)
+    }
+
+    /// The nodes that have ended without being told to; they count as down from now on.
+    pub(super) fn take_ended(&mut self) -> Vec<usize> {
+        let has_ended = |node: &mut Node| {
+            let ended = node.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(Some(_))));
+            node.child.take_if(|_| ended).is_some()
+        };
+        self.nodes.iter_mut().enumerate().filter_map(|(at, node)| has_ended(node).then_some(at)).collect()
+    }
+
+    /// The directory of the register.
+    pub(super) fn register(&self) -> PathBuf {
+        self.dir.join("register")
+    }
+
+    /// Copies the logs to where they outlive the cluster's disk. What cannot be copied is left out.
+    pub(super) fn save_logs(&self, from: &Path, to: &Path) {
+        for node in &self.nodes {
+            let log = self.log(&node.address);
+            if let (true, Some(name)) = (log.starts_with(from), log.file_name()) {
+                let _ = std::fs::copy(&log, to.join(name));
+            }
+        }
+    }
+
+    /// What each running node says of itself; those that do not answer are left out.
+    pub(super) async fn descriptions(&self) -> Vec<DescribeResponse> {
+        let running = self.nodes.iter().filter(|node| node.child.is_some());
+        join_all(running.map(|node| describe(&node.link))).await.into_iter().flatten().collect()
+    }
+
     /// The end of a node's log.
     pub(super) fn last_lines(&self, address: &str) -> String {
         last_lines(&self.log(address), 10).join("\n")
@@ -114,7 +150,7 @@ impl Cluster {
         let mut command = Command::new(&self.program);
         command.args(["--address", address, "--cluster", "torture"]);
         command.arg("--data-dir").arg(self.dir.join(format!("{}-data", address.replace(':', "_"))));
-        command.arg("--register").arg(format!("file:{}", self.dir.join("register").display()));
+        command.arg("--register").arg(format!("file:{}", self.register().display()));
         if joins {
             let others = self.nodes.iter().map(|node| node.address.as_str()).filter(|other| other != address);
             command.arg("--join").arg(others.collect::<Vec<_>>().join(","));

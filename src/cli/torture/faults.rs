@@ -13,13 +13,21 @@ use serde::Serialize;
 
 use super::TortureFailure;
 use super::cluster::Cluster;
+use super::disk::Disk;
+use super::flapping::Rhythm;
 use super::load::Board;
+use super::rollback::{Rollback, Way};
+use crate::check::{Operation, Outcome, Request};
 use crate::clock;
 
 /// How long the cluster may take to serve or to be whole again.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// One look counts for no more than this, however long it took.
 const MOST_AT_A_TIME: Duration = Duration::from_secs(2);
+/// A process that ended by itself where it may is started again after this long.
+const AGAIN: Duration = Duration::from_millis(100);
+/// Who asks what is asked beside the load.
+const ASIDE: u32 = u32::MAX;
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -35,6 +43,14 @@ pub(super) enum Kind {
     AllKill,
     /// Stop all followers for a moment, kill the leader, let them go on
     Strand,
+    /// Fill the disk that holds the cluster to the last byte for a moment; sometimes kill the leader meanwhile
+    FullDisk,
+    /// Leave a node next to no descriptors, and take the rest with idle connections
+    NoDescriptors,
+    /// Put the register back to an older copy while the leader sleeps or is dead, and later the newer one
+    RegisterRollback,
+    /// Stop a follower for most of the time, again and again
+    Flapping,
     /// Kill the leader while nobody talks to it; what --survivors-only does
     #[value(skip)]
     Leader,
@@ -47,6 +63,10 @@ enum Fault {
     Stop { node: usize, lasting: Duration },
     AllKill { back: Vec<usize> },
     Strand { lasting: Duration },
+    FullDisk { lasting: Duration, kills_leader: bool },
+    NoDescriptors { node: usize, lasting: Duration },
+    Rollback(Rollback),
+    Flapping { follower: usize, rhythm: Rhythm },
     Leader,
 }
 
@@ -76,6 +96,12 @@ pub(super) struct Done {
     pub(super) faults: Vec<(Kind, u64)>,
     /// Processes that were sent SIGKILL.
     pub(super) killed: usize,
+    /// What was asked beside the load.
+    pub(super) operations: Vec<Operation>,
+    /// The largest share of a time with a flapping follower in which writers stood still, in percent.
+    pub(super) stalled_percent: Option<f64>,
+    /// What was seen that must never be.
+    pub(super) violations: Vec<String>,
     /// Why it ended before all cycles were done.
     pub(super) broken: Option<Broken>,
 }
@@ -115,6 +141,23 @@ impl Plan {
             }
             Kind::AllKill => Fault::AllKill { back: all },
             Kind::Strand => Fault::Strand { lasting: Duration::from_millis(random.random_range(10..400)) },
+            Kind::FullDisk => Fault::FullDisk {
+                lasting: Duration::from_millis(random.random_range(100..1500)),
+                kills_leader: random.random_bool(0.5),
+            },
+            Kind::NoDescriptors => Fault::NoDescriptors {
+                node: all[0],
+                lasting: Duration::from_millis(random.random_range(300..1500)),
+            },
+            Kind::RegisterRollback => Fault::Rollback(Rollback {
+                leader_dies: random.random_bool(0.5),
+                way: if random.random_bool(0.5) { Way::InPlace } else { Way::AnotherDirectory },
+                lasting: Duration::from_millis(random.random_range(300..1500)),
+            }),
+            Kind::Flapping => Fault::Flapping {
+                follower: all[0],
+                rhythm: if random.random_bool(0.5) { Rhythm::SEEN } else { Rhythm::UNSEEN },
+            },
             Kind::Leader => Fault::Leader,
         };
         Cycle { kind, calm, fault, pause }
@@ -127,11 +170,15 @@ pub(super) struct Torturer<'c> {
     pub(super) cluster: &'c mut Cluster,
     pub(super) board: Arc<Board>,
     pub(super) done: &'c mut Done,
+    /// The disk that holds the cluster, where it can be filled.
+    pub(super) disk: Option<&'c Disk>,
+    /// Processes may end by themselves at the moment, and are started again.
+    pub(super) forgives_ends: bool,
 }
 
 /// Why a cycle did not come to its end.
 #[derive(Debug)]
-enum Stop {
+pub(super) enum Stop {
     /// The cluster did not do what it promises.
     Broken(Broken),
     Failed(TortureFailure),
@@ -198,6 +245,10 @@ impl Torturer<'_> {
                 "killed all".to_owned()
             }
             Fault::Strand { lasting } => self.strand(*lasting).await?,
+            Fault::FullDisk { lasting, kills_leader } => self.fill_disk(*lasting, *kills_leader).await?,
+            Fault::NoDescriptors { node, lasting } => self.take_descriptors(*node, *lasting).await?,
+            Fault::Rollback(rollback) => self.roll_back(*rollback).await?,
+            Fault::Flapping { follower, rhythm } => self.flap(*follower, *rhythm).await?,
             Fault::Leader => self.kill_leader().await?,
         };
         let whole = self.whole().await?;
@@ -255,18 +306,18 @@ impl Torturer<'_> {
         }
     }
 
-    fn disturb(&self, nodes: &[usize]) {
+    pub(super) fn disturb(&self, nodes: &[usize]) {
         nodes.iter().for_each(|node| self.board.set_disturbed(*node, true));
     }
 
-    fn strike(&mut self, kind: Kind) -> u64 {
+    pub(super) fn strike(&mut self, kind: Kind) -> u64 {
         let now = self.board.now();
         self.done.faults.push((kind, now));
         now
     }
 
     /// All at once, then waits until they are gone.
-    fn kill(&mut self, nodes: &[usize]) -> Result<(), TortureFailure> {
+    pub(super) fn kill(&mut self, nodes: &[usize]) -> Result<(), TortureFailure> {
         for node in nodes {
             self.cluster.signal(*node, Signal::SIGKILL)?;
         }
@@ -278,7 +329,11 @@ impl Torturer<'_> {
         Ok(())
     }
 
-    async fn bring_back(&mut self, nodes: &[usize], pause: Duration) -> Result<(), TortureFailure> {
+    pub(super) async fn bring_back(
+        &mut self,
+        nodes: &[usize],
+        pause: Duration,
+    ) -> Result<(), TortureFailure> {
         for (turn, node) in nodes.iter().enumerate() {
             if turn > 0 {
                 tokio::time::sleep(pause).await;
@@ -290,7 +345,7 @@ impl Torturer<'_> {
     }
 
     /// Waits until a change that was asked for after this time is acknowledged.
-    async fn acknowledged(&mut self, time: u64, by: &str) -> Result<(), Stop> {
+    pub(super) async fn acknowledged(&mut self, time: u64, by: &str) -> Result<(), Stop> {
         let done = self.wait(async |this| this.board.has_acknowledged_since(time).then_some(())).await?;
         done.ok_or_else(|| {
             let what = format!("{by} acknowledged no change for {} s", PATIENCE.as_secs());
@@ -299,7 +354,7 @@ impl Torturer<'_> {
     }
 
     /// Waits until all running nodes are in sync and agree who leads.
-    async fn whole(&mut self) -> Result<usize, Stop> {
+    pub(super) async fn whole(&mut self) -> Result<usize, Stop> {
         let leader = self.wait(async |this| this.cluster.agreed_leader().await).await?;
         leader.ok_or_else(|| {
             let what = format!("the nodes were not all in sync and agreed within {} s", PATIENCE.as_secs());
@@ -307,14 +362,19 @@ impl Torturer<'_> {
         })
     }
 
-    async fn wait<T>(&mut self, mut look: impl AsyncFnMut(&Self) -> Option<T>) -> Result<Option<T>, Stop> {
+    pub(super) async fn wait<T>(
+        &mut self,
+        mut look: impl AsyncFnMut(&Self) -> Option<T>,
+    ) -> Result<Option<T>, Stop> {
         let mut waited = Duration::ZERO;
         loop {
             let began = clock::now();
             if let Some(found) = look(self).await {
                 return Ok(Some(found));
             }
-            if let Some((address, status)) = self.cluster.ended_by_itself() {
+            if self.forgives_ends {
+                self.restart_ended().await?;
+            } else if let Some((address, status)) = self.cluster.ended_by_itself() {
                 let log = self.cluster.last_lines(&address);
                 let what = format!("{address} ended by itself ({status}):\n{log}");
                 return Err(Stop::Broken(Broken::Ended(what)));
@@ -328,7 +388,42 @@ impl Torturer<'_> {
         }
     }
 
-    fn names(&self, nodes: &[usize]) -> String {
+    /// Starts again what has ended by itself, not too often.
+    pub(super) async fn restart_ended(&mut self) -> Result<(), TortureFailure> {
+        let ended = self.cluster.take_ended();
+        if !ended.is_empty() {
+            ended.iter().for_each(|node| self.board.note_gone(*node));
+            tokio::time::sleep(AGAIN).await;
+            self.bring_back(&ended, Duration::ZERO).await?;
+        }
+        Ok(())
+    }
+
+    /// Asks something beside the load, on each node in turn, until it is answered.
+    pub(super) async fn demand(&mut self, request: Request, what: &str) -> Result<(), Stop> {
+        let mut turn = 0;
+        let board = self.board.clone();
+        let client = ASIDE;
+        let mut asked = Vec::new();
+        let nodes = self.cluster.len();
+        let answered = self
+            .wait(async |_| {
+                turn += 1;
+                let operation = board.ask(client, turn % nodes, request).await?;
+                let done = matches!(operation.outcome, Outcome::Done { .. });
+                if done || request.may_change() {
+                    asked.push(operation);
+                }
+                done.then_some(())
+            })
+            .await;
+        self.done.operations.append(&mut asked);
+        answered?.ok_or_else(|| {
+            Stop::Broken(Broken::TooSlow(format!("{what} was not answered for {} s", PATIENCE.as_secs())))
+        })
+    }
+
+    pub(super) fn names(&self, nodes: &[usize]) -> String {
         let names: Vec<&str> = nodes.iter().map(|node| self.cluster.address(*node)).collect();
         names.join(", ")
     }
@@ -342,6 +437,10 @@ impl Kind {
             Kind::Stop => "stop",
             Kind::AllKill => "all-kill",
             Kind::Strand => "strand",
+            Kind::FullDisk => "full-disk",
+            Kind::NoDescriptors => "no-descriptors",
+            Kind::RegisterRollback => "register-rollback",
+            Kind::Flapping => "flapping",
             Kind::Leader => "leader",
         }
     }

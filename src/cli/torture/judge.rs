@@ -11,7 +11,7 @@ use super::faults::{Broken, Done, Kind};
 use super::load::Board;
 use super::machine::{InMillis, Stalls};
 use super::request::hash;
-use crate::check::{self, Answer, Freshness, History, Key, Operation, Outcome, Request, Violation};
+use crate::check::{self, Freshness, History, Key, Operation, Outcome, Request, Violation};
 use crate::client::probe::Verdict;
 use crate::clock;
 
@@ -19,6 +19,9 @@ use crate::clock;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Revisions that nobody was told of and that are read one by one; beyond it the check searches for who made them.
 const MOST_READ: usize = 50_000;
+
+/// A follower that flaps may keep writers from being acknowledged for this share of the time.
+const MOST_STALLED_PERCENT: f64 = 40.0;
 
 /// Where the machine stood still for this long, nobody can say whether the cluster was slow.
 const STALL: Duration = Duration::from_secs(5);
@@ -73,7 +76,9 @@ impl ReadBack {
         let began = clock::now();
         while self.failed.is_none() {
             match board.ask(client, node, request).await {
-                Some(operation) if matches!(operation.outcome, Outcome::Done { .. }) => {
+                Some(operation)
+                    if matches!(operation.outcome, Outcome::Done { .. } | Outcome::Gone { .. }) =>
+                {
                     self.operations.push(operation);
                     return;
                 }
@@ -91,15 +96,8 @@ fn known_revisions<'h>(operations: impl Iterator<Item = &'h Operation>) -> BTree
     let mut known = BTreeSet::new();
     for operation in operations {
         let Outcome::Done { answer, .. } = &operation.outcome else { continue };
-        match answer {
-            Answer::Written { revision }
-            | Answer::Deleted { revision, existed: true }
-            | Answer::Compared { revision, succeeded: true } => {
-                known.insert(*revision);
-            }
-            Answer::Read { found, .. } => known.extend(found.iter().map(|found| found.mod_revision)),
-            Answer::Deleted { existed: false, .. } | Answer::Compared { succeeded: false, .. } => {}
-        }
+        known.extend(operation.has_changed().then(|| answer.revision()));
+        known.extend(answer.found().iter().map(|found| found.mod_revision));
     }
     known
 }
@@ -123,6 +121,7 @@ pub(super) struct Judgement {
     gaps: BTreeMap<Kind, Gaps>,
     longest_gap_ms: f64,
     killed: usize,
+    stalled_percent: Option<f64>,
     /// Errors of nodes that nothing was done to.
     errors: BTreeMap<String, u64>,
     stalls: Stalls,
@@ -169,6 +168,11 @@ pub(super) fn judge(
         }
         None => {}
     }
+    violations.extend(done.violations.iter().cloned());
+    if let Some(percent) = done.stalled_percent.filter(|percent| *percent > MOST_STALLED_PERCENT) {
+        let what = format!("writers stood still for {percent:.0} % of the time while a follower flapped");
+        if demands.stalls.longest() < STALL { violations.push(what) } else { doubts.push(what) }
+    }
     if hashes_equal == Some(false) {
         violations.push("the nodes hold different data at the same revision".to_owned());
     }
@@ -196,6 +200,7 @@ pub(super) fn judge(
         gaps: gaps(&acknowledged, &done.faults),
         longest_gap_ms: longest_gap(&acknowledged),
         killed: done.killed,
+        stalled_percent: done.stalled_percent,
         errors,
         stalls: demands.stalls,
         verdict,
@@ -210,15 +215,8 @@ fn acknowledged_changes(history: &History) -> Vec<u64> {
         .operations
         .iter()
         .filter_map(|operation| match &operation.outcome {
-            Outcome::Done { returned, answer } => match answer {
-                Answer::Written { .. }
-                | Answer::Deleted { existed: true, .. }
-                | Answer::Compared { succeeded: true, .. } => Some(*returned),
-                Answer::Deleted { existed: false, .. }
-                | Answer::Compared { succeeded: false, .. }
-                | Answer::Read { .. } => None,
-            },
-            Outcome::Refused | Outcome::Unknown => None,
+            Outcome::Done { returned, .. } => operation.has_changed().then_some(*returned),
+            Outcome::Refused | Outcome::Gone { .. } | Outcome::Unknown => None,
         })
         .collect();
     times.sort_unstable();
@@ -337,6 +335,7 @@ impl Judgement {
         json!({
             "faults": gaps,
             "killed": self.killed,
+            "stalled_percent": self.stalled_percent,
             "operations": report.operations,
             "acknowledged": report.acknowledged,
             "refused": self.refused,
@@ -359,7 +358,7 @@ impl Judgement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::Token;
+    use crate::check::{Answer, Token};
 
     fn put(called: u64, revision: i64) -> Operation {
         let answer = Answer::Written { revision };
@@ -400,6 +399,11 @@ mod tests {
         assert_eq!(judged(fine(), whole(), &ended, DEMANDS).verdict, Verdict::Violated);
         let slow = Done { broken: Some(Broken::TooSlow("it is slow".to_owned())), ..Done::default() };
         assert_eq!(judged(fine(), whole(), &slow, DEMANDS).verdict, Verdict::Violated);
+        let two = Done { violations: vec!["two lead".to_owned()], ..Done::default() };
+        assert_eq!(judged(fine(), whole(), &two, DEMANDS).verdict, Verdict::Violated);
+        let flapped = |percent| Done { stalled_percent: Some(percent), ..Done::default() };
+        assert_eq!(judged(fine(), whole(), &flapped(70.0), DEMANDS).verdict, Verdict::Violated);
+        assert_eq!(judged(fine(), whole(), &flapped(20.0), DEMANDS).verdict, Verdict::Proved);
         let strict = Demands { no_errors: true, ..DEMANDS };
         assert_eq!(judged(fine(), whole(), &nothing, strict).verdict, Verdict::Violated);
 

@@ -1,7 +1,7 @@
 //! Clients that work on every node while nodes die: each request is sent once, to one node, and gets one verdict.
 //! Everything is noted with its times; nothing is judged here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,9 +10,9 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use tokio::task::JoinSet;
 
-use super::TortureFailure;
 use super::request::send;
-use crate::check::{Answer, Freshness, Key, Operation, Outcome, Request, Token};
+use super::{TortureFailure, compaction};
+use crate::check::{Answer, Freshness, Key, Operation, Outcome, Request, Sets, Span, Token, Transaction};
 use crate::client::{Certainty, ClientError, Link};
 use crate::clock;
 
@@ -29,6 +29,19 @@ pub(super) struct Load {
     /// Requests a second, of all clients together.
     pub(super) rate: u32,
     pub(super) seed: u64,
+}
+
+/// No change acknowledged for longer than this is a stall.
+const STALL: Duration = Duration::from_millis(100);
+
+/// Revisions of changes that somebody was told of or saw.
+#[derive(Debug, Default)]
+struct Known {
+    /// Where the history begins.
+    first: i64,
+    /// Up to here all are known, or were read one by one.
+    complete: i64,
+    beyond: BTreeSet<i64>,
 }
 
 /// A node as the clients see it.
@@ -52,7 +65,7 @@ struct Node {
 pub(super) struct Board {
     started: Instant,
     nodes: Vec<Node>,
-    stop: AtomicBool,
+    pub(super) stop: AtomicBool,
     next_token: AtomicU64,
     /// Sessions of answers that may be of the old process or of the new one.
     next_unclear: AtomicU64,
@@ -62,6 +75,10 @@ pub(super) struct Board {
     acknowledged_at: AtomicU64,
     /// The longest time between two acknowledged changes since it was last asked for, in nanoseconds.
     longest_gap: AtomicU64,
+    /// The sum of those that were longer than [`STALL`], in nanoseconds.
+    stalled: AtomicU64,
+    /// Changes that somebody knows of.
+    known: Mutex<Known>,
     /// The mod revision of each key that was seen last, for comparisons that hold.
     seen: Vec<AtomicI64>,
     /// Errors of nodes that nothing was done to, by their text.
@@ -90,6 +107,8 @@ impl Board {
             acknowledged_call: AtomicU64::new(0),
             acknowledged_at: AtomicU64::new(0),
             longest_gap: AtomicU64::new(0),
+            stalled: AtomicU64::new(0),
+            known: Mutex::new(Known::default()),
             seen: (0..keys).map(|_| AtomicI64::new(0)).collect(),
             errors: Mutex::new(BTreeMap::new()),
         }))
@@ -140,6 +159,47 @@ impl Board {
         Duration::from_nanos(self.longest_gap.swap(0, Ordering::Relaxed))
     }
 
+    /// How long writers stood still since the last such question, in pauses longer than [`STALL`].
+    pub(super) fn take_stalled(&self) -> Duration {
+        Duration::from_nanos(self.stalled.swap(0, Ordering::Relaxed))
+    }
+
+    /// The newest revision that anybody knows of.
+    pub(super) fn newest_known(&self) -> i64 {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.beyond.last().copied().unwrap_or(0).max(known.complete)
+    }
+
+    /// The history begins at this revision.
+    pub(super) fn note_first(&self, revision: i64) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).first = revision;
+        self.note_complete(revision);
+    }
+
+    /// A revision of late, from the beginning of the history on.
+    fn of_late(&self, back: i64) -> i64 {
+        let first = self.known.lock().unwrap_or_else(PoisonError::into_inner).first;
+        (self.newest_known() - back).max(first)
+    }
+
+    /// The revisions up to this one that nobody knows of.
+    pub(super) fn unknown_up_to(&self, revision: i64) -> Vec<i64> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        (known.complete + 1..=revision).filter(|revision| !known.beyond.contains(revision)).collect()
+    }
+
+    /// All up to this revision are known now.
+    pub(super) fn note_complete(&self, revision: i64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.complete = known.complete.max(revision);
+        known.beyond = known.beyond.split_off(&(revision + 1));
+    }
+
+    /// A number that no request has written.
+    fn tokens(&self, count: u32) -> Token {
+        Token(self.next_token.fetch_add(u64::from(count), Ordering::Relaxed))
+    }
+
     /// Errors of nodes that nothing was done to while they worked on the request, by their text.
     pub(super) fn errors(&self) -> BTreeMap<String, u64> {
         self.errors.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -179,6 +239,7 @@ impl Board {
                 self.learn(&request, called, &answer);
                 Outcome::Done { returned, answer }
             }
+            Err(error) if is_compacted(&request, &error) => Outcome::Gone { returned },
             Err(error) => {
                 if undisturbed {
                     self.note_error(&request, &error);
@@ -194,17 +255,24 @@ impl Board {
     }
 
     fn learn(&self, request: &Request, called: u64, answer: &Answer) {
-        let has_changed = match answer {
-            Answer::Written { .. } => true,
-            Answer::Deleted { existed, .. } => *existed,
-            Answer::Compared { succeeded, .. } => *succeeded,
-            Answer::Read { .. } => false,
-        };
+        let has_changed = changes(answer);
         if has_changed {
             self.acknowledged_call.fetch_max(called, Ordering::SeqCst);
             let now = self.now();
             let last = self.acknowledged_at.swap(now, Ordering::Relaxed);
-            self.longest_gap.fetch_max(now.saturating_sub(last), Ordering::Relaxed);
+            let gap = now.saturating_sub(last);
+            self.longest_gap.fetch_max(gap, Ordering::Relaxed);
+            if Duration::from_nanos(gap) > STALL {
+                self.stalled.fetch_add(gap, Ordering::Relaxed);
+            }
+        }
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let complete = known.complete;
+            let found = answer.found().iter().map(|found| found.mod_revision);
+            known
+                .beyond
+                .extend(found.chain(has_changed.then(|| answer.revision())).filter(|at| *at > complete));
         }
         let see = |key: Key, revision: i64| {
             if let Some(seen) = self.seen.get(key.0 as usize) {
@@ -216,21 +284,59 @@ impl Board {
                 see(*key, answer.revision());
             }
             (Request::Delete { key }, _) => see(*key, 0),
+            (Request::DeleteRange(_), _) => answer.found().iter().for_each(|found| see(found.key, 0)),
+            (Request::Transaction(asked), _) if has_changed => {
+                asked.sets.iter().for_each(|(key, _)| see(key, answer.revision()));
+            }
             (_, Answer::Read { found, .. }) => {
                 found.iter().for_each(|found| see(found.key, found.mod_revision));
             }
-            (_, Answer::Written { .. } | Answer::Deleted { .. } | Answer::Compared { .. }) => {}
+            (
+                _,
+                Answer::Written { .. }
+                | Answer::Deleted { .. }
+                | Answer::Compared { .. }
+                | Answer::RangeDeleted { .. }
+                | Answer::Transacted { .. }
+                | Answer::Compacted { .. },
+            ) => {}
         }
     }
 
     fn note_error(&self, request: &Request, error: &ClientError) {
         let what = match request {
-            Request::Put { .. } | Request::Delete { .. } | Request::CompareAndPut { .. } => "a change",
             Request::Read { .. } => "a read",
+            Request::Compact { .. } => "a compaction",
+            Request::Put { .. }
+            | Request::Delete { .. }
+            | Request::CompareAndPut { .. }
+            | Request::DeleteRange(_)
+            | Request::Transaction(_) => "a change",
         };
         let text = error.to_string();
         let text = format!("{what}: {}", text.lines().next().unwrap_or_default());
         *self.errors.lock().unwrap_or_else(PoisonError::into_inner).entry(text).or_default() += 1;
+    }
+}
+
+/// The state asked for, or that should be compacted, is compacted already.
+fn is_compacted(request: &Request, error: &ClientError) -> bool {
+    let can_be =
+        matches!(request, Request::Compact { .. } | Request::Read { freshness: Freshness::At(_), .. });
+    let says = |status: &tonic::Status| {
+        status.code() == tonic::Code::OutOfRange && status.message().ends_with("has been compacted")
+    };
+    can_be && error.status().is_some_and(says)
+}
+
+/// It tells of a change that was made.
+fn changes(answer: &Answer) -> bool {
+    match answer {
+        Answer::Written { .. } => true,
+        Answer::Deleted { existed, .. } => *existed,
+        Answer::Compared { succeeded, .. } | Answer::Transacted { succeeded, .. } => *succeeded,
+        Answer::RangeDeleted { removed, .. } => !removed.is_empty(),
+        Answer::Compacted { .. } | Answer::Read { .. } => false,
     }
 }
 
@@ -249,6 +355,7 @@ impl Clients {
         for client in 0..load.clients {
             tasks.spawn(work(board.clone(), client, load));
         }
+        tasks.spawn(compaction::keep(board.clone(), load));
         Clients { board: board.clone(), tasks }
     }
 
@@ -276,16 +383,16 @@ async fn work(board: Arc<Board>, client: u32, load: Load) -> Vec<Operation> {
         }
     }
     // What a read that failed says is nothing.
-    done.retain(|operation: &Operation| match operation.request {
-        Request::Read { .. } => matches!(operation.outcome, Outcome::Done { .. }),
-        Request::Put { .. } | Request::Delete { .. } | Request::CompareAndPut { .. } => true,
+    done.retain(|operation: &Operation| match operation.outcome {
+        Outcome::Done { .. } | Outcome::Gone { .. } => true,
+        Outcome::Refused | Outcome::Unknown => operation.request.may_change(),
     });
     done
 }
 
 /// A client stays with its node, and goes to the next one only while that is down or about to be killed: so a stopped
 /// node holds up its own clients and nobody else's.
-fn home(board: &Board, client: u32) -> Option<usize> {
+pub(super) fn home(board: &Board, client: u32) -> Option<usize> {
     let count = board.nodes.len();
     (0..count).map(|turn| (client as usize + turn) % count).find(|node| {
         let node = &board.nodes[*node];
@@ -295,21 +402,79 @@ fn home(board: &Board, client: u32) -> Option<usize> {
 
 fn choose(board: &Board, keys: u32, random: &mut StdRng) -> Request {
     let key = Key(random.random_range(0..keys));
-    let token = || Token(board.next_token.fetch_add(1, Ordering::Relaxed));
+    let near = |random: &mut StdRng| Key(random.random_range(key.0..keys.min(key.0 + 8)));
     let freshness = if random.random_bool(0.4) { Freshness::Serializable } else { Freshness::Linearizable };
     match random.random_range(0..100) {
-        0..35 => Request::Put { key, value: token() },
-        35..50 => {
-            let held = board.seen[key.0 as usize].load(Ordering::Relaxed);
-            // Often it holds, sometimes somebody was faster, now and then the key must not be there.
-            let expected_mod_revision = if random.random_bool(0.1) { 0 } else { held };
-            Request::CompareAndPut { key, expected_mod_revision, value: token() }
+        0..30 => Request::Put { key, value: board.tokens(1) },
+        30..42 => {
+            let expected_mod_revision = guess(board, key, random);
+            Request::CompareAndPut { key, expected_mod_revision, value: board.tokens(1) }
         }
-        50..60 => Request::Delete { key },
-        60..85 => Request::get(key, freshness),
-        _ => {
-            let last = Key(random.random_range(key.0..keys.min(key.0 + 8)));
-            Request::Read { first: key, last, freshness }
+        42..49 => Request::Delete { key },
+        49..52 => Request::DeleteRange(Span { first: key, last: near(random) }),
+        52..62 => Request::Transaction(transaction(board, key, keys, random)),
+        62..84 => Request::get(key, freshness),
+        84..87 => {
+            // Not always there any more.
+            let at = board.of_late(random.random_range(0..2000));
+            Request::Read { first: key, last: near(random), freshness: Freshness::At(at) }
         }
+        _ => Request::Read { first: key, last: near(random), freshness },
+    }
+}
+
+/// Often it holds, sometimes another client was faster, now and then the key must not be there.
+fn guess(board: &Board, key: Key, random: &mut StdRng) -> i64 {
+    let held = board.seen[key.0 as usize].load(Ordering::Relaxed);
+    if random.random_bool(0.1) { 0 } else { held }
+}
+
+fn transaction(board: &Board, key: Key, keys: u32, random: &mut StdRng) -> Transaction {
+    let step = random.random_range(1..4);
+    let room = (keys - 1 - key.0) / step + 1;
+    let count = random.random_range(1..=room.min(6));
+    let sets = Sets { first: key, step, count, value: board.tokens(count) };
+    let removes = (key.0 > 0 && random.random_bool(0.3)).then(|| Span {
+        first: Key(random.random_range(key.0.saturating_sub(6)..key.0)),
+        last: Key(key.0 - 1),
+    });
+    let expected = random.random_bool(0.5).then(|| {
+        let other = Key(random.random_range(0..keys));
+        (other, guess(board, other, random))
+    });
+    let last = Key(keys.min(key.0 + 8) - 1);
+    let reads = Span { first: Key(key.0.saturating_sub(8)), last };
+    Transaction { expected, reads, removes, sets }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_load_has_every_kind_of_request() {
+        let board = Board::new(&["127.0.0.1:1".to_owned()], 12).unwrap();
+        board.note_first(1);
+        let mut random = StdRng::seed_from_u64(1);
+        let mut seen = BTreeSet::new();
+        for _ in 0..2000 {
+            let request = choose(&board, 12, &mut random);
+            let kind = match request {
+                Request::Transaction(asked) => {
+                    assert!(asked.sets.iter().all(|(key, _)| key.0 < 12), "{asked:?}");
+                    let is_removed = |key| asked.removes.is_some_and(|span| span.holds(key));
+                    assert!(!asked.sets.iter().any(|(key, _)| is_removed(key)), "{asked:?}");
+                    if asked.removes.is_some() { "removes and sets" } else { "sets" }
+                }
+                Request::DeleteRange(_) => "range delete",
+                Request::Read { freshness: Freshness::At(_), .. } => "old state",
+                Request::Read { .. } => "read",
+                Request::Put { .. } | Request::Delete { .. } | Request::CompareAndPut { .. } => "one key",
+                Request::Compact { .. } => "compaction",
+            };
+            seen.insert(kind);
+        }
+        let all = ["old state", "one key", "range delete", "read", "removes and sets", "sets"];
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::check::{Answer, Found, Freshness, History, Operation, Outcome, Request};
+use crate::check::{Answer, Found, Freshness, History, Operation, Outcome, Request, Span};
 
 /// Everything needed to look into a run and to repeat its decisions.
 #[derive(Debug, Serialize)]
@@ -31,12 +31,46 @@ struct Line {
 #[derive(Debug, Serialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
 enum Asked {
-    Put { key: u32, value: u64 },
-    Delete { key: u32 },
-    CompareAndPut { key: u32, expected_mod_revision: i64, value: u64 },
-    Read { first: u32, last: u32 },
-    SerializableRead { first: u32, last: u32 },
-    ReadAt { first: u32, last: u32, at: i64 },
+    Put {
+        key: u32,
+        value: u64,
+    },
+    Delete {
+        key: u32,
+    },
+    CompareAndPut {
+        key: u32,
+        expected_mod_revision: i64,
+        value: u64,
+    },
+    DeleteRange {
+        first: u32,
+        last: u32,
+    },
+    Transaction {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        expected: Option<(u32, i64)>,
+        reads: (u32, u32),
+        #[serde(skip_serializing_if = "Option::is_none")]
+        removes: Option<(u32, u32)>,
+        sets: Vec<(u32, u64)>,
+    },
+    Compact {
+        at: i64,
+    },
+    Read {
+        first: u32,
+        last: u32,
+    },
+    SerializableRead {
+        first: u32,
+        last: u32,
+    },
+    ReadAt {
+        first: u32,
+        last: u32,
+        at: i64,
+    },
 }
 
 #[derive(Debug, Serialize)]
@@ -74,6 +108,17 @@ fn line(operation: &Operation) -> Line {
         Request::CompareAndPut { key, expected_mod_revision, value } => {
             Asked::CompareAndPut { key: key.0, expected_mod_revision, value: value.0 }
         }
+        Request::DeleteRange(Span { first, last }) => Asked::DeleteRange { first: first.0, last: last.0 },
+        Request::Transaction(asked) => {
+            let ends = |span: Span| (span.first.0, span.last.0);
+            Asked::Transaction {
+                expected: asked.expected.map(|(key, revision)| (key.0, revision)),
+                reads: ends(asked.reads),
+                removes: asked.removes.map(ends),
+                sets: asked.sets.iter().map(|(key, value)| (key.0, value.0)).collect(),
+            }
+        }
+        Request::Compact { revision } => Asked::Compact { at: revision },
         Request::Read { first, last, freshness } => {
             let (first, last) = (first.0, last.0);
             match freshness {
@@ -86,6 +131,7 @@ fn line(operation: &Operation) -> Line {
     let (outcome, answer) = match &operation.outcome {
         Outcome::Done { returned, answer } => ("done", Some(answered(*returned, answer))),
         Outcome::Refused => ("refused", None),
+        Outcome::Gone { .. } => ("compacted", None),
         Outcome::Unknown => ("unknown", None),
     };
     let Operation { client, node, session, called, .. } = *operation;
@@ -93,11 +139,14 @@ fn line(operation: &Operation) -> Line {
 }
 
 fn answered(returned: u64, answer: &Answer) -> Answered {
+    let seen = |found: &Vec<Found>| Some(found.iter().map(seen).collect());
     let (changed, found) = match answer {
-        Answer::Written { .. } => (None, None),
+        Answer::Written { .. } | Answer::Compacted { .. } => (None, None),
         Answer::Deleted { existed, .. } => (Some(*existed), None),
         Answer::Compared { succeeded, .. } => (Some(*succeeded), None),
-        Answer::Read { found, .. } => (None, Some(found.iter().map(seen).collect())),
+        Answer::RangeDeleted { removed, .. } => (Some(!removed.is_empty()), seen(removed)),
+        Answer::Transacted { succeeded, met, .. } => (Some(*succeeded), seen(met)),
+        Answer::Read { found, .. } => (None, seen(found)),
     };
     Answered { returned, revision: answer.revision(), changed, found }
 }

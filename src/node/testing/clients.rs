@@ -9,13 +9,14 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::machine::Machine;
-use crate::check::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Token};
+use crate::check::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Span, Token};
 use crate::kv::Applied;
 use crate::node::event::{self, Confirmed};
 use crate::node::handle::{Reading, StateStore, Unavailable};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use crate::proto::etcdserverpb::request_op;
+use crate::proto::etcdserverpb::{request_op, response_op};
+use crate::proto::mvccpb::KeyValue;
 use crate::proto::replcluster::{Mutation, mutation};
 use crate::protocol::Millis;
 use crate::protocol::testing::random::Random;
@@ -385,9 +386,59 @@ fn mutation_of(request: &Request) -> Option<Mutation> {
                 failure: Vec::new(),
             })
         }
+        Request::DeleteRange(span) => mutation::Request::DeleteRange(delete(span)),
+        Request::Transaction(asked) => {
+            let compare = asked.expected.map(|(key, mod_revision)| pb::Compare {
+                result: CompareResult::Equal as i32,
+                target: CompareTarget::Mod as i32,
+                key: name(key),
+                target_union: Some(TargetUnion::ModRevision(mod_revision)),
+                ..Default::default()
+            });
+            let operation = |request| pb::RequestOp { request: Some(request) };
+            let (key, range_end) = ends(asked.reads);
+            let reads = pb::RangeRequest { key, range_end, ..Default::default() };
+            let reads = operation(request_op::Request::RequestRange(reads));
+            let removes =
+                asked.removes.map(|span| operation(request_op::Request::RequestDeleteRange(delete(span))));
+            let sets = asked
+                .sets
+                .iter()
+                .map(|(key, token)| operation(request_op::Request::RequestPut(put(key, token))));
+            mutation::Request::Txn(pb::TxnRequest {
+                compare: compare.into_iter().collect(),
+                success: [reads.clone()].into_iter().chain(removes).chain(sets).collect(),
+                failure: vec![reads],
+            })
+        }
+        Request::Compact { revision } => {
+            mutation::Request::Compact(pb::CompactionRequest { revision, physical: false })
+        }
         Request::Read { .. } => return None,
     };
     Some(Mutation { request: Some(request) })
+}
+
+/// First key and end of a span.
+fn ends(span: Span) -> (Bytes, Bytes) {
+    (name(span.first), name(Key(span.last.0 + 1)))
+}
+
+fn delete(span: Span) -> pb::DeleteRangeRequest {
+    let (key, range_end) = ends(span);
+    pb::DeleteRangeRequest { key, range_end, prev_kv: true }
+}
+
+fn found(kvs: &[KeyValue]) -> Vec<Found> {
+    kvs.iter()
+        .map(|kv| Found {
+            key: Key(std::str::from_utf8(&kv.key[1..]).unwrap().parse().unwrap()),
+            value: Token(u64::from_be_bytes(kv.value[..].try_into().expect("eight bytes"))),
+            create_revision: kv.create_revision,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+        })
+        .collect()
 }
 
 fn written(request: &Request, applied: &Applied) -> Answer {
@@ -401,6 +452,20 @@ fn written(request: &Request, applied: &Applied) -> Answer {
         (Request::CompareAndPut { .. }, Applied::Txn(answer)) => {
             Answer::Compared { revision: revision(&answer.header), succeeded: answer.succeeded }
         }
+        (Request::DeleteRange(_), Applied::DeleteRange(answer)) => {
+            Answer::RangeDeleted { revision: revision(&answer.header), removed: found(&answer.prev_kvs) }
+        }
+        (Request::Transaction(_), Applied::Txn(answer)) => {
+            let read = answer.responses.first().and_then(|response| response.response.as_ref());
+            let Some(response_op::Response::ResponseRange(read)) = read else {
+                panic!("a transaction reads first: {answer:?}")
+            };
+            Answer::Transacted {
+                revision: revision(&answer.header),
+                succeeded: answer.succeeded,
+                met: found(&read.kvs),
+            }
+        }
         (request, applied) => panic!("{request:?} was answered by {applied:?}"),
     }
 }
@@ -410,16 +475,5 @@ fn read(store: &StateStore, request: &Request) -> Answer {
     let range_end = if first == last { Bytes::new() } else { Bytes::from_static(b"l") };
     let range = pb::RangeRequest { key: name(first), range_end, ..Default::default() };
     let answer = store.range(&range).expect("the newest revision can be read");
-    let found = answer
-        .kvs
-        .iter()
-        .map(|kv| Found {
-            key: Key(std::str::from_utf8(&kv.key[1..]).unwrap().parse().unwrap()),
-            value: Token(u64::from_be_bytes(kv.value[..].try_into().expect("eight bytes"))),
-            create_revision: kv.create_revision,
-            mod_revision: kv.mod_revision,
-            version: kv.version,
-        })
-        .collect();
-    Answer::Read { revision: answer.header.expect("a header").revision, found }
+    Answer::Read { revision: answer.header.expect("a header").revision, found: found(&answer.kvs) }
 }

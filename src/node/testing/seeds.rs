@@ -51,7 +51,7 @@ fn run(seed: u64, traced: bool) -> Outcome {
         let of = operations.iter().filter(|operation| match operation.outcome {
             crate::check::Outcome::Done { .. } => !unknown,
             crate::check::Outcome::Unknown => unknown,
-            crate::check::Outcome::Refused => false,
+            crate::check::Outcome::Refused | crate::check::Outcome::Gone { .. } => false,
         });
         of.count() as u64
     };
