@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,8 +16,11 @@ use crate::view::NodeId;
 mod addresses;
 pub mod edit;
 mod parse;
+mod ports;
+pub mod spelling;
 
 pub use addresses::byte_order_warnings;
+pub use ports::port_warnings;
 
 /// The file's name where no other is given.
 pub const FILE_NAME: &str = "cluster.toml";
@@ -44,6 +48,8 @@ pub struct Config {
     pub register: Register,
     /// How the supervisor treats exits.
     pub supervisor: Supervisor,
+    /// What clients may take of a node.
+    pub limits: ClientLimits,
     /// What is logged and how much of it is kept.
     pub logs: Logs,
 }
@@ -99,6 +105,26 @@ pub struct Logs {
     pub limits: Limits,
     /// A level or a filter, as written; `None` is what `RUST_LOG` says, or `info`.
     pub level: Option<String>,
+}
+
+/// `[limits]`; what is left out is the node's own default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientLimits {
+    /// Connections that clients may have. Default 10,000.
+    pub connections: Option<u32>,
+    /// Largest request in bytes. Default 1.5 MiB.
+    pub request: Option<u64>,
+}
+
+impl ClientLimits {
+    /// So many connections can be asked for.
+    pub const CONNECTIONS: RangeInclusive<u32> = 1..=1_000_000;
+    /// So large a request can be allowed: beyond it no entry of the log holds it with what belongs to it.
+    pub const REQUEST: RangeInclusive<u64> = 1 << 10..=15 << 20;
+    /// What a node takes unless it is given something else.
+    pub const DEFAULT_CONNECTIONS: u32 = 10_000;
+    /// What a node takes unless it is given something else, in bytes.
+    pub const DEFAULT_REQUEST: u64 = 3 << 19;
 }
 
 /// Which exits of a node that nobody asked for are answered with a restart.
@@ -280,6 +306,11 @@ impl Config {
             ("replication.handback_after", self.replication.handback_after.map_or("never".to_owned(), show)),
             ("register.kind", register),
             ("supervisor.restart", self.supervisor.restart.as_str().to_owned()),
+            (
+                "limits.connections",
+                self.limits.connections.unwrap_or(ClientLimits::DEFAULT_CONNECTIONS).to_string(),
+            ),
+            ("limits.request", show_size(self.limits.request.unwrap_or(ClientLimits::DEFAULT_REQUEST))),
             ("logs.max_size", show_size(self.logs.limits.max_size)),
             ("logs.keep", self.logs.limits.keep.to_string()),
             ("logs.level", self.logs.level.clone().unwrap_or_else(|| DEFAULT_LEVEL.to_owned())),
@@ -351,20 +382,27 @@ pub fn show_size(bytes: u64) -> String {
     format!("{}{name}", bytes / unit)
 }
 
-/// Reads a size such as `16MiB`, `512KiB` or `4096` in bytes.
+/// Reads a size such as `16MiB`, `1.5MiB`, `512KiB` or `4096` in bytes. A fraction must come to whole bytes.
 ///
 /// # Errors
 /// In words, where it is none.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("\"{text}\" is not a size: expected a size such as 512KiB or 16MiB");
     let text = text.trim();
-    let end = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let unit = match unit.trim() {
         "" => 1,
         unit => SIZE_UNITS.into_iter().find(|(name, _)| *name == unit).ok_or_else(wrong)?.1,
     };
-    number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+    let bytes = || {
+        let whole = whole.parse::<u64>().ok()?.checked_mul(unit)?;
+        let parts = 10_u64.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+        let fraction = fraction.parse::<u64>().ok()?.checked_mul(unit)?;
+        fraction.is_multiple_of(parts).then(|| whole.checked_add(fraction / parts))?
+    };
+    bytes().ok_or_else(wrong)
 }
 
 /// The same, where it is one for a log file.
@@ -448,7 +486,10 @@ mod tests {
             assert_eq!(show_size(bytes), text);
         }
         assert_eq!(parse_size("4096"), Ok(4096));
-        for text in ["", "MiB", "-1", "1.5MiB", "16 megabytes", "99999999999GiB"] {
+        assert_eq!(parse_size("1.5MiB"), Ok(3 << 19));
+        for text in
+            ["", "MiB", "-1", "1.5", "1.1KiB", ".5MiB", "1.MiB", "1.5.5MiB", "16 megabytes", "99999999999GiB"]
+        {
             assert!(parse_size(text).is_err(), "{text}");
         }
         assert!(parse_log_size("1KiB").unwrap_err().contains("4KiB to 1GiB"));

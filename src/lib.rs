@@ -52,6 +52,7 @@ pub mod config;
 pub mod control;
 #[cfg(test)]
 mod fuzz;
+pub mod inherited;
 pub mod inspection;
 pub mod kv;
 #[cfg(test)]
@@ -63,6 +64,7 @@ pub mod protocol;
 pub mod register;
 mod rules;
 pub mod server;
+pub mod signals;
 pub mod supervisor;
 pub mod telemetry;
 pub mod view;

@@ -84,6 +84,8 @@ fn hands(rule: Hands) -> (&'static str, Noticed) {
         Hands::LinkOnce => {
             ("R1, R26", By("of_two_swappers_one_wins_and_without_a_link_made_once_both_would"))
         }
+        Hands::ConfirmRoles => ("R39", By("a_verb_on_the_followers_never_hits_the_leader")),
+        Hands::LookBack => ("R39", By("a_delete_by_another_client_is_never_called_a_loss")),
         Hands::CloseOnExec => ("R27", By("no_child_keeps_a_lock_and_without_close_on_exec_one_would")),
     }
 }

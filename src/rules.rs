@@ -73,6 +73,10 @@ pub(crate) enum Rule {
     CloseOnExec,
     /// R31: who can do nothing does not call itself ready.
     ConfirmHealth,
+    /// R39: a verb acts on a role only where an in-sync node confirms it.
+    ConfirmRoles,
+    /// R39: a verdict looks at what other clients did before it calls a write lost.
+    LookBack,
 }
 
 #[cfg(test)]
@@ -113,6 +117,8 @@ impl Rule {
         Rule::LinkOnce,
         Rule::CloseOnExec,
         Rule::ConfirmHealth,
+        Rule::ConfirmRoles,
+        Rule::LookBack,
     ];
 }
 

@@ -30,7 +30,7 @@ use crate::register::{
 use crate::supervisor::ports;
 use crate::telemetry::{LogFile, TelemetryError, rotate::Limits};
 use crate::view::{Index, NodeId};
-use crate::{api, notify, telemetry};
+use crate::{api, inherited, notify, telemetry};
 
 /// How long clients may take to get their answers when the node is told to stop; those that only watch are cut off then.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
@@ -182,10 +182,14 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Done as u8 });
         }
     };
+    inherited::begin();
     let limits = Limits { max_size: arguments.log_max_size, keep: arguments.log_keep };
     let file = arguments.log_file.as_deref().map(|path| LogFile { path, limits, alone: false });
     let exit = match telemetry::start(arguments.log_level.as_deref(), file) {
-        Ok(()) => run(arguments),
+        Ok(()) => match inherited::refusal() {
+            Some(why) => Err(Failure::new(Exit::Usage, why)),
+            None => run(arguments),
+        },
         Err(error) => {
             let wrong_flag = matches!(error, TelemetryError::Level { .. });
             Err(Failure::new(if wrong_flag { Exit::Usage } else { Exit::Failed }, error.to_string()))

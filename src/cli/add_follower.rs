@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use crate::config::{self, Config, byte_order_warnings, parse_duration};
+use crate::config::{self, Config, byte_order_warnings, parse_duration, port_warnings, spelling};
 use crate::supervisor::ports;
 use crate::supervisor::wire::Request;
 use crate::view::NodeId;
@@ -47,7 +47,7 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
     editor.add_nodes(&added).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     drop(editor);
     context.reload()?;
-    for warning in byte_order_warnings(&context.config.nodes) {
+    for warning in byte_order_warnings(&context.config.nodes).into_iter().chain(port_warnings(&added)) {
         anstream::eprintln!("{YELLOW}warning:{PLAIN} {warning}");
     }
     if found.running().is_empty() {
@@ -73,7 +73,10 @@ pub(super) async fn run(verb: &AddFollower, context: &mut Context) -> Outcome {
 
 /// The address that was typed, where it can be one of a new node.
 fn new_node(text: &str, config: &Config) -> Result<NodeId, Failure> {
-    let node = NodeId::parse(text).map_err(|error| Failure::usage(error.to_string()))?;
+    let node = NodeId::parse(text).map_err(|error| {
+        let advice = spelling::advice(text).map_or(String::new(), |advice| format!("\n{advice}"));
+        Failure::usage(format!("{error}{advice}"))
+    })?;
     let same = config::same_socket(&node, &config.nodes)
         .map_err(|error| Failure::usage(format!("{text}: {error}\nname an address of this host")))?;
     let Some(same) = same else { return Ok(node) };

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::{self, Config, Register, byte_order_warnings};
+use crate::config::{self, Config, Register, byte_order_warnings, port_warnings};
 
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
@@ -18,7 +18,7 @@ pub(super) struct Check {
 pub(super) fn run(_: &Check, context: &Context) -> Outcome {
     let config = &config::load_and_resolve(&context.config.path)?;
     let settings = config.settings();
-    let warnings = byte_order_warnings(&config.nodes);
+    let warnings = [byte_order_warnings(&config.nodes), port_warnings(&config.nodes)].concat();
     if context.json {
         let value = serde_json::json!({
             "schema": 1, "config": config.path.to_string_lossy(), "settings": settings, "warnings": warnings,

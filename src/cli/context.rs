@@ -11,13 +11,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::clock;
 use crate::config::{self, Config};
-use crate::notify;
+use crate::inherited;
 use crate::supervisor::ask::Asker;
 use crate::supervisor::events::{self, Event, EventLog};
 use crate::supervisor::heal;
 use crate::supervisor::layout::Layout;
 use crate::supervisor::lock;
 use crate::supervisor::os;
+use crate::supervisor::owner;
 use crate::supervisor::socket::Conversation;
 use crate::supervisor::spawn;
 use crate::supervisor::wire::{Outcome, OutcomeKind, Reply, Request};
@@ -96,8 +97,9 @@ impl Context {
             Err(error) => Err(Failure::new(
                 Exit::Failed,
                 format!(
-                    "cannot talk to the supervisor over {}: {error}\ncheck that you are the user who started it",
-                    self.layout.socket().display()
+                    "cannot talk to the supervisor over {}: {error}\n{}",
+                    self.layout.socket().display(),
+                    owner::advice(&self.layout.socket())
                 ),
             )),
         }
@@ -159,7 +161,10 @@ impl Context {
             );
             Failure::new(Exit::Failed, message)
         };
-        let Some(mut child) = started else { return self.spawn_supervisor().map_err(failed) };
+        let Some(mut child) = started else {
+            self.may_begin()?;
+            return self.spawn_supervisor().map_err(failed);
+        };
         match child.try_wait().map_err(failed)? {
             None => Ok(child),
             Some(status) if status.code() == Some(i32::from(Exit::Conflict as u8)) => {
@@ -172,6 +177,17 @@ impl Context {
         }
     }
 
+    /// Whether this command may start what is to live for long: with what it was given itself, and in this directory.
+    ///
+    /// # Errors
+    /// What stands against it.
+    pub fn may_begin(&self) -> Result<(), Failure> {
+        match inherited::refusal().or_else(|| owner::refusal(self.layout.root())) {
+            Some(why) => Err(Failure::new(Exit::Failed, why)),
+            None => Ok(()),
+        }
+    }
+
     fn spawn_supervisor(&self) -> io::Result<Child> {
         let output = spawn::append(&self.layout.supervisor_log())?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -179,12 +195,10 @@ impl Context {
             .arg("supervise")
             .arg("--config")
             .arg(&self.config.path)
-            .current_dir("/")
-            // It is for whoever started this command.
-            .env_remove(notify::SOCKET_VARIABLE)
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
+        inherited::of_child(&mut command);
         spawn::detach(&mut command);
         command.spawn()
     }
@@ -259,14 +273,18 @@ pub(super) fn heal_leftovers(layout: &Layout, order: Option<&str>) -> bool {
 /// # Errors
 /// Where none is found.
 pub fn config_path(given: Option<PathBuf>) -> Result<PathBuf, Failure> {
-    let here = std::env::current_dir().map_err(|error| {
-        Failure::new(
-            Exit::Failed,
-            format!("cannot tell the current directory: {error}\nchange to another one"),
-        )
-    })?;
     let environment =
         std::env::var_os(config::FILE_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+    // An absolute name needs no current directory, which may have been deleted.
+    if let Some(path) = given.as_ref().or(environment.as_ref()).filter(|path| path.is_absolute()) {
+        return Ok(path.clone());
+    }
+    let here = std::env::current_dir().map_err(|error| {
+        let message = format!(
+            "cannot tell the current directory: {error}\nchange to another one, or give the whole path with --config"
+        );
+        Failure::new(Exit::Failed, message)
+    })?;
     Ok(config::find(given.as_deref(), environment.as_deref(), &here)?)
 }
 

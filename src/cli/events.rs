@@ -10,6 +10,7 @@ use crate::control::fault::{Kind, Phase};
 use crate::supervisor::events::{Entry, Event, Reader};
 use crate::telemetry::stamp;
 
+use super::charset;
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
 use super::render::{self, DIM, PLAIN};
@@ -85,7 +86,7 @@ fn print(context: &Context, entries: &[Entry]) {
         if context.json {
             anstream::println!("{}", serde_json::to_string(entry).unwrap_or_default());
         } else {
-            anstream::println!("{DIM}{}{PLAIN} {}", entry.at, sentence(&entry.event));
+            anstream::println!("{DIM}{}{PLAIN} {}", entry.at, charset::fit(&sentence(&entry.event)));
         }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use super::charset;
+
 use crate::client::ClientError;
 use crate::config::{ConfigError, Wrong};
 use crate::supervisor::layout::Layout;
@@ -124,10 +126,10 @@ impl Failure {
                 "{}error:{} {}",
                 super::render::RED,
                 super::render::PLAIN,
-                lines.next().unwrap_or("")
+                charset::fit(lines.next().unwrap_or(""))
             );
             for line in lines {
-                anstream::eprintln!("  {line}");
+                anstream::eprintln!("  {}", charset::fit(line));
             }
         }
         if let Some(log) = &self.log {
@@ -179,8 +181,11 @@ pub fn last_lines(path: &Path, count: usize) -> Vec<String> {
 
 fn render_place(wrong: &Wrong) -> String {
     let colour = super::render::is_coloured_stderr();
-    let theme =
+    let mut theme =
         if colour { miette::GraphicalTheme::unicode() } else { miette::GraphicalTheme::unicode_nocolor() };
+    if !charset::is_unicode() {
+        theme.characters = miette::ThemeCharacters::ascii();
+    }
     let mut text = String::new();
     // Formatting into a string cannot fail.
     let _ =

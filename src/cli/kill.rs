@@ -13,6 +13,7 @@ use crate::clock;
 use crate::supervisor::events::Event;
 use crate::view::NodeId;
 
+use super::charset;
 use super::context::{Context, POLL_INTERVAL, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::survey::{self, Supervision, Survey};
@@ -28,6 +29,7 @@ pub(super) use runs::sweep;
 pub(super) use victims::interlock;
 
 use strike::{Strike, Struck};
+use verdict::Leadership;
 use victims::{Intent, SUPERVISOR, intend};
 
 /// Writes that must be acknowledged before the kill, so that there is something to lose.
@@ -45,7 +47,8 @@ the next `kill` or `up` removes them.
 
 proved (exit 0): everything acknowledged was read back, a write was in flight when the kill struck, and one that was \
 sent after it was acknowledged. violated (exit 6): something acknowledged is missing or wrong. inconclusive (exit 7): \
-not enough evidence, with the reason.";
+not enough evidence, with the reason: also where later revisions of another client removed or rewrote what was \
+acknowledged, or a compaction took that history away.";
 
 #[derive(Debug, Args)]
 #[command(after_long_help = HELP)]
@@ -158,7 +161,7 @@ async fn spare(
     let evidence = probe.finish(&found.endpoints(), VAIN_READ_PATIENCE).await;
     match evidence.verdict {
         Verdict::Violated => {
-            tell(context, intent, found.sum.leader.as_ref(), Some(&evidence)).await;
+            tell(context, intent, &Leadership::of(found), Some(&evidence)).await;
             failure.print();
             Ok(Exit::Violated)
         }
@@ -184,14 +187,18 @@ async fn judge(
     stage: &Stage,
 ) -> Outcome {
     let Struck { after, failure, waiting } = struck;
-    let leader = after.as_ref().and_then(|after| after.sum.leader.clone());
+    let leadership = after.as_ref().map(Leadership::of).unwrap_or_default();
+    let leader = leadership.leader.as_ref();
     // Without a look at the cluster those that were not struck may still answer.
     let endpoints = after.as_ref().map_or_else(|| names(&intent.survivors), Survey::endpoints);
     let evidence = match probe {
         None => None,
-        Some(probe) => Some(gather(probe, context, (&endpoints, leader.is_some()), stage).await),
+        Some(probe) => {
+            let evidence = gather(probe, context, (&endpoints, leader.is_some()), stage).await;
+            Some(leadership.temper(evidence))
+        }
     };
-    tell(context, intent, leader.as_ref(), evidence.as_ref()).await;
+    tell(context, intent, &leadership, evidence.as_ref()).await;
     if let Some(waiting) = waiting {
         anstream::eprintln!("{}\n{}", waiting.what, waiting.next);
     }
@@ -219,14 +226,14 @@ async fn judge(
 }
 
 /// Into the history first, then to whoever asked.
-async fn tell(context: &Context, intent: &Intent, leader: Option<&NodeId>, evidence: Option<&Evidence>) {
+async fn tell(context: &Context, intent: &Intent, leader: &Leadership, evidence: Option<&Evidence>) {
     let mut supervisor = context.supervisor().await.ok().flatten();
     context.note(supervisor.as_mut(), verdict::event(intent, leader, evidence)).await;
     if context.json {
         anstream::println!("{}", verdict::json(intent, leader, evidence));
     } else {
         for line in verdict::lines(intent, leader, evidence) {
-            anstream::println!("{line}");
+            anstream::println!("{}", charset::fit(&line));
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use anstyle::Style;
 
+use super::charset;
 use super::render::{DIM, GREEN, PLAIN, RED, YELLOW};
 
 /// How a piece of text is meant. Where it is shown decides on the colour.
@@ -47,7 +48,7 @@ pub fn lines(tone: Tone, text: &str) -> Vec<Line> {
 /// The text alone.
 #[must_use]
 pub fn plain(line: &[Piece]) -> String {
-    line.iter().map(|piece| piece.text.as_str()).collect()
+    line.iter().map(|piece| charset::fit(&piece.text)).collect()
 }
 
 /// The text with a terminal's escapes.
@@ -57,7 +58,7 @@ pub fn painted(line: &[Piece]) -> String {
     for piece in line {
         let style: Style = match piece.tone {
             Tone::Plain => {
-                text.push_str(&piece.text);
+                text.push_str(&charset::fit(&piece.text));
                 continue;
             }
             Tone::Good => GREEN,
@@ -65,7 +66,7 @@ pub fn painted(line: &[Piece]) -> String {
             Tone::Bad => RED,
             Tone::Dim => DIM,
         };
-        text.push_str(&format!("{style}{}{PLAIN}", piece.text));
+        text.push_str(&format!("{style}{}{PLAIN}", charset::fit(&piece.text)));
     }
     text
 }

@@ -19,6 +19,7 @@ use crate::telemetry::line::{Fields, Line};
 use crate::telemetry::{LEVELS, coloured, stamp};
 use crate::view::NodeId;
 
+use super::charset;
 use super::context::Context;
 use super::exit::{Exit, Failure, Outcome};
 use super::render::{DIM, NODE_COLOURS, PLAIN, unfolded};
@@ -263,7 +264,8 @@ fn text(entries: &[Entry], labels: &Labels, verb: &Logs) -> String {
         } else if verb.no_prefix {
             text.push_str(&in_colour(&entry.text));
         } else if let Some(pid) = entry.start() {
-            text.push_str(&format!("{DIM}──── {label} started, pid {pid} ────{PLAIN}"));
+            let rule = charset::fit("────");
+            text.push_str(&format!("{DIM}{rule} {label} started, pid {pid} {rule}{PLAIN}"));
         } else {
             let style = Style::new().fg_color(Some(NODE_COLOURS[entry.source % NODE_COLOURS.len()].into()));
             let line =

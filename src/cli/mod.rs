@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 mod add_follower;
 pub mod bench;
+mod charset;
 mod check;
 pub mod client;
 mod completions;
@@ -46,6 +47,9 @@ mod torture;
 mod up;
 mod wait;
 mod waiting;
+
+use crate::inherited;
+use crate::signals::Signals;
 
 use completions::{node_or_role, nodes, targets};
 use context::Context;
@@ -152,6 +156,17 @@ enum Verb {
     Supervise(supervise::Supervise),
 }
 
+impl Verb {
+    /// True where this process is to live as long as a cluster.
+    fn supervises(&self) -> bool {
+        match self {
+            Verb::Supervise(_) => true,
+            Verb::Up(up) => up.serves(),
+            _ => false,
+        }
+    }
+}
+
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -162,6 +177,9 @@ pub fn main() -> ExitCode {
         Colour::Auto => {}
         Colour::Always => anstream::ColorChoice::Always.write_global(),
         Colour::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    if cli.verb.supervises() {
+        inherited::begin();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let outcome = match runtime {
@@ -220,7 +238,11 @@ fn parse(
 
 /// The first Ctrl-C asks: a verb that has something to put right does so. The second forces.
 async fn interruptible(cli: Cli) -> Outcome {
-    let mut interrupts = Interrupts::new();
+    let mut interrupts = if cli.verb.supervises() {
+        Interrupts::of_service(matches!(cli.verb, Verb::Supervise(_)))
+    } else {
+        Interrupts::new()
+    };
     let interrupt = CancellationToken::new();
     let puts_right = matches!(
         cli.verb,
@@ -276,23 +298,52 @@ struct Interrupts {
     interrupt: Option<Signal>,
     terminate: Option<Signal>,
     hang_up: Option<Signal>,
+    quit: Option<Signal>,
+    power_fails: Option<Signal>,
 }
 
 impl Interrupts {
+    /// Those of a command at a terminal.
     fn new() -> Interrupts {
         Interrupts {
             interrupt: signal(SignalKind::interrupt()).ok(),
             terminate: signal(SignalKind::terminate()).ok(),
             hang_up: if outlives_terminal() { None } else { signal(SignalKind::hangup()).ok() },
+            quit: None,
+            power_fails: None,
+        }
+    }
+
+    /// Those of a process that lives as long as a cluster, by the table of [`crate::signals`]. In the background it has
+    /// no terminal whose end could mean anything.
+    fn of_service(in_background: bool) -> Interrupts {
+        let interrupts = Interrupts::new();
+        Interrupts {
+            hang_up: interrupts.hang_up.filter(|_| !in_background),
+            quit: signal(SignalKind::quit()).ok(),
+            power_fails: signal(SignalKind::from_raw(nix::libc::SIGPWR)).ok(),
+            ..interrupts
         }
     }
 
     async fn next(&mut self) -> Interruption {
         tokio::select! {
             () = came(self.interrupt.as_mut()) => Interruption::Typed,
+            () = came(self.quit.as_mut()) => Interruption::Typed,
             () = came(self.terminate.as_mut()) => Interruption::Ended,
+            () = came(self.power_fails.as_mut()) => Interruption::Ended,
             () = came(self.hang_up.as_mut()) => Interruption::Ended,
         }
+    }
+}
+
+/// Catches what must not end a process that lives as long as a cluster, and logs it, for as long as this is awaited.
+async fn ignore_signals(in_background: bool) {
+    let meant: &[i32] = if in_background { &[] } else { &[nix::libc::SIGHUP] };
+    match Signals::catch_ignored_but(meant) {
+        // None of those that are caught asks for an end.
+        Ok(mut signals) => drop(signals.stop().await),
+        Err(error) => tracing::error!(%error, "cannot catch signals"),
     }
 }
 

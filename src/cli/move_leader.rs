@@ -20,7 +20,8 @@ pub(super) async fn run(verb: &MoveLeader, context: &Context) -> Outcome {
         return Err(found.nothing_to_change(context));
     }
     // Of the followers one that can.
-    let able = found.sum.in_sync.iter().find(|node| found.sum.leader.as_ref() != Some(*node));
+    let leader = found.sum.confirmed_leader();
+    let able = leader.and_then(|leader| found.sum.in_sync.iter().find(|node| *node != leader));
     let node = match (verb.node.as_str(), able) {
         ("follower", Some(able)) => able.clone(),
         (text, _) => found.target(text)?,

@@ -49,6 +49,11 @@ pub(super) async fn run(verb: &Remove, context: &mut Context) -> Outcome {
             "{left} nodes would be left, and min_in_sync is {min_in_sync}\nlower it in cluster.toml first"
         )));
     }
+    if let Some(why) = found.why_unconfirmed() {
+        let message =
+            format!("it cannot be known who leads: {why}\ntry again when `replcluster status` knows");
+        return Err(Failure::new(Exit::Unavailable, message));
+    }
     let Some(leader) = found.sum.leader.clone() else {
         let message = format!(
             "no node leads, so nobody can take {node} out\nstart the cluster with `replcluster up` first"

@@ -97,6 +97,13 @@ pub(super) async fn restart(verb: &Restart, context: &Context) -> Outcome {
     // What the operator has ended stays down unless it is named itself.
     if nodes.len() > 1 {
         nodes.retain(|node| found.running().contains(node));
+        // "Followers first, the leader last" needs to know which of them leads.
+        if let Some(why) = found.why_unconfirmed() {
+            let message = format!(
+                "it cannot be known who leads, and the leader has to be the last: {why}\nrestart the nodes one by one, by their addresses"
+            );
+            return Err(Failure::new(Exit::Unavailable, message));
+        }
     }
     let mut supervisor = begin(context, &found, format!("restart {}", verb.target.target), &nodes).await?;
     for step in plan::roll(&nodes, found.sum.leader.as_ref(), &found.sum.in_sync) {

@@ -17,6 +17,8 @@ use super::lines::{self, Line, Tone, columns, painted, piece, plain, wrap};
 use super::survey::{self, Supervision, Survey};
 use super::waiting;
 
+pub(super) use object::json_claim;
+
 mod object;
 pub(super) mod table;
 pub(super) mod words;
@@ -67,8 +69,9 @@ async fn settled(context: &Context) -> Result<Survey, Failure> {
     let mut found = survey::survey(context).await?;
     let mut looks = 0;
     loop {
-        let is_plain =
-            found.sum.agreement != Agreement::Disagree && found.sum.state != ClusterState::Unavailable;
+        let is_plain = found.sum.agreement != Agreement::Disagree
+            && found.sum.state != ClusterState::Unavailable
+            && found.sum.rivals.is_empty();
         let has_voice = match found.supervisor {
             Supervision::Running(_) | Supervision::Dead => true,
             Supervision::Silent(_) => {
@@ -148,10 +151,12 @@ fn frame(context: &Context, found: &Survey, width: Option<usize>) -> Vec<Line> {
 
 /// What is not as it should be, and why: disagreement, nodes given up, whom the nodes wait for.
 pub(super) fn notes(context: &Context, found: &Survey, history: &[events::Entry]) -> Vec<Line> {
-    let mut told = words::disagreement(found);
+    let mut told = words::unconfirmed(found);
+    told.extend(words::disagreement(found));
     told.extend(found.register_trouble.iter().flat_map(|text| lines::lines(Tone::Bad, text)));
     told.extend(words::odd(&context.config.name, found));
     told.extend(words::given_up(found, history));
+    told.extend(words::retried(found));
     for node in &found.unlisted_running {
         let what = format!("{node} runs and is not in cluster.toml any more: `replcluster up` takes it out");
         told.extend(lines::lines(Tone::Warning, &what));

@@ -13,7 +13,7 @@ use crate::telemetry::{self, LogFile};
 
 use super::context::config_path;
 use super::exit::{Exit, Failure, Outcome};
-use super::orphans;
+use super::{ignore_signals, orphans};
 
 #[derive(Debug, Args)]
 pub(super) struct Supervise {}
@@ -22,6 +22,7 @@ pub(super) async fn run(_: &Supervise, given: Option<PathBuf>, interrupt: Cancel
     let path = config_path(given)?;
     log(&config::load(&path)?)?;
     let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
+    let _signals = AbortOnDropHandle::new(tokio::spawn(ignore_signals(true)));
     let options = Options { config: path, server: None, foreground: false, interrupt };
     crate::supervisor::run::run(options).await?;
     Ok(Exit::Done)

@@ -7,10 +7,12 @@ use crate::clock;
 use crate::control::health::{self, ClusterState, Found, Process, Role, Sum};
 use crate::control::plan::{self, Observed, Running};
 use crate::proto::replcluster::DescribeResponse;
+use crate::rules::{Rule, breaks};
 use crate::supervisor::adopt;
 use crate::supervisor::ask;
 use crate::supervisor::events::Event;
 use crate::supervisor::os::{self, ProcessId, Stat};
+use crate::supervisor::owner;
 use crate::supervisor::record::{self, NodeRecord, Phase, Record};
 use crate::supervisor::spawn::{self, MIN_IN_SYNC_FLAG};
 use crate::supervisor::wire::{Reply, Request};
@@ -83,6 +85,10 @@ pub struct NodeSurvey {
     pub holder: Option<Holder>,
     /// How old its own last answer is: this one, or else the last that a supervisor got.
     pub seen: Option<Duration>,
+    /// Why it gave no answer, where it gave none.
+    pub unanswered: Option<String>,
+    /// The process that answered for it where none was started here, if it is one that we see and that is the node's.
+    pub named: Option<ProcessId>,
 }
 
 /// Looks at everything, all nodes at once.
@@ -160,8 +166,7 @@ async fn remembered(context: &Context) -> Result<(Supervision, Record), Failure>
     let supervisor = context.supervisor_pid().map_or(Supervision::Dead, Supervision::Silent);
     let path = context.layout.state();
     let record = record::load(&path).map_err(|error| {
-        let message =
-            format!("cannot read {}: {error}\ncheck that you are the user who started it", path.display());
+        let message = format!("cannot read {}: {error}\n{}", path.display(), owner::advice(&path));
         Failure::new(Exit::Failed, message)
     })?;
     Ok((supervisor, record))
@@ -173,7 +178,9 @@ async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
     let stat = process.as_ref().and_then(|id| os::stat(id.pid).ok());
     // A frozen process cannot answer: asking it would only cost the whole patience.
     let frozen = stat.as_ref().is_some_and(Stat::is_frozen);
-    let answer = if frozen { None } else { context.asker.describe(node, PATIENCE).await.ok() };
+    let asked = if frozen { Err("it is frozen".to_owned()) } else { ask(context, node).await };
+    let unanswered = asked.as_ref().err().cloned();
+    let answer = asked.ok();
     let known = process.as_ref().map(|id| (id, of_node.nonce.as_str()));
     let (answer, holder) = match answer {
         None => (None, None),
@@ -182,9 +189,30 @@ async fn look(context: &Context, record: &Record, node: &NodeId) -> NodeSurvey {
             Origin::Held(holder) => (None, Some(holder)),
         },
     };
-    let stat = stat.or_else(|| answer.as_ref().and_then(|answer| os::stat(answer.pid).ok()));
+    // The number that an answer names is a process of ours only where it works in the node's directory: in a container
+    // it is another process.
+    let named =
+        answer.as_ref().filter(|_| process.is_none()).and_then(|answer| named(context, node, answer.pid));
+    let stat = stat.or_else(|| named.as_ref().and_then(|id| os::stat(id.pid).ok()));
     let seen = of_node.last_answer.as_ref().and_then(|last| age(&last.at));
-    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer, holder, seen }
+    NodeSurvey { node: node.clone(), record: of_node, process, stat, answer, holder, seen, unanswered, named }
+}
+
+/// The process with this number, if it is one of ours that works in this node's directory.
+fn named(context: &Context, node: &NodeId, pid: u32) -> Option<ProcessId> {
+    let id = os::identify(pid).ok()?;
+    (os::sees_our_files(pid) && adopt::uses(&context.layout, node, &id)).then_some(id)
+}
+
+async fn ask(context: &Context, node: &NodeId) -> Result<DescribeResponse, String> {
+    match context.asker.describe(node, PATIENCE).await {
+        Ok(answer) => Ok(answer),
+        Err(error) => {
+            let text = error.to_string();
+            let told = text.strip_prefix(node.as_str()).unwrap_or(&text);
+            Err(told.trim_start_matches([':', ' ']).to_owned())
+        }
+    }
 }
 
 /// How long ago a stamp was written, by this machine's clock.
@@ -194,7 +222,7 @@ fn age(stamp: &str) -> Option<Duration> {
 }
 
 impl NodeSurvey {
-    fn found(&self) -> Found {
+    pub(super) fn found(&self) -> Found {
         let process = if self.process.is_some() {
             Process::Present { paused: self.is_paused(), overdue: self.is_overdue() }
         } else if self.record.phase == Phase::Failed {
@@ -235,10 +263,10 @@ impl NodeSurvey {
         self.answer.as_ref().filter(|answer| adopt::matches(answer, id, &self.record.nonce))
     }
 
-    /// Its process id, from the kernel or from its own words.
+    /// Its process id, where it is known to be its own: what a node of another container says means nothing here.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        self.process.as_ref().map(|id| id.pid).or_else(|| self.answer.as_ref().map(|answer| answer.pid))
+        self.process.as_ref().or(self.named.as_ref()).map(|id| id.pid)
     }
 
     /// How long its process has run.
@@ -332,14 +360,16 @@ impl Survey {
     /// Where it names nothing, with the names that would.
     pub fn targets(&self, text: &str) -> Result<Vec<NodeId>, Failure> {
         let nodes: Vec<NodeId> = self.nodes.iter().map(|one| one.node.clone()).collect();
-        let leader = self.sum.leader.as_ref();
+        // No node has a role that no in-sync node confirmed: without a leader every node that runs may be it.
+        let unconfirmed = breaks(Rule::ConfirmRoles);
+        let leader = if unconfirmed { self.sum.leader.as_ref() } else { self.sum.confirmed_leader() };
         let mut followers: Vec<NodeId> = self
             .nodes
             .iter()
-            .filter(|one| one.runs() && Some(&one.node) != leader)
+            .filter(|one| (leader.is_some() || unconfirmed) && one.runs() && Some(&one.node) != leader)
             .map(|one| one.node.clone())
             .collect();
-        // Whoever says follower means one that follows: not one that is frozen or on its way in.
+        // "follower" means one that follows: not one that is frozen or on its way in.
         if text == "follower" {
             followers.sort_by_key(|node| {
                 let stands = self.nodes.iter().any(|one| one.node == *node && !one.is_paused());
@@ -347,15 +377,55 @@ impl Survey {
             });
         }
         let known = Known { nodes: &nodes, leader, followers: &followers };
-        target::resolve(text, known).map_err(|error| {
-            let exit = match error {
-                target::TargetError::Unknown { .. }
-                | target::TargetError::Ambiguous { .. }
-                | target::TargetError::Several { .. } => Exit::Usage,
-                target::TargetError::Vacant(_) => Exit::Failed,
-            };
-            Failure::new(exit, error.to_string())
+        target::resolve(text, known).map_err(|error| match error {
+            target::TargetError::Unknown { .. }
+            | target::TargetError::Ambiguous { .. }
+            | target::TargetError::Several { .. } => Failure::usage(error.to_string()),
+            target::TargetError::Vacant(role) => self.vacant(role, &error),
         })
+    }
+
+    /// Why nothing is done to a role: nothing runs, no node has it, or none confirms which has it.
+    fn vacant(&self, role: &str, error: &target::TargetError) -> Failure {
+        if self.running().is_empty() {
+            return Failure::new(Exit::NotRunning, error.to_string());
+        }
+        match self.why_unconfirmed() {
+            Some(why) => Failure::new(
+                Exit::Unavailable,
+                format!("no node is confirmed as {role}: {why}\nname the nodes by their addresses"),
+            ),
+            None if self.sum.leader.is_some() => Failure::new(Exit::Failed, error.to_string()),
+            None => Failure::new(Exit::Unavailable, error.to_string()),
+        }
+    }
+
+    /// Why it cannot be known who leads: two nodes claim to, or one that may lead cannot be asked. `None` where it is
+    /// known, also where it is known that none does.
+    #[must_use]
+    pub fn why_unconfirmed(&self) -> Option<String> {
+        if let Some(two) = self.two_leaders() {
+            return Some(two);
+        }
+        if self.sum.leader.is_some() || self.sum.unasked.is_empty() {
+            return None;
+        }
+        let unasked = self.nodes.iter().filter(|one| self.sum.unasked.contains(&one.node));
+        let why = unasked.map(|one| {
+            let why = one.unanswered.as_deref().unwrap_or("it does not answer");
+            format!("{} may lead and cannot be asked: {why}", one.node)
+        });
+        Some(why.collect::<Vec<_>>().join("; "))
+    }
+
+    /// That several nodes claim to lead, and which.
+    #[must_use]
+    pub fn two_leaders(&self) -> Option<String> {
+        if self.sum.rivals.is_empty() {
+            return None;
+        }
+        let claims = self.sum.rivals.iter().map(|claim| format!("{} (epoch {})", claim.node, claim.epoch));
+        Some(format!("two leaders: {}", claims.collect::<Vec<_>>().join(" and ")))
     }
 
     /// The one node a user means by `text`.
@@ -434,3 +504,6 @@ pub async fn until(
         tokio::time::sleep(super::context::POLL_INTERVAL).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
 //! How a user names nodes: by address, by an end of it that fits only one, or by role.
 
-use crate::config::nearest;
+use crate::config::{nearest, spelling};
 use crate::view::NodeId;
 
 /// What the grammar needs to know.
@@ -21,11 +21,16 @@ fn roles(text: &str) -> String {
     format!("; leader, follower, followers and all name some too{}", meant.unwrap_or_default())
 }
 
+/// The address that a text from elsewhere was meant to be.
+fn spelt(text: &str) -> String {
+    spelling::meant(text).map_or(String::new(), |address| format!("\ndid you mean `{address}`?"))
+}
+
 /// Why a text names no node.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// It fits nothing.
-    #[error("no node is called \"{text}\"\nthe nodes are {nodes}{}", if *.by_role { roles(.text) } else { String::new() })]
+    #[error("no node is called \"{text}\"\nthe nodes are {nodes}{}{}", if *.by_role { roles(.text) } else { String::new() }, spelt(.text))]
     Unknown {
         /// What was given.
         text: String,
@@ -151,6 +156,8 @@ mod tests {
         let several = only("all", nodes(&["h:1", "h:2"])).unwrap_err();
         assert!(several.to_string().starts_with("\"all\" names h:1, h:2, and only one"), "{several}");
         assert_eq!(only("leader", nodes(&["h:1"])).unwrap().as_str(), "h:1");
+        let error = resolved("http://127.0.0.1:2380").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean `127.0.0.1:2380`?"), "{error}");
         assert!(matches!(resolved(""), Err(TargetError::Unknown { .. })));
         let error = by_address("leader", &nodes(&["h:1"])).unwrap_err();
         assert_eq!(

@@ -10,6 +10,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::client::probe;
 use crate::config::{self, parse_duration};
 use crate::control::plan::{self, Spec, Step};
+use crate::inherited;
 use crate::notify;
 use crate::supervisor::adopt;
 use crate::supervisor::os;
@@ -23,9 +24,10 @@ use crate::view::NodeId;
 use super::context::{Context, ask, ask_nodes, list, names};
 use super::exit::{Exit, Failure, Outcome};
 use super::holder::Holder;
+use super::render::{PLAIN, YELLOW};
 use super::survey::{self, NodeSurvey, Survey};
 use super::wait::{self, say};
-use super::{check, deserted, down, kill, orphans, recover, remove, start, status, targets};
+use super::{check, deserted, down, ignore_signals, kill, orphans, recover, remove, start, status, targets};
 
 /// How long a leader that is to go may take to hand over.
 const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
@@ -56,6 +58,7 @@ impl Up {
 pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
     config::load_and_resolve(&context.config.path)?;
     check::served(&context.config)?;
+    context.may_begin()?;
     let mut found = survey::survey(context).await?;
     let mut only: Vec<NodeId> = Vec::new();
     for text in &verb.only {
@@ -101,6 +104,10 @@ pub(super) async fn run(verb: &Up, context: &Context) -> Outcome {
             anstream::println!("{step}");
         }
         return Ok(Exit::Done);
+    }
+    let ports = if begins_any(&steps) { config::port_warnings(&context.config.nodes) } else { Vec::new() };
+    for warning in inherited::warnings().into_iter().chain(ports) {
+        anstream::eprintln!("{YELLOW}warning:{PLAIN} {warning}");
     }
     if verb.foreground {
         return foreground(verb, context, &spec, (&found, &steps)).await;
@@ -243,6 +250,10 @@ async fn take_out(context: &Context, supervisor: &mut Conversation, node: &NodeI
     Ok(())
 }
 
+fn begins_any(steps: &[Step]) -> bool {
+    steps.iter().any(|step| matches!(step, Step::Spawn { .. }))
+}
+
 /// The node that a step makes run.
 fn begins(step: &Step) -> Option<&NodeId> {
     match step {
@@ -314,6 +325,7 @@ async fn foreground(verb: &Up, context: &Context, spec: &Spec, begin: (&Survey, 
     let options = Options { config, server: None, foreground: true, interrupt };
     let mut supervisor = tokio::spawn(crate::supervisor::run::run(options));
     let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
+    let _signals = AbortOnDropHandle::new(tokio::spawn(ignore_signals(false)));
     let serving = async {
         let conversation = loop {
             match context.supervisor().await? {

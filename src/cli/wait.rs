@@ -14,6 +14,7 @@ use crate::supervisor::socket::Conversation;
 use crate::supervisor::wire::{Outcome, Reply, Request};
 use crate::view::NodeId;
 
+use super::charset;
 use super::context::{Context, HISTORY_BYTES, POLL_INTERVAL, ask, other_version};
 use super::exit::{Exit, Failure};
 use super::survey::{self, NodeSurvey, Supervision, Survey};
@@ -30,7 +31,8 @@ const HANDOVER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Says what happens meanwhile: one line after another, so that a log of it reads as well as a terminal.
 pub fn say(line: &str) {
-    anstream::eprintln!("{}•{} {line}", super::render::DIM, super::render::PLAIN);
+    let (dim, plain) = (super::render::DIM, super::render::PLAIN);
+    anstream::eprintln!("{dim}{}{plain} {}", charset::fit("•"), charset::fit(line));
 }
 
 /// Waits until all of these nodes say that they serve and are in sync, under one leader.

@@ -7,6 +7,7 @@
 
 pub mod history;
 mod judge;
+mod past;
 mod sweep;
 
 use std::sync::Arc;
@@ -185,7 +186,13 @@ impl Probe {
         }
         let prefix = self.shared.prefix.clone();
         let history = History { prefix, attempts, fault: self.shared.fault(), stopped_us };
-        let readback = read_back(&history.prefix, surviving, patience).await;
+        let deadline = clock::now() + patience;
+        let mut readback = read_back(&history.prefix, surviving, deadline).await;
+        if let Some(first) = readback.replicas.first() {
+            let in_doubt = judge::in_doubt(&history, first);
+            let left = deadline.saturating_duration_since(clock::now());
+            past::look_back(&history.prefix, &mut readback, in_doubt, left).await;
+        }
         let mut evidence = judge(&history, &readback);
         let read: Vec<String> = readback.replicas.into_iter().map(|replica| replica.endpoint).collect();
         let reachable = if read.is_empty() { surviving } else { &read };
@@ -277,11 +284,29 @@ async fn give_up(shared: &Shared) {
     }
 }
 
-/// Reads the run's keys through every endpoint: the first says at which revision, the others must know it.
-async fn read_back(prefix: &[u8], surviving: &[String], patience: Duration) -> ReadBack {
+/// So often the read-back begins anew where another client compacts the revision that is being read.
+const COMPACTIONS: usize = 3;
+
+/// Reads the run's keys through every endpoint, all at one revision.
+async fn read_back(prefix: &[u8], surviving: &[String], deadline: Instant) -> ReadBack {
+    for _ in 0..COMPACTIONS {
+        if let Some(readback) = read_back_once(prefix, surviving, deadline, false).await {
+            return readback;
+        }
+    }
+    read_back_once(prefix, surviving, deadline, true).await.unwrap_or_default()
+}
+
+/// The first endpoint says at which revision, the others must know it. `None` where that revision was compacted away
+/// meanwhile, which is an error only the `last` time.
+async fn read_back_once(
+    prefix: &[u8],
+    surviving: &[String],
+    deadline: Instant,
+    last: bool,
+) -> Option<ReadBack> {
     let mut readback = ReadBack::default();
     let mut revision = 0;
-    let deadline = clock::now() + patience;
     for endpoint in surviving {
         let left = deadline.saturating_duration_since(clock::now());
         if left.is_zero() {
@@ -295,6 +320,7 @@ async fn read_back(prefix: &[u8], surviving: &[String], patience: Duration) -> R
                 revision = replica.revision;
                 readback.replicas.push(replica);
             }
+            Ok(Err(error)) if past::is_compacted(&error) && !last => return None,
             Ok(Err(error)) if is_future_revision(&error) => readback.stale.push(endpoint.clone()),
             Ok(Err(error)) => readback.unread.push((endpoint.clone(), error.what())),
             Err(_) => {
@@ -303,18 +329,28 @@ async fn read_back(prefix: &[u8], surviving: &[String], patience: Duration) -> R
             }
         }
     }
-    readback
+    Some(readback)
 }
 
 /// Reads all keys below the prefix through one endpoint, at `revision` or, where that is 0, at the newest.
 async fn read_replica(
     prefix: &[u8],
     endpoint: &str,
-    mut revision: i64,
+    revision: i64,
     timeout: Duration,
 ) -> Result<Replica, ClientError> {
     let options = Options { timeout, ..Options::default() };
     let client = Client::new(std::slice::from_ref(&endpoint.to_owned()), options)?;
+    let (revision, found) = range_all(&client, prefix, revision).await?;
+    Ok(Replica { endpoint: endpoint.to_owned(), revision, found })
+}
+
+/// All keys below the prefix at `revision` or, where that is 0, at the newest; and which revision that was.
+async fn range_all(
+    client: &Client,
+    prefix: &[u8],
+    mut revision: i64,
+) -> Result<(i64, Vec<Found>), ClientError> {
     let mut found = Vec::new();
     let mut from = Bytes::copy_from_slice(prefix);
     loop {
@@ -339,7 +375,7 @@ async fn read_replica(
         }));
         match last {
             Some(last) if page.more => from = [&last[..], &[0]].concat().into(),
-            _ => return Ok(Replica { endpoint: endpoint.to_owned(), revision, found }),
+            _ => return Ok((revision, found)),
         }
     }
 }

@@ -2,14 +2,16 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::libc;
-use toml_edit::{Array, DocumentMut, Value};
 
 use crate::view::NodeId;
+
+mod splice;
 
 /// Why the file was not changed.
 #[derive(Debug, thiserror::Error)]
@@ -71,18 +73,8 @@ impl Editor {
     /// # Errors
     /// [`EditError`]; the file is then as it was.
     pub fn add_nodes(&self, nodes: &[NodeId]) -> Result<(), EditError> {
-        self.change(|list| {
-            for node in nodes {
-                let mut value = Value::from(node.as_str());
-                // A list with one node a line goes on that way; a list on one line too.
-                if let Some(last) = list.iter().last() {
-                    let prefix = last.decor().prefix().and_then(|raw| raw.as_str()).unwrap_or(" ").to_owned();
-                    let indent = prefix.rfind('\n').map_or(" ".to_owned(), |at| prefix[at..].to_owned());
-                    value.decor_mut().set_prefix(indent);
-                }
-                list.push_formatted(value);
-            }
-        })
+        let nodes: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+        self.change(|text| splice::add(text, &nodes))
     }
 
     /// Takes nodes out of `nodes`; one that is not listed is not missed.
@@ -90,18 +82,15 @@ impl Editor {
     /// # Errors
     /// [`EditError`]; the file is then as it was.
     pub fn remove_nodes(&self, nodes: &[NodeId]) -> Result<(), EditError> {
-        self.change(|list| {
-            list.retain(|value| !nodes.iter().any(|node| value.as_str() == Some(node.as_str())));
-        })
+        let nodes: Vec<&str> = nodes.iter().map(NodeId::as_str).collect();
+        self.change(|text| splice::remove(text, &nodes))
     }
 
-    fn change(&self, edit: impl FnOnce(&mut Array)) -> Result<(), EditError> {
+    fn change(&self, edit: impl FnOnce(&str) -> Option<String>) -> Result<(), EditError> {
         let failed = |cause| EditError::File { path: self.path.clone(), cause };
         let text = fs::read_to_string(&self.path).map_err(failed)?;
-        let mut document: DocumentMut = text.parse().map_err(|_| EditError::NoNodes(self.path.clone()))?;
-        let list = document.get_mut("nodes").and_then(toml_edit::Item::as_array_mut);
-        edit(list.ok_or_else(|| EditError::NoNodes(self.path.clone()))?);
-        replace(&self.path, document.to_string().as_bytes()).map_err(failed)
+        let changed = edit(&text).ok_or_else(|| EditError::NoNodes(self.path.clone()))?;
+        replace(&self.path, changed.as_bytes()).map_err(failed)
     }
 }
 
@@ -122,6 +111,11 @@ pub fn replace(path: &Path, content: &[u8]) -> std::io::Result<()> {
         let mut file = fs::File::create(&temporary)?;
         if let Ok(metadata) = fs::metadata(path) {
             file.set_permissions(metadata.permissions())?;
+            // Root may edit the file of a user, who keeps it.
+            let (owner, group) = (metadata.uid().into(), metadata.gid().into());
+            if nix::unistd::geteuid().is_root() {
+                nix::unistd::fchown(&file, Some(owner), Some(group)).map_err(std::io::Error::from)?;
+            }
         }
         file.write_all(content)?;
         file.sync_all()?;

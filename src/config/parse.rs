@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use crate::telemetry::{self, rotate::Limits};
 use crate::view::NodeId;
 
 use super::{
-    Config, ConfigError, Logs, Register, Replication, Resolver, Restart, Supervisor, Wrong, addresses,
-    parse_log_size, show, show_size,
+    ClientLimits, Config, ConfigError, Logs, Register, Replication, Resolver, Restart, Supervisor, Wrong,
+    addresses, parse_log_size, parse_size, show, show_size, spelling,
 };
 
 /// A dead leader would go unnoticed for longer than anybody waits.
@@ -47,7 +47,11 @@ fn document(path: &Path, text: &str, resolver: Option<Resolver<'_>>) -> Found<Co
         help: None,
     })?;
     let table = parsed.get_ref();
-    known(table, &["name", "nodes", "data_dir", "replication", "register", "supervisor", "logs"], "")?;
+    known(
+        table,
+        &["name", "nodes", "data_dir", "replication", "register", "supervisor", "limits", "logs"],
+        "",
+    )?;
     let nodes_value = table.get("nodes").ok_or_else(|| Finding {
         span: 0..text.find('\n').unwrap_or(text.len()),
         message: "`nodes` is missing".to_owned(),
@@ -67,8 +71,19 @@ fn document(path: &Path, text: &str, resolver: Option<Resolver<'_>>) -> Found<Co
         .map_or_else(|| Ok(Replication::default()), |table| replication(table, nodes.len()))?;
     let register = section(table, "register")?.map_or(Ok(Register::File), register)?;
     let supervisor = section(table, "supervisor")?.map_or_else(|| Ok(Supervisor::default()), supervisor)?;
+    let limits = section(table, "limits")?.map_or_else(|| Ok(ClientLimits::default()), limits)?;
     let logs = section(table, "logs")?.map_or_else(|| Ok(Logs::default()), logs)?;
-    Ok(Config { path: path.to_owned(), name, nodes, data_dir, replication, register, supervisor, logs })
+    Ok(Config {
+        path: path.to_owned(),
+        name,
+        nodes,
+        data_dir,
+        replication,
+        register,
+        supervisor,
+        limits,
+        logs,
+    })
 }
 
 /// The directory is the cluster's alone: what it holds goes with the cluster.
@@ -124,15 +139,16 @@ fn default_name(directory: &Path) -> String {
 
 fn nodes(value: &Value<'_>, resolver: Option<Resolver<'_>>) -> Found<Vec<NodeId>> {
     let expected = "a list of addresses such as [\"127.0.0.1:2379\"]";
-    let list = value.get_ref().as_array().ok_or_else(|| kind(value, expected))?;
+    let list = value.get_ref().as_array().ok_or_else(|| helped(kind(value, expected), value))?;
     if list.is_empty() {
         return Err(wrong(value, "a cluster needs at least one node", expected));
     }
     let mut taken: Vec<(NodeId, BTreeSet<SocketAddr>)> = Vec::new();
     for item in list.iter() {
-        let text = string(item, "an address such as \"127.0.0.1:2379\"")?;
-        let node = NodeId::parse(text)
-            .map_err(|error| wrong(item, &error.to_string(), "an address such as \"127.0.0.1:2379\""))?;
+        let expected = "an address such as \"127.0.0.1:2379\"";
+        let text = string(item, expected).map_err(|finding| helped(finding, item))?;
+        let node =
+            NodeId::parse(text).map_err(|error| helped(wrong(item, &error.to_string(), expected), item))?;
         if taken.iter().any(|(other, _)| *other == node) {
             return Err(wrong(item, &format!("{node} is listed twice"), "each node once"));
         }
@@ -147,6 +163,20 @@ fn nodes(value: &Value<'_>, resolver: Option<Resolver<'_>>) -> Found<Vec<NodeId>
     let mut nodes: Vec<NodeId> = taken.into_iter().map(|(node, _)| node).collect();
     nodes.sort();
     Ok(nodes)
+}
+
+/// The finding with the right spelling of what was probably meant.
+fn helped(finding: Finding, value: &Value<'_>) -> Finding {
+    let text = match value.get_ref() {
+        DeValue::String(text) => Some(text.to_string()),
+        DeValue::Integer(port) => Some(port.as_str().to_owned()),
+        DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)
+        | DeValue::Array(_)
+        | DeValue::Table(_) => None,
+    };
+    Finding { help: text.as_deref().and_then(spelling::advice).or(finding.help), ..finding }
 }
 
 fn replication(table: &DeTable<'_>, node_count: usize) -> Found<Replication> {
@@ -249,6 +279,35 @@ fn supervisor(table: &DeTable<'_>) -> Found<Supervisor> {
     Ok(Supervisor { restart })
 }
 
+fn limits(table: &DeTable<'_>) -> Found<ClientLimits> {
+    known(table, &["connections", "request"], "limits.")?;
+    let mut limits = ClientLimits::default();
+    if let Some(value) = table.get("connections") {
+        let range = ClientLimits::CONNECTIONS;
+        let expected = format!("a number of connections from {} to {}", range.start(), range.end());
+        limits.connections = Some(number(value, range, &expected, "connections")?);
+    }
+    if let Some(value) = table.get("request") {
+        let range = ClientLimits::REQUEST;
+        let (least, most) = (show_size(*range.start()), show_size(*range.end()));
+        let expected = format!("a size such as \"1.5MiB\", from {least} to {most}");
+        let text = string(value, &expected)?;
+        let size = parse_size(text).ok().filter(|size| range.contains(size));
+        limits.request =
+            Some(size.ok_or_else(|| wrong(value, &format!("\"{text}\" is not a usable size"), &expected))?);
+    }
+    Ok(limits)
+}
+
+/// A whole number within its range.
+fn number(value: &Value<'_>, range: RangeInclusive<u32>, expected: &str, key: &str) -> Found<u32> {
+    let number = value.get_ref().as_integer().ok_or_else(|| kind(value, expected))?;
+    u32::from_str_radix(&number.as_str().replace('_', ""), number.radix())
+        .ok()
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| wrong(value, &format!("{key} cannot be {}", number.as_str()), expected))
+}
+
 fn logs(table: &DeTable<'_>) -> Found<Logs> {
     known(table, &["max_size", "keep", "level"], "logs.")?;
     let mut logs = Logs::default();
@@ -263,11 +322,7 @@ fn logs(table: &DeTable<'_>) -> Found<Logs> {
     if let Some(value) = table.get("keep") {
         let keeps = Limits::KEEPS;
         let expected = format!("a number of older files from {} to {}", keeps.start(), keeps.end());
-        let number = value.get_ref().as_integer().ok_or_else(|| kind(value, &expected))?;
-        logs.limits.keep = u32::from_str_radix(&number.as_str().replace('_', ""), number.radix())
-            .ok()
-            .filter(|count| keeps.contains(count))
-            .ok_or_else(|| wrong(value, &format!("keep cannot be {}", number.as_str()), &expected))?;
+        logs.limits.keep = number(value, keeps, &expected, "keep")?;
     }
     if let Some(value) = table.get("level") {
         let expected = "error, warn, info, debug or trace, or a filter such as replcluster::node=debug";
@@ -502,6 +557,18 @@ mod tests {
             ("nodes = [\"127.0.0.1:1\"]\n[logs]\nkeep = 0", "0", "from 1 to 100"),
             ("nodes = [\"127.0.0.1:1\"]\n[logs]\nlevel = \"debgu\"", "\"debgu\"", "did you mean \"debug\"?"),
             ("nodes = [\"127.0.0.1:1\"]\n[logs]\nmaxsize = 1", "maxsize", "did you mean `max_size`?"),
+            ("nodes = [\"http://127.0.0.1:1\"]", "\"http://127.0.0.1:1\"", "did you mean \"127.0.0.1:1\"?"),
+            ("nodes = [\"n0=http://h:1\"]", "\"n0=http://h:1\"", "did you mean \"h:1\"?"),
+            ("nodes = [2379]", "2379", "did you mean \"127.0.0.1:2379\"?"),
+            ("nodes = [\"unix:///x\"]", "\"unix:///x\"", "no socket in the file system"),
+            ("nodes = \"a:1,http://b:2\"", "\"a:1,http://b:2\"", "did you mean \"a:1\", \"b:2\"?"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nconnections = 0", "0", "from 1 to 1000000"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nconnections = 1000001", "1000001", "from 1 to 1000000"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nconnections = \"5\"", "\"5\"", "wrong kind of value"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nrequest = \"16MiB\"", "\"16MiB\"", "from 1KiB to 15MiB"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nrequest = \"1B\"", "\"1B\"", "from 1KiB to 15MiB"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nrequest = 4096", "4096", "wrong kind of value"),
+            ("nodes = [\"127.0.0.1:1\"]\n[limits]\nquota = \"1GiB\"", "quota", "unknown key `limits.quota`"),
         ];
         for (text, underlined, words) in cases {
             let (_, _, got, said) = refused(text);
@@ -547,6 +614,13 @@ mod tests {
         let logs = parse(Path::new("/d/cluster.toml"), &text, None).unwrap().logs;
         assert_eq!(logs.limits, Limits { max_size: 64 << 10, keep: 2 });
         assert_eq!(logs.level.as_deref(), Some("info,replcluster=debug"));
+    }
+
+    #[test]
+    fn limits_of_clients_are_understood() {
+        let text = format!("{NODES}[limits]\nconnections = 2_000\nrequest = \"1.5MiB\"");
+        let limits = parse(Path::new("/d/cluster.toml"), &text, None).unwrap().limits;
+        assert_eq!(limits, ClientLimits { connections: Some(2000), request: Some(3 << 19) });
     }
 
     #[test]

@@ -114,6 +114,17 @@ impl Trouble {
     }
 }
 
+/// True where what ended a process, or kept it from serving, lies outside of it and may pass without it: another holds
+/// its port or directory, the disk is full, memory is short, another process killed it, or the cause is not known.
+#[must_use]
+pub fn is_outside(cause: Cause, trouble: Option<Trouble>) -> bool {
+    match (trouble, cause) {
+        (Some(Trouble::Port | Trouble::Directory | Trouble::Disk), _) => true,
+        (Some(Trouble::Panic | Trouble::Refused), _) | (None, Cause::Crash) => false,
+        (None, Cause::Operator | Cause::OutOfMemory | Cause::Unknown) => true,
+    }
+}
+
 /// What `replserver` exits with where another holds its address or directory.
 pub const EXIT_CONFLICT: i32 = 5;
 /// How the system, and we, call a disk that cannot be written to.
@@ -179,6 +190,16 @@ mod tests {
         for ended in [exit(0), exit(1), signal(9), signal(11), Ended::default()] {
             assert_eq!(attribute(ended, true, true), Cause::Operator);
         }
+    }
+
+    #[test]
+    fn what_another_did_is_outside_and_what_a_node_did_itself_is_not() {
+        assert!(
+            is_outside(Cause::Crash, Some(Trouble::Port)) && is_outside(Cause::Crash, Some(Trouble::Disk))
+        );
+        assert!(is_outside(Cause::Unknown, None) && is_outside(Cause::OutOfMemory, None));
+        assert!(!is_outside(Cause::Crash, None) && !is_outside(Cause::Crash, Some(Trouble::Panic)));
+        assert!(!is_outside(Cause::Crash, Some(Trouble::Refused)));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the nodes' own answers add up to. Nothing is averaged: where nodes disagree, the sum says so.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use crate::view::NodeId;
@@ -62,6 +64,27 @@ pub enum Agreement {
     Disagree,
     /// None of them names one.
     NoLeader,
+    /// None of those that answered names one, and one that may lead could not be asked.
+    Unknown,
+}
+
+/// How it is known who leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Confirmation {
+    /// The leader says so itself.
+    Itself,
+    /// The leader runs and could not be asked; in-sync followers hear it and name it.
+    Followers,
+}
+
+/// A node that is taken for the leader of an epoch, by itself or by others.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// Of which epoch.
+    pub epoch: u64,
+    /// Which node.
+    pub node: NodeId,
 }
 
 /// What one node said of itself.
@@ -117,10 +140,20 @@ pub struct Sum {
     pub state: ClusterState,
     /// The newest epoch anyone named; 0 where nobody named one.
     pub epoch: u64,
-    /// The node that says itself that it leads the newest epoch and serves.
+    /// The node that leads the newest epoch and serves: it says so itself or, where it runs and cannot be asked,
+    /// in-sync followers say so that hear it.
     pub leader: Option<NodeId>,
-    /// The in-sync set as the leader, or else whoever knows the newest epoch, names it.
+    /// How that is known.
+    pub confirmation: Option<Confirmation>,
+    /// The claims to lead where there are several: two nodes say that they lead, or two are named in one epoch.
+    pub rivals: Vec<Claim>,
+    /// Configured nodes that run and did not answer, though they are neither frozen nor just starting: what they are
+    /// cannot be known.
+    pub unasked: Vec<NodeId>,
+    /// The in-sync set as the leader, or else a node that knows the newest epoch, names it.
     pub in_sync: Vec<NodeId>,
+    /// A member of that set named it; else nothing is known of who is in sync.
+    pub in_sync_confirmed: bool,
     /// Nodes that may still fail, one after another, without a write being refused.
     pub failures_tolerated: usize,
     /// Writes are refused while fewer nodes than this are in sync.
@@ -141,6 +174,13 @@ impl Sum {
     pub fn refuses_writes(&self) -> bool {
         self.leader.is_some() && self.in_sync.len() < self.min_in_sync
     }
+
+    /// The leader that an in-sync node confirmed and no other claim disputes. Nothing may be done to "the leader" or to
+    /// "the followers" without one.
+    #[must_use]
+    pub fn confirmed_leader(&self) -> Option<&NodeId> {
+        self.leader.as_ref().filter(|_| self.rivals.is_empty())
+    }
 }
 
 /// Adds up the nodes that are listed. Those `outside` of the list count only in what they say of the view: one that was
@@ -153,11 +193,28 @@ pub fn sum(found: &[Found], outside: &[Found], min_in_sync: usize) -> Sum {
     let epoch = accounts().map(|(_, account)| account.epoch).max().unwrap_or(0);
     let newest = || accounts().filter(|(_, account)| account.epoch == epoch);
     let serving = newest().find(|(_, account)| account.role == Role::Leader && account.ready);
-    let leader = serving.map(|(node, _)| node.clone());
-    let in_sync =
-        serving.or_else(|| newest().next()).map(|(_, account)| account.in_sync.clone()).unwrap_or_default();
+    let of_followers = || named_by_followers(found, outside, epoch);
+    let (leader, confirmation) = match serving {
+        Some((node, _)) => (Some(node.clone()), Some(Confirmation::Itself)),
+        None => of_followers().map_or((None, None), |node| (Some(node), Some(Confirmation::Followers))),
+    };
+    // Where the leader does not say it, a member of the set is believed before other nodes.
+    let member = || newest().find(|(node, account)| account.in_sync.contains(node));
+    let source = serving.or_else(member).or_else(|| newest().next());
+    let in_sync = source.map(|(_, account)| account.in_sync.clone()).unwrap_or_default();
+    let in_sync_confirmed = source.is_some_and(|(node, account)| account.in_sync.contains(node));
     let named = leader.clone().or_else(|| newest().find_map(|(_, account)| account.leader.clone()));
-    let agreement = agreement(found);
+    let rivals = rivals(accounts());
+    let unasked: Vec<NodeId> = found
+        .iter()
+        .filter(|one| one.account.is_none())
+        .filter(|one| matches!(one.process, Process::Present { paused: false, overdue: true }))
+        .map(|one| one.node.clone())
+        .collect();
+    let agreement = match agreement(found) {
+        Agreement::NoLeader if !unasked.is_empty() => Agreement::Unknown,
+        agreement => agreement,
+    };
     let agreeing = newest()
         .filter(|(node, account)| {
             account.leader.is_some() && account.leader == named && found.iter().any(|one| one.node == **node)
@@ -184,12 +241,65 @@ pub fn sum(found: &[Found], outside: &[Found], min_in_sync: usize) -> Sum {
         ClusterState::Stopped
     } else if leader.is_none() || in_sync.len() < min_in_sync {
         ClusterState::Unavailable
-    } else if all_ready && agreement == Agreement::Agreed && agreeing == found.len() {
+    } else if all_ready && agreement == Agreement::Agreed && agreeing == found.len() && rivals.is_empty() {
         ClusterState::Healthy
     } else {
         ClusterState::Degraded
     };
-    Sum { state, epoch, leader, in_sync, failures_tolerated, min_in_sync, agreement, agreeing, states, lags }
+    Sum {
+        state,
+        epoch,
+        leader,
+        confirmation,
+        rivals,
+        unasked,
+        in_sync,
+        in_sync_confirmed,
+        failures_tolerated,
+        min_in_sync,
+        agreement,
+        agreeing,
+        states,
+        lags,
+    }
+}
+
+/// The leader of the newest epoch where it runs and could not be asked: every in-sync follower that serves names it,
+/// which it does only while it hears it. A frozen or ended process leads nothing, though others may still name it.
+fn named_by_followers(found: &[Found], outside: &[Found], epoch: u64) -> Option<NodeId> {
+    let all = || found.iter().chain(outside);
+    let mut named = all().filter_map(|one| {
+        let account = one.account.as_ref().filter(|account| account.epoch == epoch && account.ready)?;
+        let follows = account.role == Role::Follower && account.in_sync.contains(&one.node);
+        account.leader.clone().filter(|_| follows)
+    });
+    let first = named.next()?;
+    let runs = all().any(|one| {
+        one.node == first
+            && one.account.is_none()
+            && matches!(one.process, Process::Present { paused: false, .. })
+    });
+    (runs && named.all(|other| other == first)).then_some(first)
+}
+
+/// The claims to lead, where two nodes say that they lead or two are named in one epoch.
+fn rivals<'a>(accounts: impl Iterator<Item = (&'a NodeId, &'a Account)> + Clone) -> Vec<Claim> {
+    let own = accounts.clone().filter(|(_, account)| account.role == Role::Leader);
+    let own: BTreeSet<Claim> =
+        own.map(|(node, account)| Claim { epoch: account.epoch, node: node.clone() }).collect();
+    let named = accounts.filter_map(|(_, account)| {
+        let node = account.leader.clone()?;
+        Some(Claim { epoch: account.epoch, node })
+    });
+    let named: BTreeSet<Claim> = named.collect();
+    let disputed =
+        |claim: &&Claim| named.iter().any(|other| other.epoch == claim.epoch && other.node != claim.node);
+    let mut rivals: BTreeSet<Claim> = named.iter().filter(disputed).cloned().collect();
+    let leaders: BTreeSet<&NodeId> = own.iter().map(|claim| &claim.node).collect();
+    if leaders.len() > 1 {
+        rivals.extend(own);
+    }
+    rivals.into_iter().collect()
 }
 
 /// A node that is on its way in and knows no leader has no opinion yet.
@@ -318,12 +428,51 @@ mod tests {
         assert_eq!((sum.epoch, sum.leader, sum.agreeing), (5, Some(node(2)), 1));
     }
 
+    const HUNG: Process = Process::Present { paused: false, overdue: true };
+
     #[test]
-    fn a_leader_that_is_named_but_does_not_say_so_itself_serves_nobody() {
-        let sum = sum(&[silent(1, RUNS), found(2, Role::Follower, 4, 1, &[1, 2])], &[], 1);
-        assert_eq!((sum.state, sum.leader, sum.failures_tolerated), (ClusterState::Unavailable, None, 0));
-        assert_eq!(sum.agreement, Agreement::Agreed);
-        assert_eq!(sum.states[0], NodeState::Starting);
+    fn a_leader_that_cannot_be_asked_leads_while_followers_hear_it() {
+        for process in [RUNS, HUNG] {
+            let sum = sum(&[silent(1, process), found(2, Role::Follower, 4, 1, &[1, 2])], &[], 1);
+            assert_eq!((sum.state, sum.confirmed_leader()), (ClusterState::Degraded, Some(&node(1))));
+            assert_eq!((sum.confirmation, sum.agreement), (Some(Confirmation::Followers), Agreement::Agreed));
+            assert!(sum.in_sync_confirmed);
+        }
+    }
+
+    #[test]
+    fn a_leader_that_ended_or_is_frozen_or_only_named_from_outside_the_set_is_not_confirmed() {
+        let frozen = Process::Present { paused: true, overdue: true };
+        for process in [Process::Absent, Process::GivenUp, frozen] {
+            let sum = sum(&[silent(1, process), found(2, Role::Follower, 4, 1, &[1, 2])], &[], 1);
+            assert_eq!((sum.state, sum.leader, sum.failures_tolerated), (ClusterState::Unavailable, None, 0));
+        }
+        let outsider = sum(&[silent(1, HUNG), found(3, Role::Follower, 4, 1, &[1, 2])], &[], 1);
+        assert_eq!((outsider.confirmed_leader(), outsider.in_sync_confirmed), (None, false));
+        let asked = [found(1, Role::Follower, 4, 1, &[1, 2]), found(2, Role::Follower, 4, 1, &[1, 2])];
+        assert_eq!(sum(&asked, &[], 1).leader, None, "it was asked and does not say so");
+    }
+
+    #[test]
+    fn where_a_node_that_may_lead_cannot_be_asked_nobody_knows_a_leader_instead_of_there_being_none() {
+        let unknown = sum(&[silent(1, HUNG), silent(2, Process::Absent)], &[], 1);
+        assert_eq!((unknown.agreement, unknown.unasked), (Agreement::Unknown, vec![node(1)]));
+        let none = sum(&[silent(1, RUNS), silent(2, Process::Absent)], &[], 1);
+        assert_eq!((none.agreement, none.unasked), (Agreement::NoLeader, vec![]));
+    }
+
+    #[test]
+    fn two_that_claim_to_lead_are_rivals_and_neither_is_confirmed() {
+        let claim = |epoch, port| Claim { epoch, node: node(port) };
+        let of = |nodes: &[Found]| sum(nodes, &[], 1);
+        let same = of(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Leader, 4, 2, &[2])]);
+        assert_eq!((same.rivals.clone(), same.confirmed_leader()), (vec![claim(4, 1), claim(4, 2)], None));
+        let both = of(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Leader, 5, 2, &[1, 2])]);
+        assert_eq!((both.rivals.clone(), both.confirmed_leader()), (vec![claim(4, 1), claim(5, 2)], None));
+        let named = of(&[found(1, Role::Leader, 4, 1, &[1]), found(2, Role::Follower, 4, 3, &[2, 3])]);
+        assert_eq!(named.rivals, [claim(4, 1), claim(4, 3)]);
+        let late = of(&[found(1, Role::Leader, 5, 1, &[1, 2]), found(2, Role::Follower, 4, 3, &[2, 3])]);
+        assert_eq!((late.rivals.len(), late.confirmed_leader()), (0, Some(&node(1))), "it is only late");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::config::Restart;
 
 use super::cause::Ended;
-use super::restart::{self, Next};
+use super::restart::{self, Failures, Next};
 
 /// Time since an origin of the caller's choice; only differences matter.
 pub type Moment = Duration;
@@ -123,6 +123,8 @@ pub enum Event {
     Exited {
         /// How.
         ended: Ended,
+        /// What it ended by lies outside of it and may pass.
+        outside: bool,
         /// A number in 0..1 from the caller's dice: takes a little off the wait before a restart.
         chance: f64,
     },
@@ -179,12 +181,12 @@ pub struct Life {
     /// Where it stands.
     pub state: State,
     /// Exits in a row that nobody asked for, without a stable time of service between them.
-    pub failures: u32,
+    pub failures: Failures,
 }
 
 impl Default for Life {
     fn default() -> Life {
-        Life { state: State::Down, failures: 0 }
+        Life { state: State::Down, failures: Failures::default() }
     }
 }
 
@@ -273,7 +275,8 @@ impl Life {
             // Whoever failed to start it knows why, and tells.
             (Spawning, Event::SpawnFailed { lasting: true, .. }) => self.go(Failed, vec![]),
             (Spawning, Event::SpawnFailed { lasting: false, chance }) => {
-                self.fell(policy, now, (Ended::default(), chance), false);
+                // No memory, no descriptors, a full disk: all outside of the node.
+                self.fell(policy, now, (Ended::default(), true, chance), false);
                 Answer::Accepted(vec![])
             }
             (
@@ -301,7 +304,7 @@ impl Life {
             (Serving { since, last }, Event::Ready) => {
                 let since = if now > last + restart::LONGEST_SILENCE { now } else { since };
                 if is_stable(since, now) {
-                    self.failures = 0;
+                    self.failures = Failures::default();
                 }
                 self.go(Serving { since, last: now }, vec![])
             }
@@ -318,11 +321,11 @@ impl Life {
             )
             | (Starting, Event::Behind) => Answer::Ignored,
 
-            (Starting | Paused { .. }, Event::Exited { ended, chance }) => {
-                self.fell(policy, now, (ended, chance), false)
+            (Starting | Paused { .. }, Event::Exited { ended, outside, chance }) => {
+                self.fell(policy, now, (ended, outside, chance), false)
             }
-            (Serving { since, last }, Event::Exited { ended, chance }) => {
-                self.fell(policy, now, (ended, chance), is_stable(since, last))
+            (Serving { since, last }, Event::Exited { ended, outside, chance }) => {
+                self.fell(policy, now, (ended, outside, chance), is_stable(since, last))
             }
             (Stopping { then_start: true, .. }, Event::Exited { .. }) => self.start(),
             (Stopping { then_start: false, .. } | Signalled { .. }, Event::Exited { .. }) => {
@@ -382,7 +385,7 @@ impl Life {
     }
 
     fn start(&mut self) -> Answer {
-        self.failures = 0;
+        self.failures = Failures::default();
         self.go(State::Spawning, vec![Action::Spawn])
     }
 
@@ -399,13 +402,14 @@ impl Life {
         &mut self,
         policy: Restart,
         now: Moment,
-        (ended, chance): (Ended, f64),
+        (ended, outside, chance): (Ended, bool, f64),
         was_stable: bool,
     ) -> Answer {
         if was_stable {
-            self.failures = 0;
+            self.failures = Failures::default();
         }
-        self.failures += 1;
+        self.failures.all = self.failures.all.saturating_add(1);
+        self.failures.own = self.failures.own.saturating_add(u32::from(!outside));
         match restart::next(policy, ended, self.failures, chance) {
             Next::RestartAfter(delay) => self.go(State::Waiting { until: now + delay }, vec![]),
             Next::Stay => self.go(State::Down, vec![]),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::clock;
 
 use super::os::{self, ProcessId};
+use super::owner;
 
 /// Why the lock was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +92,7 @@ impl Lock {
                 .mode(0o600)
                 .open(path)
                 .map_err(failed)?;
+            owner::like_directory(&file, path).map_err(failed)?;
             match file.try_lock() {
                 Ok(()) => {}
                 // A dead holder's lock lives on in a child between its fork and its exec: until then nobody can tell

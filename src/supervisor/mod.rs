@@ -8,6 +8,7 @@
 //! - [`lock`], [`socket`], [`wire`]: only one supervisor, and how it is talked to
 //! - [`record`], [`events`], [`past`], [`layout`]: what is on disk, and what a new supervisor learns from it
 //! - [`heal`]: what is owed where a supervisor died in the middle of a fault and none runs
+//! - [`owner`]: which user the directory belongs to, and what follows from that
 //! - [`ask`], [`ports`]: the nodes' own answers, and who holds a port
 
 pub mod adopt;
@@ -18,6 +19,7 @@ pub mod heal;
 pub mod layout;
 pub mod lock;
 pub mod os;
+pub mod owner;
 pub mod past;
 pub mod ports;
 pub mod record;

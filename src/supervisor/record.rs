@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,7 @@ use crate::control::cause::{Cause, Trouble};
 use crate::control::fault::{self, Duty};
 
 use super::os::{self, ProcessId};
+use super::owner;
 
 /// The form of the file; another one is not read.
 const SCHEMA: u32 = 1;
@@ -69,6 +70,9 @@ pub struct NodeRecord {
     /// Ends in a row that nobody asked for, so that a supervisor which itself does not live long gives up too.
     #[serde(default)]
     pub failures: u32,
+    /// Those of them that lay with the node itself.
+    #[serde(default)]
+    pub own_failures: u32,
     /// What it last said, whether or not its process lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_answer: Option<LastAnswer>,
@@ -185,7 +189,9 @@ pub fn load(path: &Path) -> io::Result<Record> {
 /// What the system said; the old file is then untouched.
 pub fn save(path: &Path, record: &Record) -> io::Result<()> {
     let temporary = path.with_extension("json.new");
-    fs::write(&temporary, serde_json::to_vec(record)?)?;
+    let mut file = fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(record)?)?;
+    owner::like_directory(&file, &temporary)?;
     fs::rename(&temporary, path)
 }
 

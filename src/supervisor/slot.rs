@@ -168,7 +168,8 @@ impl Slot {
             cpu_percent: self.process.as_ref().and_then(|process| process.cpu_percent),
             restart_in_ms,
             restart_at_ms: restart_in_ms.map(|wait| os::milliseconds_since_boot().saturating_add(wait)),
-            failures: self.life.failures,
+            failures: self.life.failures.all,
+            own_failures: self.life.failures.own,
             last_answer: self.last_answer.clone(),
         }
     }
@@ -199,10 +200,22 @@ fn last_words(file: &Path, from: u64) -> Option<String> {
     let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
     let begin = lines.iter().rposition(|line| line.starts_with(SAYS) || line.contains("panicked at"));
     let told = match begin {
-        Some(begin) => lines[begin..].iter().take(3).copied().collect::<Vec<_>>().join(" "),
+        Some(begin) => one_line(lines[begin..].iter().take(3)),
         None => (*lines.last()?).to_owned(),
     };
     Some(told.strip_prefix(SAYS).unwrap_or(&told).chars().take(WORDS_CHARS).collect())
+}
+
+/// Several lines in one: where a line is a sentence of its own, the next begins behind a semicolon.
+fn one_line<'a>(lines: impl Iterator<Item = &'a &'a str>) -> String {
+    let mut told = String::new();
+    for line in lines {
+        if !told.is_empty() {
+            told.push_str(if told.ends_with([':', ',', ';']) { " " } else { "; " });
+        }
+        told.push_str(line.trim());
+    }
+    told
 }
 
 /// What a node's program begins its last message with.
@@ -236,7 +249,7 @@ mod tests {
     #[test]
     fn last_words_are_the_message_that_a_process_ended_with() {
         let said = "replserver: old\nsome line\nreplserver: h:1 is taken by x (pid 7)\nstop it\n";
-        assert_eq!(words(said, 0).unwrap(), "h:1 is taken by x (pid 7) stop it");
+        assert_eq!(words(said, 0).unwrap(), "h:1 is taken by x (pid 7); stop it");
         let panic = "thread 'main' panicked at a.rs:1:2:\nindex out of bounds\nnote: run with\nmore\n";
         assert!(words(panic, 0).unwrap().starts_with("thread 'main' panicked at a.rs:1:2: index out of"));
         assert_eq!(words("a line\n", 0).unwrap(), "a line");

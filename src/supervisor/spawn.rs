@@ -13,11 +13,13 @@ use std::sync::mpsc;
 
 use crate::config::{Config, show, show_size};
 use crate::control::cause::Ended;
+use crate::inherited;
 use crate::telemetry::rotate::{self, Limits};
 use crate::view::NodeId;
 
 use super::layout::Layout;
 use super::os::{self, Handle};
+use super::owner;
 
 /// The environment variable that names the server program where none lies beside this one.
 pub const SERVER_VARIABLE: &str = "REPLSERVER";
@@ -138,11 +140,10 @@ fn start(job: &Job) -> Result<Started, SpawnError> {
     let mut command = Command::new(&job.program);
     command
         .args(&job.arguments)
-        .env_remove("NOTIFY_SOCKET")
-        .current_dir("/")
         .stdin(Stdio::null())
         .stdout(output.try_clone().map_err(failed)?)
         .stderr(output);
+    inherited::of_child(&mut command);
     detach(&mut command);
     if job.dies_with_us {
         die_with_parent(&mut command);
@@ -205,7 +206,9 @@ pub fn append(path: &Path) -> io::Result<File> {
     if let Some(directory) = path.parent() {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
+    let file = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
+    owner::like_directory(&file, path)?;
+    Ok(file)
 }
 
 /// Calls `tell` once with how a child of ours ended, from a thread of its own.
@@ -310,6 +313,9 @@ pub fn settings(config: &Config) -> BTreeMap<String, String> {
     .into_iter()
     // Left out, RUST_LOG counts, as it does for the supervisor.
     .chain(config.logs.level.clone().map(|level| ("--log-level", level)))
+    // Left out, the node's own defaults count.
+    .chain(config.limits.connections.map(|most| ("--max-connections", most.to_string())))
+    .chain(config.limits.request.map(|most| ("--max-request-bytes", most.to_string())))
     .map(|(name, value)| (name.to_owned(), value))
     .collect()
 }
@@ -419,6 +425,14 @@ mod tests {
              --log-file /d/.replcluster/nodes/127.0.0.1_1/log"
         );
         assert!(line(Some(&config.nodes[1..])).contains(" --join 127.0.0.1:2 "));
+        let text = format!("{text}\n[limits]\nconnections = 50\nrequest = \"1MiB\"");
+        let config =
+            crate::config::parse(Path::new("/d/cluster.toml"), &text, &crate::config::resolve).unwrap();
+        let told = settings(&config);
+        assert_eq!(
+            (told["--max-connections"].as_str(), told["--max-request-bytes"].as_str()),
+            ("50", "1048576")
+        );
     }
 
     #[test]

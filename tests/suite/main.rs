@@ -6,12 +6,14 @@ mod cli;
 mod cluster;
 mod completions;
 mod disaster;
+mod elsewhere;
 #[cfg(feature = "full-tests")]
 mod etcdctl;
 mod failover;
 #[cfg(feature = "full-tests")]
 mod full_disk;
 mod hung;
+mod inherited;
 mod kernel;
 mod ledger;
 mod logs;
@@ -23,6 +25,7 @@ mod packaging;
 mod place;
 mod readme;
 mod refusals;
+mod signals;
 mod terminal;
 mod tidy;
 mod top;

@@ -45,7 +45,7 @@ const TABLE: &[Row] = &[
     row("events",       "events --since 1h",                 "events -n -1",                       [2, 0, 0, 0]),
     row("logs",         "logs -n 1",                         "logs NODE9",                         [2, 3, 0, 0]),
     row("logs",         "logs --level error",                "logs --level loud",                  [2, 3, 0, 0]),
-    row("logs",         "logs --json -n 1 leader",           "logs --json --no-prefix",            [2, 1, 0, 0]),
+    row("logs",         "logs --json -n 1 leader",           "logs --json --no-prefix",            [2, 3, 0, 0]),
     row("logs",         "logs --no-prefix -n 1 NODE1",       "logs --grep (",                      [2, 3, 0, 0]),
     row("recover",      "recover",                           "recover --source NODE1",             [2, 3, 0, 0]),
     row("recover",      "recover --accept-data-loss --yes",  "recover --accept-data-loss --source :9", [2, 1, 1, 1]),

@@ -2,6 +2,7 @@
 //! killed: never the last in-sync node unasked, whoever else is at work.
 
 use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -214,4 +215,41 @@ fn without_a_register_a_kill_says_what_it_waits_for_and_ends_when_it_is_told_to(
     assert!(!text.contains("carried out"), "only reads failed: {text}");
     assert!(began.elapsed() < Duration::from_secs(20), "{:?} {text}", began.elapsed());
     std::fs::rename(scene.path("away"), scene.path(".replcluster/register")).unwrap();
+}
+
+/// Runs `kill` while another client does this over and over, and gives its exit code and verdict.
+fn killed_while(scene: &Scene, disturb: impl Fn(&Scene) + Sync) -> (Option<i32>, Value) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::SeqCst) {
+                disturb(scene);
+            }
+        });
+        let output = scene.run(&["kill", "leader", "--json"]);
+        over.store(true, Ordering::SeqCst);
+        (
+            output.status.code(),
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}")),
+        )
+    })
+}
+
+#[test]
+fn a_delete_of_everything_during_a_kill_is_no_data_loss() {
+    let scene = Scene::new(3);
+    scene.done(&["up"]);
+    let (code, verdict) = killed_while(&scene, |scene| drop(scene.run(&["client", "del", "--prefix", ""])));
+    assert_eq!((code, &verdict["verdict"], &verdict["lost"]), (Some(7), &"inconclusive".into(), &0.into()));
+    assert!(verdict["overtaken"].as_u64().unwrap() > 0, "{verdict}");
+    assert!(verdict["reason"].as_str().unwrap().contains("another client"), "{verdict}");
+    assert_eq!(verdict["violations"].as_array().map(Vec::len), Some(0), "{verdict}");
+    scene.done(&["up"]);
+    let (code, verdict) = killed_while(&scene, |scene| {
+        drop(scene.run(&["client", "del", "--prefix", ""]));
+        if let Some(revision) = scene.status()["nodes"][1]["revision"].as_i64() {
+            drop(scene.run(&["client", "compact", &revision.to_string()]));
+        }
+    });
+    assert_eq!((code, &verdict["lost"]), (Some(7), &0.into()), "{verdict}");
 }

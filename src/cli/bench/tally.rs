@@ -176,6 +176,7 @@ mod tests {
         Evidence {
             acknowledged: 10,
             lost: Some(u64::from(verdict == Verdict::Violated)),
+            overtaken: 0,
             indeterminate: 1,
             errors: 0,
             unavailable_ms,

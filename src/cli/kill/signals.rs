@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::signals::{self, Decision};
+
 /// A signal by its name, with or without `SIG`, or by its number; only such as end a process.
 ///
 /// # Errors
@@ -24,9 +26,16 @@ pub(super) fn parse(text: &str) -> Result<Signal, String> {
         Some(Signal::SIGCHLD | Signal::SIGWINCH | Signal::SIGURG) => {
             Err("that signal ends no process".to_owned())
         }
-        Some(Signal::SIGPIPE) => Err("a node ignores that signal: use KILL, TERM or ABRT".to_owned()),
+        Some(signal) if is_ignored(signal) => {
+            Err("a node ignores that signal: use KILL, TERM or ABRT".to_owned())
+        }
         Some(signal) => Ok(signal),
     }
+}
+
+fn is_ignored(signal: Signal) -> bool {
+    let entry = signals::TABLE.iter().find(|entry| entry.number == signal as i32);
+    entry.is_some_and(|entry| matches!(entry.decision, Decision::Ignore | Decision::IgnoreQuietly))
 }
 
 /// Of these the first only takes away the handler that the language's runtime has for its own faults (a full stack),
@@ -37,7 +46,7 @@ pub(super) fn sent_again_after(signal: Signal) -> Option<Duration> {
 
 /// A process that gets it puts its affairs in order first, which takes its time.
 pub(super) fn is_graceful(signal: Signal) -> bool {
-    matches!(signal, Signal::SIGTERM | Signal::SIGINT)
+    matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGQUIT | Signal::SIGPWR)
 }
 
 #[cfg(test)]
@@ -51,7 +60,10 @@ mod tests {
         }
         assert!(parse("STOP").unwrap_err().contains("pause"));
         assert!(parse("CONT").unwrap_err().contains("resume"));
-        assert!(parse("PIPE").unwrap_err().contains("ignores"));
+        for text in ["PIPE", "HUP", "USR1", "USR2", "ALRM", "IO"] {
+            assert!(parse(text).unwrap_err().contains("ignores"), "{text}");
+        }
+        assert_eq!(parse("QUIT"), Ok(Signal::SIGQUIT));
         for text in ["", "NOPE", "0", "99", "CHLD"] {
             assert!(parse(text).is_err(), "{text}");
         }

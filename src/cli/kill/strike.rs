@@ -236,7 +236,7 @@ fn settled(survey: &Survey, intent: &Intent) -> bool {
     if intent.survivors.is_empty() {
         return true;
     }
-    let Some(leader) = &survey.sum.leader else { return false };
+    let Some(leader) = survey.sum.confirmed_leader() else { return false };
     let victims = intent.nodes();
     intent.survivors.contains(leader)
         && !victims.iter().any(|victim| survey.sum.in_sync.contains(victim))

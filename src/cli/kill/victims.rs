@@ -148,7 +148,7 @@ fn the_supervisor(context: &Context, found: &Survey) -> Result<Intent, Failure> 
         victims: vec![Victim::Supervisor { pid: handle.id.pid }],
         handles: vec![],
         seed: None,
-        leader_before: found.sum.leader.clone(),
+        leader_before: found.sum.confirmed_leader().cloned(),
         survivors: found.running(),
     };
     // Without a record nothing is known to end with it.
@@ -207,8 +207,8 @@ fn of_nodes(found: &Survey, nodes: &[NodeId], several: bool) -> Result<Intent, F
             "none of these nodes is running\nsee how they stand with `replcluster status`",
         ));
     }
-    let mut intent =
-        Intent { victims, handles, seed: None, leader_before: found.sum.leader.clone(), survivors: vec![] };
+    let leader_before = found.sum.confirmed_leader().cloned();
+    let mut intent = Intent { victims, handles, seed: None, leader_before, survivors: vec![] };
     let killed = intent.nodes();
     intent.survivors = found.running().into_iter().filter(|node| !killed.contains(node)).collect();
     Ok(intent)
@@ -229,8 +229,20 @@ pub(in super::super) fn interlock(
     let spared: Vec<NodeId> =
         found.sum.in_sync.iter().filter(|node| survivors.contains(node)).cloned().collect();
     let hit = found.sum.in_sync.iter().any(|node| victims.contains(node));
-    if !spared.is_empty() || !hit {
+    // Where no in-sync node says who is in sync, any of the victims may be the last.
+    let is_known = found.sum.in_sync_confirmed;
+    if is_known && (!spared.is_empty() || !hit) || victims.is_empty() {
         return Ok(false);
+    }
+    if !is_known {
+        let why = found.why_unconfirmed().unwrap_or_else(|| "no in-sync node answers".to_owned());
+        let question = format!(
+            "it cannot be known which nodes are in sync ({why}): {act} {} may leave none running. What was acknowledged \
+             stays on disk. Go on?",
+            list(victims)
+        );
+        confirm(&question, yes)?;
+        return Ok(true);
     }
     let standing = match found.sum.failures_tolerated {
         0 => "the cluster survives no failure now".to_owned(),

@@ -8,6 +8,7 @@ use crate::control::recovery::{self, Finding, Held, Register, Verdict};
 use crate::inspection::Inspection;
 use crate::view::{NodeId, View};
 
+use super::super::charset;
 use super::super::context::{Context, list};
 use super::super::render::{self, DIM, GREEN, PLAIN, RED, YELLOW};
 use super::gather::{Gathered, Row};
@@ -33,7 +34,7 @@ pub(super) fn print(context: &Context, report: &Report) {
     let served = report.leader.is_some() && matches!(report.finding.verdict, Verdict::Start(_));
     if !served {
         for sentence in report.finding.sentences.iter().chain(&losses(report)) {
-            anstream::println!("• {sentence}");
+            anstream::println!("{} {sentence}", charset::fit("•"));
         }
     }
     anstream::println!("next: {next}");
@@ -75,7 +76,7 @@ pub(super) fn print_made(context: &Context, report: &Report, aside: Option<&Path
     }
     anstream::println!("{} is the source of all others in epoch {}", view.leader, view.epoch);
     for sentence in losses(report) {
-        anstream::println!("• {sentence}");
+        anstream::println!("{} {sentence}", charset::fit("•"));
     }
     if let Some(aside) = aside {
         anstream::println!("the views before it are kept in {}", aside.display());

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::control::health::Role;
+use crate::control::health::{Claim, Role};
 use crate::supervisor::ask::account;
 
 use super::super::holder::Holder;
@@ -25,6 +25,10 @@ pub(super) fn json(cluster: &str, found: &Survey) -> Value {
         "state": sum.state,
         "epoch": sum.epoch,
         "leader": sum.leader.as_ref().map(ToString::to_string),
+        "leader_confirmed_by": sum.confirmation,
+        "two_leaders": !sum.rivals.is_empty(),
+        "claims": sum.rivals.iter().map(json_claim).collect::<Vec<_>>(),
+        "cannot_know": found.why_unconfirmed(),
         "in_sync": sum.in_sync.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "failures_tolerated": sum.failures_tolerated,
         "refuses_writes": sum.refuses_writes(),
@@ -33,6 +37,11 @@ pub(super) fn json(cluster: &str, found: &Survey) -> Value {
         "opinions": found.nodes.iter().filter_map(opinion).collect::<Vec<_>>(),
         "nodes": nodes,
     })
+}
+
+/// A node that is taken for the leader where another one is too.
+pub(in crate::cli) fn json_claim(claim: &Claim) -> Value {
+    json!({"address": claim.node.to_string(), "epoch": claim.epoch})
 }
 
 /// What a node that answered takes for the view.
@@ -66,11 +75,20 @@ fn json_node(found: &Survey, index: usize, one: &NodeSurvey) -> Value {
         "memory_bytes": one.stat.as_ref().map(|stat| stat.resident_bytes),
         "disk_bytes": answer.map(|answer| answer.disk_bytes),
         "last_exit": one.record.last_exit,
+        "failures": one.record.failures,
+        "restart_in_ms": restart_in_ms(found, one),
         "seen_ms": one.seen.map(milliseconds),
         "last_said": one.record.last_answer.as_ref().filter(|_| answer.is_none()),
         "waiting_for": answer.map(|answer| &answer.waiting_for).filter(|text| !text.is_empty()),
+        "unanswered": one.unanswered.as_ref().filter(|_| one.process.is_some()),
         "held_by": one.holder.as_ref().map(json_holder),
     })
+}
+
+/// When a node that ended by itself is started again; only a living supervisor does so.
+fn restart_in_ms(found: &Survey, one: &NodeSurvey) -> Option<u64> {
+    let runs = matches!(found.supervisor, Supervision::Running(_));
+    one.record.restart_in_ms.filter(|_| runs && one.process.is_none())
 }
 
 /// Who is there instead of the node.

@@ -43,6 +43,8 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
         }),
         holder: None,
         seen: Some(Duration::from_millis(40)),
+        unanswered: None,
+        named: None,
     };
     let dead = NodeSurvey {
         node: node(2381),
@@ -63,6 +65,8 @@ pub(in crate::cli) fn survey(supervisor: Option<u32>) -> Survey {
         answer: None,
         holder: None,
         seen: Some(Duration::from_secs(75)),
+        unanswered: Some("tcp connect error".to_owned()),
+        named: None,
     };
     let nodes = vec![answering(2379, WireRole::Leader, 12), answering(2380, WireRole::Follower, 10), dead];
     let found: Vec<_> = nodes
@@ -473,4 +477,70 @@ fn without_a_process_nobodys_word_is_a_nodes_own() {
     assert!(one.own_answer().is_none(), "another process");
     one.process = None;
     assert!(one.own_answer().is_none(), "between two starts of a node that crashes");
+}
+
+#[test]
+fn a_node_that_is_tried_again_later_says_when_and_why() {
+    use crate::control::cause::Trouble;
+    use crate::supervisor::record::Phase;
+    let mut found = survey(Some(1));
+    let record = &mut found.nodes[2].record;
+    (record.phase, record.failures, record.restart_in_ms) = (Phase::Waiting, 12, Some(37_400));
+    let exit = record.last_exit.as_mut().unwrap();
+    (exit.code, exit.signal, exit.cause) = (Some(5), None, Cause::Crash);
+    (exit.trouble, exit.words) =
+        (Some(Trouble::Port), Some("127.0.0.1:2381 is taken by nginx (pid 7)".to_owned()));
+    let line = plain(&words::retried(&found)[0]);
+    assert!(
+        line.starts_with("127.0.0.1:2381 is started again in 37s (it failed 12 times in a row)"),
+        "{line}"
+    );
+    assert!(line.contains("its port is taken): 127.0.0.1:2381 is taken by nginx"), "{line}");
+    assert_eq!(object("demo", &found)["nodes"][2]["restart_in_ms"], 37_400);
+    found.supervisor = Supervision::Dead;
+    assert!(plain(&words::retried(&found)[0]).contains("while no supervisor runs"));
+    assert_eq!(object("demo", &found)["nodes"][2]["restart_in_ms"], serde_json::Value::Null);
+}
+
+#[test]
+fn two_leaders_stand_above_the_table_and_in_the_object() {
+    let mut found = survey(Some(1));
+    let answer = found.nodes[1].answer.as_mut().unwrap();
+    answer.role = WireRole::Leader.into();
+    answer.leader = "127.0.0.1:2380".to_owned();
+    let nodes: Vec<_> = found.nodes.iter().map(NodeSurvey::found).collect();
+    found.sum = health::sum(&nodes, &[], 1);
+    let above = plain(&headline("demo", &found));
+    assert!(above.contains("two leaders: 127.0.0.1:2379 (epoch 4) and 127.0.0.1:2380 (epoch 4)"), "{above}");
+    let object = object("demo", &found);
+    assert_eq!((&object["two_leaders"], &object["state"]), (&true.into(), &"degraded".into()));
+    assert_eq!(object["claims"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_leader_that_cannot_be_asked_is_never_said_to_be_none() {
+    use crate::supervisor::record::Phase;
+    let silenced = |change: fn(&mut Survey)| {
+        let mut found = survey(Some(1));
+        found.nodes[0].answer = None;
+        found.nodes[0].unanswered = Some("too many open files".to_owned());
+        found.nodes[0].record.phase = Phase::Serving;
+        change(&mut found);
+        let nodes: Vec<_> = found.nodes.iter().map(NodeSurvey::found).collect();
+        found.sum = health::sum(&nodes, &[], 1);
+        let notes = words::unconfirmed(&found).iter().map(|line| plain(line)).collect::<String>();
+        (plain(&headline("demo", &found)), notes, object("demo", &found))
+    };
+    let (above, notes, object) = silenced(|_| {});
+    assert!(above.contains("degraded") && above.contains("leader 127.0.0.1:2379"), "{above}");
+    assert!(
+        notes.contains("127.0.0.1:2379 could not be asked: too many open files. Its followers hear it"),
+        "{notes}"
+    );
+    assert_eq!(object["leader_confirmed_by"], "followers");
+    let (above, notes, object) = silenced(|found| found.nodes[1].answer = None);
+    assert!(above.contains("leader not known") && !above.contains("none"), "{above}");
+    assert!(notes.contains("127.0.0.1:2379 may lead and cannot be asked: too many open files"), "{notes}");
+    assert_eq!((&object["agreement"], &object["leader"]), (&"unknown".into(), &serde_json::Value::Null));
+    assert!(object["cannot_know"].as_str().unwrap().contains("cannot be asked"), "{object}");
 }

@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::control::cause::Cause;
-use crate::control::health::{Agreement, ClusterState, NodeState, Role, Sum};
+use crate::control::health::{Agreement, ClusterState, Confirmation, NodeState, Role, Sum};
 use crate::supervisor::ask::account;
 use crate::supervisor::events::{Entry, Event};
+use crate::supervisor::record::{LastExit, Phase};
 use crate::view::NodeId;
 
 use super::super::context::list;
@@ -29,8 +31,14 @@ pub(in crate::cli) fn headline(cluster: &str, found: &Survey) -> Line {
     let mut line = vec![piece(Tone::Plain, format!("{cluster}  ")), piece(tone, state)];
     let count = found.nodes.len();
     if sum.state != ClusterState::Stopped {
-        let leader = sum.leader.as_ref().map_or("none".to_owned(), ToString::to_string);
-        line.push(piece(Tone::Plain, format!("  epoch {}  leader {leader}  ", sum.epoch)));
+        line.push(piece(Tone::Plain, format!("  epoch {}  ", sum.epoch)));
+        match (&sum.leader, found.two_leaders()) {
+            (_, Some(two)) => line.push(piece(Tone::Bad, two)),
+            (Some(leader), None) => line.push(piece(Tone::Plain, format!("leader {leader}"))),
+            (None, None) if sum.unasked.is_empty() => line.push(piece(Tone::Plain, "leader none")),
+            (None, None) => line.push(piece(Tone::Bad, "leader not known")),
+        }
+        line.push(piece(Tone::Plain, "  "));
         match sum.agreement {
             Agreement::Agreed => line.push(piece(Tone::Plain, format!("agreed {}/{count}", sum.agreeing))),
             Agreement::Disagree => {
@@ -38,6 +46,7 @@ pub(in crate::cli) fn headline(cluster: &str, found: &Survey) -> Line {
                 line.push(piece(Tone::Plain, format!(", {}/{count} agree", sum.agreeing)));
             }
             Agreement::NoLeader => line.push(piece(Tone::Plain, "nobody knows a leader")),
+            Agreement::Unknown => line.push(piece(Tone::Plain, "no node that answers knows a leader")),
         }
         if sum.refuses_writes() {
             line.push(piece(Tone::Plain, "  "));
@@ -76,6 +85,24 @@ pub(in crate::cli) fn survives(failures: usize) -> String {
         1 => "survives 1 more failure".to_owned(),
         more => format!("survives {more} more failures"),
     }
+}
+
+/// Why it cannot be known who leads, or how it is known where the leader itself could not be asked.
+pub(super) fn unconfirmed(found: &Survey) -> Vec<Line> {
+    if !found.sum.rivals.is_empty() {
+        // Said above the table; what each node says follows.
+        return Vec::new();
+    }
+    if let Some(why) = found.why_unconfirmed() {
+        return vec![vec![piece(Tone::Bad, why)]];
+    }
+    let (Some(leader), Some(Confirmation::Followers)) = (&found.sum.leader, found.sum.confirmation) else {
+        return Vec::new();
+    };
+    let one = found.nodes.iter().find(|one| one.node == *leader);
+    let why = one.and_then(|one| one.unanswered.as_deref()).unwrap_or("it does not answer");
+    let text = format!("{leader} could not be asked: {why}. Its followers hear it, so it leads");
+    vec![vec![piece(Tone::Warning, text)]]
 }
 
 /// What each node that answered takes for the view; nothing where all say the same.
@@ -161,6 +188,46 @@ pub(super) fn given_up(found: &Survey, history: &[Entry]) -> Vec<Line> {
     failed.map(|(one, _)| vec![piece(Tone::Bad, why_given_up(one, history))]).collect()
 }
 
+/// Nodes that ended by themselves and are started again after a while, a line each. What takes a moment only is not worth
+/// a line.
+pub(super) fn retried(found: &Survey) -> Vec<Line> {
+    let waiting =
+        found.nodes.iter().filter(|one| one.process.is_none() && one.record.phase == Phase::Waiting);
+    waiting.filter_map(|one| Some(vec![piece(Tone::Warning, retry(found, one)?)])).collect()
+}
+
+fn retry(found: &Survey, one: &NodeSurvey) -> Option<String> {
+    let Supervision::Running(_) = found.supervisor else {
+        return Some(format!(
+            "{} is not started again while no supervisor runs: `replcluster up` starts one",
+            one.node
+        ));
+    };
+    let wait = Duration::from_millis(one.record.restart_in_ms?);
+    if wait < WORTH_A_LINE {
+        return None;
+    }
+    let times = one.record.failures;
+    let mut text =
+        format!("{} is started again in {} (it failed {times} times in a row)", one.node, render::span(wait));
+    if let Some(exit) = &one.record.last_exit {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{}", how_it_ended(exit));
+    }
+    let _ = write!(text, "; at once with `replcluster start {}`", one.node);
+    Some(text)
+}
+
+/// A shorter wait before a restart is over before it is read.
+const WORTH_A_LINE: Duration = Duration::from_secs(1);
+
+fn how_it_ended(exit: &LastExit) -> String {
+    let (how, at) = (ended(exit.code, exit.signal), render::time_of_day(&exit.at));
+    let trouble = exit.trouble.map_or(String::new(), |trouble| format!(", {}", trouble.as_str()));
+    let words = exit.words.as_ref().map_or(String::new(), |words| format!(": {words}"));
+    format!("; it ended at {at} ({how}, {}{trouble}){words}", exit.cause.as_str())
+}
+
 fn why_given_up(one: &NodeSurvey, history: &[Entry]) -> String {
     let node = &one.node;
     let mut text = format!("{node} failed");
@@ -173,10 +240,7 @@ fn why_given_up(one: &NodeSurvey, history: &[Entry]) -> String {
         let _ = write!(text, ": {reason}");
     }
     if let Some(exit) = &one.record.last_exit {
-        let (how, at) = (ended(exit.code, exit.signal), render::time_of_day(&exit.at));
-        let trouble = exit.trouble.map_or(String::new(), |trouble| format!(", {}", trouble.as_str()));
-        let words = exit.words.as_ref().map_or(String::new(), |words| format!(": {words}"));
-        let _ = write!(text, "; it ended at {at} ({how}, {}{trouble}){words}", exit.cause.as_str());
+        let _ = write!(text, "{}", how_it_ended(exit));
     }
     let _ = write!(text, ". See `replcluster logs {node}`, then `replcluster start {node}`");
     text

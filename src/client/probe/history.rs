@@ -1,5 +1,6 @@
 //! What the writers of a probe did and what was read back: plain values, so that judging them needs no cluster.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// One write: which writer, and its how-manieth. Its key and its value follow from it.
@@ -98,6 +99,12 @@ impl History {
         value(&self.prefix, id)
     }
 
+    /// True for a value of this run, whichever key it was written under.
+    #[must_use]
+    pub fn is_own_value(&self, value: &[u8]) -> bool {
+        value.strip_prefix(VALUE).is_some_and(|key| key.starts_with(&self.prefix))
+    }
+
     /// The acknowledged writes with their revision and the time of the answer.
     pub fn acknowledgements(&self) -> impl Iterator<Item = (&Attempt, i64, u64)> {
         self.attempts.iter().filter_map(|attempt| match attempt.outcome {
@@ -106,6 +113,9 @@ impl History {
         })
     }
 }
+
+/// Every value begins with it.
+const VALUE: &[u8] = b"value of ";
 
 /// The key of a write of the run whose keys begin with `prefix`.
 #[must_use]
@@ -116,7 +126,7 @@ pub fn key(prefix: &[u8], id: WriteId) -> Vec<u8> {
 /// The value of a write of the run whose keys begin with `prefix`.
 #[must_use]
 pub fn value(prefix: &[u8], id: WriteId) -> Vec<u8> {
-    [b"value of ", &key(prefix, id)[..]].concat()
+    [VALUE, &key(prefix, id)[..]].concat()
 }
 
 /// One key of the run as a node holds it.
@@ -154,6 +164,39 @@ pub struct ReadBack {
     pub stale: Vec<String>,
     /// Nodes that could not be read, with the reason.
     pub unread: Vec<(String, String)>,
+    /// What the store's history says of the acknowledged writes that the first replica does not show as acknowledged.
+    pub past: BTreeMap<WriteId, Past>,
+    /// How one of those that stood came to its end, as an example.
+    pub ending: Option<Ending>,
+}
+
+/// What the store's history says of one acknowledged write that is not there as it was acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Past {
+    /// It stood at its own revision as it was acknowledged: a later revision removed or rewrote it.
+    Stood,
+    /// It did not stand at its own revision.
+    NeverStood,
+    /// Its revision was compacted away, as was everything below this one.
+    Compacted {
+        /// The oldest revision that can be read.
+        up_to: i64,
+    },
+    /// Its revision could not be read: why.
+    Unread(String),
+}
+
+/// How a write that stood came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    /// Which write.
+    pub id: WriteId,
+    /// The revision it was acknowledged at.
+    pub stood_at: i64,
+    /// The first revision at which it did not stand any more.
+    pub ended_at: i64,
+    /// It was deleted; else another value took its place.
+    pub deleted: bool,
 }
 
 impl fmt::Display for WriteId {

@@ -9,15 +9,59 @@ use super::*;
 use crate::proto::etcdserverpb::kv_server::{Kv, KvServer};
 use crate::proto::mvccpb::KeyValue;
 
-/// A store just true enough for a probe; it can be told to acknowledge without writing.
+/// A store just true enough for a probe, with its history; a switch makes it acknowledge without writing.
 #[derive(Clone, Default)]
 struct Store {
     keys: Arc<Mutex<BTreeMap<Vec<u8>, KeyValue>>>,
+    /// Every change: the revision, the key, and its value, or none where it was deleted.
+    changes: Arc<Mutex<Vec<Change>>>,
+    /// Revisions below it cannot be read.
+    compacted: Arc<AtomicU64>,
     revision: Arc<AtomicU64>,
     forgets: Arc<AtomicBool>,
 }
 
+type Change = (i64, Vec<u8>, Option<KeyValue>);
+
 impl Store {
+    /// The keys as they were at a revision; 0 is the newest.
+    fn at(&self, revision: i64) -> Result<BTreeMap<Vec<u8>, KeyValue>, Status> {
+        if revision == 0 {
+            return Ok(self.keys.lock().unwrap().clone());
+        }
+        if revision < i64::try_from(self.compacted.load(Ordering::SeqCst)).unwrap() {
+            return Err(Status::out_of_range("etcdserver: mvcc: required revision has been compacted"));
+        }
+        let mut keys = BTreeMap::new();
+        for (_, key, value) in self.changes.lock().unwrap().iter().take_while(|(at, ..)| *at <= revision) {
+            match value {
+                Some(value) => drop(keys.insert(key.clone(), value.clone())),
+                None => drop(keys.remove(key)),
+            }
+        }
+        Ok(keys)
+    }
+
+    /// Another client's change of the keys that this picks: their new value, or none to delete them.
+    fn disturb(&self, picks: impl Fn(usize) -> bool, value: Option<&[u8]>) {
+        let mut keys = self.keys.lock().unwrap();
+        let revision = i64::try_from(self.revision.fetch_add(1, Ordering::SeqCst)).unwrap() + 2;
+        let picked: Vec<Vec<u8>> =
+            keys.keys().enumerate().filter(|(at, _)| picks(*at)).map(|(_, key)| key.clone()).collect();
+        assert!(!picked.is_empty(), "there is something to disturb");
+        for key in picked {
+            let Some(mut kv) = keys.remove(&key) else { continue };
+            let after = value.map(|value| {
+                kv.value = value.to_vec().into();
+                kv.mod_revision = revision;
+                kv.version += 1;
+                keys.insert(key.clone(), kv.clone());
+                kv
+            });
+            self.changes.lock().unwrap().push((revision, key, after));
+        }
+    }
+
     async fn serve(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -36,14 +80,17 @@ impl Store {
 impl Kv for Store {
     async fn range(&self, request: Request<pb::RangeRequest>) -> Result<Response<pb::RangeResponse>, Status> {
         let request = request.into_inner();
-        let keys = self.keys.lock().unwrap();
-        let mut kvs: Vec<KeyValue> = keys
-            .range(request.key.to_vec()..request.range_end.to_vec())
-            .map(|(_, kv)| kv.clone())
-            .take(usize::try_from(request.limit).unwrap() + 1)
-            .collect();
-        let more = kvs.len() > usize::try_from(request.limit).unwrap();
-        kvs.truncate(usize::try_from(request.limit).unwrap());
+        let keys = self.at(request.revision)?;
+        let from = request.key.to_vec();
+        let to = if request.range_end.is_empty() {
+            [&from[..], &[0]].concat()
+        } else {
+            request.range_end.to_vec()
+        };
+        let limit = if request.limit == 0 { usize::MAX - 1 } else { usize::try_from(request.limit).unwrap() };
+        let mut kvs: Vec<KeyValue> = keys.range(from..to).map(|(_, kv)| kv.clone()).take(limit + 1).collect();
+        let more = kvs.len() > limit;
+        kvs.truncate(limit);
         Ok(Response::new(pb::RangeResponse { header: self.header(), kvs, more, count: 0 }))
     }
 
@@ -62,7 +109,8 @@ impl Kv for Store {
                 version: 1,
                 lease: 0,
             };
-            keys.insert(request.key.to_vec(), kv);
+            keys.insert(request.key.to_vec(), kv.clone());
+            self.changes.lock().unwrap().push((revision, request.key.to_vec(), Some(kv)));
         }
         Ok(Response::new(pb::PutResponse { header, prev_kv: None }))
     }
@@ -119,6 +167,60 @@ async fn a_store_that_forgets_what_it_acknowledged_is_caught() {
         run(&store, endpoints.clone(), endpoints, || store.forgets.store(true, Ordering::SeqCst)).await;
     assert_eq!(evidence.verdict, Verdict::Violated);
     assert!(evidence.lost.unwrap() >= 100, "{evidence:?}");
+}
+
+/// What is made of a store in which another client does this while the load runs.
+async fn disturbed(disturbance: impl FnOnce(&Store)) -> Evidence {
+    let store = Store::default();
+    let endpoints = vec![store.serve().await];
+    run(&store, endpoints.clone(), endpoints, || disturbance(&store)).await
+}
+
+fn assert_overtaken(evidence: &Evidence, how: &str) {
+    assert_eq!((evidence.verdict, evidence.lost), (Verdict::Inconclusive, Some(0)), "{evidence:?}");
+    assert!(evidence.overtaken > 0 && evidence.violations.is_empty(), "{evidence:?}");
+    assert!(evidence.reason.as_ref().unwrap().contains(how), "{evidence:?}");
+}
+
+#[tokio::test]
+async fn a_delete_or_rewrite_by_another_client_is_told_and_is_no_loss() {
+    let everything = disturbed(|store| store.disturb(|_| true, None)).await;
+    assert_overtaken(&everything, "was deleted at revision");
+    // Each of them a revision of its own: more than reads of the whole prefix explain.
+    let one_by_one = disturbed(|store| {
+        for _ in 0..40 {
+            store.disturb(|at| at == 0, None);
+        }
+    });
+    assert_overtaken(&one_by_one.await, "removed or rewrote");
+    let rewritten = disturbed(|store| store.disturb(|at| at % 2 == 0, Some(b"mine"))).await;
+    assert_overtaken(&rewritten, "was rewritten at revision");
+}
+
+#[tokio::test]
+async fn a_delete_whose_history_is_compacted_away_is_inconclusive() {
+    let evidence = disturbed(|store| {
+        store.disturb(|_| true, None);
+        store.compacted.store(store.revision.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    });
+    assert_overtaken(&evidence.await, "compacted away up to revision");
+    // A compaction alone takes no value away.
+    let evidence = disturbed(|store| {
+        store.compacted.store(store.revision.load(Ordering::SeqCst) + 1, Ordering::SeqCst);
+    });
+    let evidence = evidence.await;
+    assert_eq!((evidence.verdict, evidence.overtaken), (Verdict::Proved, 0), "{evidence:?}");
+}
+
+#[tokio::test]
+async fn a_store_that_forgets_is_caught_while_another_client_deletes() {
+    let evidence = disturbed(|store| {
+        store.disturb(|at| at % 2 == 0, None);
+        store.forgets.store(true, Ordering::SeqCst);
+    });
+    let evidence = evidence.await;
+    assert_eq!(evidence.verdict, Verdict::Violated);
+    assert!(evidence.lost.unwrap() >= 100 && evidence.overtaken > 0, "{evidence:?}");
 }
 
 #[tokio::test]

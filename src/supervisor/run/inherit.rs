@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::control::cause::{self, Ended};
 use crate::control::fault::{Duty, Kind, Phase};
 use crate::control::life::{Event, Life, State};
-use crate::control::restart;
+use crate::control::restart::{self, Failures};
 use crate::telemetry::stamp;
 use crate::view::NodeId;
 
@@ -51,7 +51,7 @@ impl Supervisor {
                 last_answer: remembered.last_answer.clone(),
                 life: Life {
                     state: if gave_up { State::Failed } else { State::Down },
-                    failures: remembered.failures,
+                    failures: Failures { all: remembered.failures, own: remembered.own_failures },
                 },
                 fault: remembered.fault.clone(),
                 settings: remembered.settings.clone(),
@@ -239,13 +239,14 @@ impl Supervisor {
                 let ended =
                     told.map_or(Ended::default(), |exit| Ended { code: exit.code, signal: exit.signal });
                 self.step(node, Event::Adopted { paused: false });
-                self.step(node, Event::Exited { ended, chance: rand::random() });
+                let outside = told.is_none_or(|exit| cause::is_outside(exit.cause, exit.trouble));
+                self.step(node, Event::Exited { ended, outside, chance: rand::random() });
             }
             // It was about to be started, at once or after a while. What it failed of counts on.
             (record::Phase::Starting | record::Phase::Waiting, _) => {
                 let at_ms = remembered.restart_at_ms.filter(|_| this_boot).unwrap_or(0);
                 let wait = Duration::from_millis(at_ms.saturating_sub(os::milliseconds_since_boot()));
-                let until = self.moment() + wait.min(restart::LONGEST_DELAY);
+                let until = self.moment() + wait.min(restart::LONGEST_WAIT);
                 if let Some(slot) = self.nodes.get_mut(node) {
                     slot.life.state = State::Waiting { until };
                 }

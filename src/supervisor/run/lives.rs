@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::clock;
 use crate::config::show;
-use crate::control::cause::Ended;
+use crate::control::cause::{self, Ended};
 use crate::control::fault::{Kind, Phase};
 use crate::control::life::{Action, Answer, Event, SIGCONT, SIGKILL, SIGNAL_PATIENCE, State};
 use crate::control::plan;
@@ -240,7 +240,8 @@ impl Supervisor {
         let exit = process.explain(ended, &words_file);
         slot.resume_at = None;
         slot.last_exit = Some(exit.clone());
-        let answer = self.decide(node, Event::Exited { ended, chance: rand::random() });
+        let outside = cause::is_outside(exit.cause, exit.trouble);
+        let answer = self.decide(node, Event::Exited { ended, outside, chance: rand::random() });
         let now = self.moment();
         let restart_in_ms = self.nodes.get(node).and_then(|slot| slot.record(now).restart_in_ms);
         // The end of one process is told before the start of the next.
