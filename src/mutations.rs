@@ -81,6 +81,9 @@ fn hands(rule: Hands) -> (&'static str, Noticed) {
         Hands::AnswerOnlyAsLeader => ("R18", NODES),
         Hands::TakeOnce | Hands::WaitForOpening => ("R19", NODES),
         Hands::ConfirmHealth => ("R31", NODES),
+        Hands::RefuseAlike => ("R33", By("too_large_an_answer_is_refused_by_all_nodes_or_by_none")),
+        Hands::HideHalf => ("R35", By("however_it_is_divided_nothing_else_comes_out_and_no_half_is_seen")),
+        Hands::KeepForReaders => ("R35", By("a_read_that_began_before_a_compaction_keeps_its_records")),
         Hands::LinkOnce => {
             ("R1, R26", By("of_two_swappers_one_wins_and_without_a_link_made_once_both_would"))
         }

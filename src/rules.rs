@@ -71,6 +71,12 @@ pub(crate) enum Rule {
     LinkOnce,
     /// R27: no child keeps a lock.
     CloseOnExec,
+    /// R33: what is refused does not depend on whether an answer is wanted.
+    RefuseAlike,
+    /// R35: no reader sees a mutation before it is done.
+    HideHalf,
+    /// R35: what a reader that has paused may need is not removed.
+    KeepForReaders,
     /// R31: who can do nothing does not call itself ready.
     ConfirmHealth,
     /// R39: a verb acts on a role only where an in-sync node confirms it.
@@ -116,6 +122,9 @@ impl Rule {
         Rule::WatchRoom,
         Rule::LinkOnce,
         Rule::CloseOnExec,
+        Rule::RefuseAlike,
+        Rule::HideHalf,
+        Rule::KeepForReaders,
         Rule::ConfirmHealth,
         Rule::ConfirmRoles,
         Rule::LookBack,

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 
 use super::backend::{Backend, RevisionKey};
+use super::check::{Limits, check};
 use super::cost::{Budget, Progress};
 use super::index::History;
 use super::keys::KeyRange;
@@ -53,6 +54,11 @@ impl<B: Backend> Store<B> {
     /// # Errors
     /// As [`Store::apply`].
     pub fn apply_for(&mut self, mutation: &Mutation, wants_answer: bool) -> Result<Applied, Refusal> {
+        if !takes_long(mutation) {
+            self.admits(mutation)?;
+            check(mutation, Limits::NONE)?;
+            return self.apply_at_once(mutation, wants_answer);
+        }
         let mut work = Work::of(Cow::Borrowed(mutation), wants_answer);
         loop {
             match work.step(self, u64::MAX) {
@@ -60,6 +66,11 @@ impl<B: Backend> Store<B> {
                 Progress::Done(outcome) => return outcome,
             }
         }
+    }
+
+    /// Refuses what makes a store grow that is full.
+    pub(super) fn admits(&self, mutation: &Mutation) -> Result<(), Refusal> {
+        if self.space_alarm && grows(mutation) { Err(Refusal::SpaceExceeded) } else { Ok(()) }
     }
 
     /// What never takes long; checked as far as that needs no store.
@@ -163,6 +174,20 @@ impl<B: Backend> Store<B> {
     pub(super) fn end_half(&mut self, revision: i64) {
         self.half = None;
         self.revision = revision;
+    }
+}
+
+/// True for what is carried out as a program, because it can be divided.
+pub(super) fn takes_long(mutation: &Mutation) -> bool {
+    match &mutation.request {
+        Some(mutation::Request::Txn(_) | mutation::Request::DeleteRange(_)) => true,
+        Some(
+            mutation::Request::Put(_)
+            | mutation::Request::Compact(_)
+            | mutation::Request::Space(_)
+            | mutation::Request::FeatureLevel(_),
+        )
+        | None => false,
     }
 }
 

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::Store;
 use super::backend::Backend;
 use super::refusal::{Damaged, Refusal};
+use crate::rules::{Rule, breaks};
 
 /// The revision up to which the store is compacted, written when the compaction is applied.
 const COMPACTED: &str = "compacted";
@@ -51,7 +52,8 @@ impl<B: Backend> Store<B> {
     /// Removes some of the records that compaction made unreadable: looks at up to `budget` keys and removes up to
     /// about as many records. While a reader that has paused may still need them, none.
     pub fn compact_some(&mut self, budget: usize) -> Removed {
-        if self.removal.is_some() && self.pins.oldest().is_some_and(|oldest| oldest < self.compact_revision) {
+        let held = self.pins.oldest().is_some_and(|oldest| oldest < self.compact_revision);
+        if self.removal.is_some() && held && !breaks(Rule::KeepForReaders) {
             return Removed::Held;
         }
         let Some(removal) = self.removal.take() else { return Removed::All };

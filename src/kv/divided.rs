@@ -11,8 +11,9 @@ use super::{
 };
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::proto::replcluster::{FeatureLevel, Mutation, mutation};
+use crate::rules::{Rule, without};
 
-fn store(level: u32) -> Store<MemoryBackend> {
+pub(super) fn store(level: u32) -> Store<MemoryBackend> {
     let mut store = Store::open(MemoryBackend::default()).unwrap();
     if level > 0 {
         let level = mutation::Request::FeatureLevel(FeatureLevel { level });
@@ -21,7 +22,7 @@ fn store(level: u32) -> Store<MemoryBackend> {
     store
 }
 
-fn everything() -> RangeRequest {
+pub(super) fn everything() -> RangeRequest {
     RangeRequest {
         key: Bytes::from_static(b"\0"),
         range_end: Bytes::from_static(b"\0"),
@@ -166,6 +167,8 @@ fn however_it_is_divided_nothing_else_comes_out_and_no_half_is_seen() {
     for seed in 0..60 {
         run(seed, 80);
     }
+    let seen = without(Some(Rule::HideHalf), || std::panic::catch_unwind(|| run(0, 80)));
+    assert!(seen.is_err(), "a half that can be seen is noticed");
 }
 
 #[test]
@@ -190,6 +193,12 @@ fn whether_an_answer_is_wanted_changes_nothing_but_the_answer() {
 
 #[test]
 fn a_read_that_began_before_a_compaction_keeps_its_records() {
+    read_across_a_compaction();
+    let lost = without(Some(Rule::KeepForReaders), || std::panic::catch_unwind(read_across_a_compaction));
+    assert!(lost.is_err(), "records that are removed too early are noticed");
+}
+
+fn read_across_a_compaction() {
     let mut generator = Generator { random: StdRng::seed_from_u64(3), revision: 1, compacted: -1 };
     let mut store = store(1);
     for _ in 0..40 {
@@ -210,9 +219,10 @@ fn a_read_that_began_before_a_compaction_keeps_its_records() {
     let compact =
         crate::proto::etcdserverpb::CompactionRequest { revision: store.revision(), physical: false };
     store.apply(&Mutation { request: Some(mutation::Request::Compact(compact)) }).unwrap();
-    assert_eq!(store.compact_some(usize::MAX), Removed::Held);
+    let held = store.compact_some(usize::MAX);
     while work.step(&store, 1) == Ok(Progress::More) {}
     assert_eq!(work.finish(), expected);
+    assert_eq!(held, Removed::Held);
     assert_eq!(store.compact_some(usize::MAX), Removed::All);
     assert_eq!(store.backend().len(), expected.kvs.len());
 }

@@ -31,17 +31,21 @@
 
 mod apply;
 mod backend;
+#[cfg(test)]
+mod bounded;
 mod check;
 mod compact;
 mod compare;
 mod cost;
 #[cfg(test)]
 mod divided;
+mod estimate;
 mod hash;
 mod index;
 mod keys;
 #[cfg(test)]
 mod model;
+mod path;
 mod pin;
 mod plan;
 mod program;
@@ -75,6 +79,7 @@ use pin::Pins;
 use record::Record;
 
 use crate::proto::etcdserverpb::ResponseHeader;
+use crate::rules::{Rule, breaks};
 
 /// Name under which the space alarm is kept.
 const SPACE_ALARM: &str = "space alarm";
@@ -154,6 +159,11 @@ impl<B: Backend> Store<B> {
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// The newest revision that a reader may see: not the one in the making.
+    fn visible(&self) -> i64 {
+        self.revision + i64::from(self.half.is_some() && breaks(Rule::HideHalf))
     }
 
     /// The oldest revision that can be read; −1 before the first compaction.

@@ -19,91 +19,23 @@ use bytes::Bytes;
 use super::backend::Backend;
 use super::check::check_range;
 use super::compare::{Scan, Verdict};
-use super::cost::{ANSWER_BYTES, Budget, COST, Progress, answer_bytes, read_cost, write_cost};
+use super::cost::{ANSWER_BYTES, Budget, COST, Progress, write_cost};
+use super::estimate::Estimate;
 use super::keys::KeyRange;
-use super::plan::Plan;
+use super::path::{Branch, Item, Operation};
 use super::range::Reading;
 use super::refusal::Refusal;
 use super::{Store, header};
-use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, DeleteRangeResponse, PutRequest, RangeRequest, RequestOp, ResponseHeader, ResponseOp,
-    TxnRequest, TxnResponse,
+    DeleteRangeRequest, DeleteRangeResponse, RangeRequest, ResponseHeader, ResponseOp, TxnRequest,
+    TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
+use crate::rules::{Rule, breaks};
 
 /// So many single records are answered without looking up their sizes first.
 const FEW_ANSWERS: usize = 16;
-
-/// One operation of the path.
-#[derive(Debug)]
-enum Item<'m> {
-    /// A transaction begins; what follows up to its end is in its answer.
-    Begin {
-        succeeded: bool,
-    },
-    End,
-    Range(Cow<'m, RangeRequest>),
-    Put(Cow<'m, PutRequest>),
-    Delete(Cow<'m, DeleteRangeRequest>),
-}
-
-/// Operations of a branch that are not on the path yet.
-#[derive(Debug)]
-enum Branch<'m> {
-    Borrowed(std::slice::Iter<'m, RequestOp>),
-    Owned(std::vec::IntoIter<RequestOp>),
-}
-
-enum Operation<'m> {
-    Item(Item<'m>),
-    Inner(Cow<'m, TxnRequest>),
-    Empty,
-}
-
-impl<'m> Branch<'m> {
-    fn of(request: Cow<'m, TxnRequest>, succeeded: bool) -> Branch<'m> {
-        match request {
-            Cow::Borrowed(request) => {
-                Branch::Borrowed(if succeeded { request.success.iter() } else { request.failure.iter() })
-            }
-            Cow::Owned(request) => {
-                Branch::Owned(if succeeded { request.success } else { request.failure }.into_iter())
-            }
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Branch::Borrowed(operations) => operations.len(),
-            Branch::Owned(operations) => operations.len(),
-        }
-    }
-
-    fn next(&mut self) -> Option<Operation<'m>> {
-        match self {
-            Branch::Borrowed(operations) => operations.next().map(|operation| match &operation.request {
-                Some(Request::RequestRange(range)) => Operation::Item(Item::Range(Cow::Borrowed(range))),
-                Some(Request::RequestPut(put)) => Operation::Item(Item::Put(Cow::Borrowed(put))),
-                Some(Request::RequestDeleteRange(delete)) => {
-                    Operation::Item(Item::Delete(Cow::Borrowed(delete)))
-                }
-                Some(Request::RequestTxn(inner)) => Operation::Inner(Cow::Borrowed(inner)),
-                None => Operation::Empty,
-            }),
-            Branch::Owned(operations) => operations.next().map(|operation| match operation.request {
-                Some(Request::RequestRange(range)) => Operation::Item(Item::Range(Cow::Owned(range))),
-                Some(Request::RequestPut(put)) => Operation::Item(Item::Put(Cow::Owned(put))),
-                Some(Request::RequestDeleteRange(delete)) => {
-                    Operation::Item(Item::Delete(Cow::Owned(delete)))
-                }
-                Some(Request::RequestTxn(inner)) => Operation::Inner(Cow::Owned(inner)),
-                None => Operation::Empty,
-            }),
-        }
-    }
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -162,20 +94,6 @@ pub(super) struct Program<'m> {
     /// Transactions whose answers are not complete, the innermost last.
     open: Vec<(bool, Vec<ResponseOp>)>,
     answer: Option<Response>,
-}
-
-/// What the path will answer, as far as the walk through the index has come.
-#[derive(Debug, Default)]
-struct Estimate {
-    /// Of all operations before.
-    bytes: u64,
-    /// What the puts before will have written: a range may find it.
-    written: u64,
-    /// Of the operation at hand: the last key looked at, the records found, the bytes of all and of the longest.
-    cursor: Option<Box<[u8]>>,
-    found: u64,
-    total: u64,
-    longest: u64,
 }
 
 /// The operation that is being carried out.
@@ -294,7 +212,10 @@ impl<'m> Program<'m> {
                 Phase::Decide => self.decide(store, budget)?,
                 Phase::CheckPuts => self.check_puts(store, budget)?,
                 Phase::CheckRanges => self.check_ranges(store, budget)?,
-                Phase::Estimate => self.estimate(store, budget)?,
+                Phase::Estimate => {
+                    let allowed = self.bounds.answer_bytes;
+                    self.estimate.step(&self.items, (store, self.revision), allowed, budget)?
+                }
                 Phase::Run => match self.run(store, budget)? {
                     Next::Nothing => Progress::Done(()),
                     Next::More => Progress::More,
@@ -335,7 +256,7 @@ impl<'m> Program<'m> {
 
     /// False where the index need not be asked for sizes: a few single keys are never too much.
     fn needs_estimate(&self) -> bool {
-        if self.bounds.cost == u64::MAX || !self.writes {
+        if self.bounds.cost == u64::MAX || !self.writes || (!self.wants_answer && breaks(Rule::RefuseAlike)) {
             return false;
         }
         let mut answers = 0;
@@ -426,75 +347,6 @@ impl<'m> Program<'m> {
             if budget.is_spent() {
                 return Ok(Progress::More);
             }
-        }
-        Ok(Progress::Done(()))
-    }
-
-    /// Walks what the operations will, in the state before the transaction, and adds up what they cost and answer. A
-    /// delete before them can only make it less; what a put before them adds is counted.
-    fn estimate<B: Backend>(
-        &mut self,
-        store: &Store<B>,
-        budget: &mut Budget,
-    ) -> Result<Progress<()>, Refusal> {
-        while let Some(item) = self.items.get(self.next) {
-            let (key, end, revision, keys_only, answers) = match item {
-                Item::Begin { .. } | Item::End => {
-                    self.next += 1;
-                    continue;
-                }
-                Item::Put(put) => {
-                    self.estimate.written += (put.key.len() + put.value.len()) as u64;
-                    budget.spend(write_cost(put.value.len()));
-                    (&put.key, &Bytes::new(), self.revision, false, put.prev_kv)
-                }
-                Item::Range(range) => {
-                    let revision = if range.revision <= 0 { self.revision } else { range.revision };
-                    (&range.key, &range.range_end, revision, range.keys_only, !range.count_only)
-                }
-                Item::Delete(delete) => {
-                    (&delete.key, &delete.range_end, self.revision, false, delete.prev_kv)
-                }
-            };
-            let deletes = matches!(item, Item::Delete(_));
-            let estimate = &mut self.estimate;
-            let mut last = None;
-            for (key, history) in store.index.range(KeyRange::new(key, end), estimate.cursor.as_deref()) {
-                budget.spend(1);
-                if let Some(change) = history.live_at(revision) {
-                    if deletes {
-                        budget.spend(write_cost(key.len()));
-                    }
-                    if answers {
-                        let bytes = answer_bytes(key, change, keys_only);
-                        estimate.found += 1;
-                        estimate.total = estimate.total.saturating_add(bytes);
-                        estimate.longest = estimate.longest.max(bytes);
-                        budget.spend(read_cost(change));
-                    }
-                }
-                if budget.is_spent() {
-                    last = Some(key);
-                    break;
-                }
-            }
-            if let Some(last) = last {
-                estimate.cursor = Some(last.into());
-                return Ok(Progress::More);
-            }
-            let limit = match item {
-                Item::Range(range) => Plan::of(range).limit as u64,
-                Item::Put(_) | Item::Delete(_) | Item::Begin { .. } | Item::End => u64::MAX,
-            };
-            let finds_writes = if answers && !deletes { estimate.written } else { 0 };
-            let most =
-                estimate.total.min(estimate.longest.saturating_mul(limit)).saturating_add(finds_writes);
-            let bytes = estimate.bytes.saturating_add(most);
-            *estimate = Estimate { bytes, written: estimate.written, ..Estimate::default() };
-            if bytes > self.bounds.answer_bytes {
-                return Err(Refusal::AnswerTooLarge { bytes, allowed: self.bounds.answer_bytes });
-            }
-            self.next += 1;
         }
         Ok(Progress::Done(()))
     }

@@ -31,8 +31,7 @@ impl<B: Backend> Store<B> {
     /// What [`check_range`] refuses, [`Refusal::Compacted`], [`Refusal::FutureRevision`].
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Refusal> {
         check_range(request)?;
-        let revision = self.readable(request.revision, self.revision)?;
-        let mut reading = Reading::new(request, revision, self.revision, u64::MAX);
+        let mut reading = begin(self, request, u64::MAX)?;
         let mut budget = Budget::new(u64::MAX);
         while reading.step(self, request, &mut budget)? == Progress::More {
             reading.settle();
@@ -132,8 +131,9 @@ impl RangeWork {
 }
 
 fn begin<B: Backend>(store: &Store<B>, request: &RangeRequest, most_bytes: u64) -> Result<Reading, Refusal> {
-    let revision = store.readable(request.revision, store.revision)?;
-    Ok(Reading::new(request, revision, store.revision, most_bytes))
+    let newest = store.visible();
+    let revision = store.readable(request.revision, newest)?;
+    Ok(Reading::new(request, revision, newest, most_bytes))
 }
 
 /// A range that is being read. Takes the request with each step, so that nothing is copied for a small one.

@@ -29,7 +29,13 @@ pub fn encode(mutation: &Mutation) -> Result<Bytes, Refusal> {
             | mutation::Request::FeatureLevel(_),
         )
         | None => {}
-        Some(mutation::Request::Txn(_)) => drop(decode(&bytes, 1)?),
+        Some(mutation::Request::Txn(_)) => {
+            let (_, content) = only_field(&bytes).ok_or(Refusal::Undecodable)?;
+            let shape = shape_of(content, 1)?;
+            if !shape.is_shallow() {
+                decode(&bytes, 1)?;
+            }
+        }
     }
     Ok(bytes)
 }
@@ -40,8 +46,8 @@ pub fn encode(mutation: &Mutation) -> Result<Bytes, Refusal> {
 /// # Errors
 /// [`Refusal::Undecodable`], [`Refusal::TooDeep`]; the same on every node that is at the same level.
 pub fn decode(bytes: &Bytes, level: u32) -> Result<Mutation, Refusal> {
-    if let Some(field) = only_field(bytes)
-        && field != TXN
+    if let Some((field, content)) = only_field(bytes)
+        && (field != TXN || shape_of(content, level)?.is_shallow())
     {
         return Mutation::decode(bytes.clone()).map_err(|_| Refusal::Undecodable);
     }
@@ -71,22 +77,27 @@ pub fn decode(bytes: &Bytes, level: u32) -> Result<Mutation, Refusal> {
     Ok(mutation)
 }
 
-/// The number of the one field that there is, as in everything that [`encode`] makes.
-fn only_field(bytes: &[u8]) -> Option<u32> {
+/// The number and the content of the one field that there is, as in everything that [`encode`] makes.
+fn only_field(bytes: &[u8]) -> Option<(u32, &[u8])> {
     let mut rest = bytes;
     let (number, wire) = decode_key(&mut rest).ok()?;
     let length = (wire == WireType::LengthDelimited).then(|| decode_varint(&mut rest).ok())??;
-    (length == rest.len() as u64).then_some(number)
+    (length == rest.len() as u64).then_some((number, rest))
+}
+
+fn shape_of(bytes: &[u8], level: u32) -> Result<Shape, Refusal> {
+    let shape = nested::scan::<TxnRequest>(bytes).map_err(refuse)?;
+    if level >= 1 && shape.weight > NESTED_WEIGHT { Err(Refusal::TooDeep) } else { Ok(shape) }
 }
 
 fn transaction(before: TxnRequest, bytes: Bytes, level: u32) -> Result<TxnRequest, Refusal> {
-    let refuse = |fault| match fault {
+    let shape = shape_of(&bytes, level)?;
+    nested::merge(before, bytes, shape).map_err(refuse)
+}
+
+fn refuse(fault: Fault) -> Refusal {
+    match fault {
         Fault::Malformed => Refusal::Undecodable,
         Fault::TooDeep => Refusal::TooDeep,
-    };
-    let shape: Shape = nested::scan::<TxnRequest>(&bytes).map_err(refuse)?;
-    if level >= 1 && shape.weight > NESTED_WEIGHT {
-        return Err(Refusal::TooDeep);
     }
-    nested::merge(before, bytes, shape).map_err(refuse)
 }

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 
 use super::Store;
-use super::apply::{Applied, grows};
+use super::apply::{Applied, takes_long};
 use super::backend::Backend;
 use super::check::{Limits, check};
 use super::cost::{Budget, Progress};
@@ -31,7 +31,6 @@ pub struct Work<'m> {
     wants_answer: bool,
     /// What the request alone is refused for.
     refused: Option<Refusal>,
-    grows: bool,
 }
 
 #[derive(Debug)]
@@ -64,12 +63,7 @@ impl<'m> Work<'m> {
     }
 
     pub(super) fn of(mutation: Cow<'m, Mutation>, wants_answer: bool) -> Work<'m> {
-        Work {
-            refused: check(&mutation, Limits::NONE).err(),
-            grows: grows(&mutation),
-            wants_answer,
-            task: Task::Whole(mutation),
-        }
+        Work { refused: check(&mutation, Limits::NONE).err(), wants_answer, task: Task::Whole(mutation) }
     }
 
     /// Spends up to `units` on what does not write.
@@ -126,13 +120,11 @@ impl<'m> Work<'m> {
     /// Makes a program of what can take long, once the store is there.
     fn begin<B: Backend>(&mut self, store: &Store<B>) -> Result<(), Refusal> {
         let Task::Whole(mutation) = &self.task else { return Ok(()) };
-        if store.space_alarm && self.grows {
-            return Err(Refusal::SpaceExceeded);
-        }
+        store.admits(mutation)?;
         if let Some(refusal) = self.refused.take() {
             return Err(refusal);
         }
-        if !matches!(mutation.request, Some(mutation::Request::Txn(_) | mutation::Request::DeleteRange(_))) {
+        if !takes_long(mutation) {
             return Ok(());
         }
         assert!(!store.is_half_applied(), "another mutation is half applied");

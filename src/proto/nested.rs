@@ -50,6 +50,14 @@ pub struct Shape {
     pub weight: usize,
 }
 
+impl Shape {
+    /// True where the generated code decodes what it encodes.
+    #[must_use]
+    pub fn is_shallow(self) -> bool {
+        self.depth <= SHALLOW
+    }
+}
+
 /// A message that may hold others of its kind, one in each of its operations.
 pub trait Nested: Message + Default + 'static {
     /// What it has a list of.
@@ -168,7 +176,7 @@ pub fn scan<T: Nested>(bytes: &[u8]) -> Result<Shape, Fault> {
 /// # Errors
 /// [`Fault`].
 pub fn merge<T: Nested>(into: T, bytes: Bytes, shape: Shape) -> Result<T, Fault> {
-    if shape.depth <= SHALLOW {
+    if shape.is_shallow() {
         let mut into = into;
         into.merge(bytes).map_err(|_| Fault::Malformed)?;
         return Ok(into);
