@@ -108,6 +108,12 @@ fn what_stands_inside_is_bounded_from_level_1_on() {
     assert_eq!(encode(&wide), Err(Refusal::TooDeep));
     // An older build has carried such an entry out, or refused it, so this one does the same.
     assert_eq!(decode(&bytes, 0), Ok(wide));
+    // A field that comes again is added to what stood before, and so counts with it.
+    let operations = vec![RequestOp::default(); NESTED_WEIGHT / 4 + 1];
+    let half = mutation_of(txn_of(vec![operation(Request::RequestTxn(txn_of(operations)))]));
+    let half = half.encode_to_vec();
+    assert!(decode(&Bytes::from(half.clone()), 1).is_ok());
+    assert_eq!(decode(&Bytes::from(half.repeat(2)), 1), Err(Refusal::TooDeep));
 }
 
 /// 64 MiB in 64 keys.

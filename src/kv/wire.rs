@@ -53,6 +53,8 @@ pub fn decode(bytes: &Bytes, level: u32) -> Result<Mutation, Refusal> {
     }
     let mut fields = bytes.clone();
     let mut mutation = Mutation::default();
+    // A field may come again, and is then added to what stood before: the bound is on all of it.
+    let mut weight = 0_usize;
     while !fields.is_empty() {
         let field = nested::field(&mut fields).map_err(|_| Refusal::Undecodable)?;
         match field.content {
@@ -68,7 +70,12 @@ pub fn decode(bytes: &Bytes, level: u32) -> Result<Mutation, Refusal> {
                     )
                     | None => TxnRequest::default(),
                 };
-                let txn = transaction(before, content, level)?;
+                let shape = shape_of(&content, level)?;
+                weight += shape.weight;
+                if level >= 1 && weight > NESTED_WEIGHT {
+                    return Err(Refusal::TooDeep);
+                }
+                let txn = nested::merge(before, content, shape).map_err(refuse)?;
                 mutation.request = Some(mutation::Request::Txn(txn));
             }
             Some(_) | None => mutation.merge(field.whole).map_err(|_| Refusal::Undecodable)?,
@@ -88,11 +95,6 @@ fn only_field(bytes: &[u8]) -> Option<(u32, &[u8])> {
 fn shape_of(bytes: &[u8], level: u32) -> Result<Shape, Refusal> {
     let shape = nested::scan::<TxnRequest>(bytes).map_err(refuse)?;
     if level >= 1 && shape.weight > NESTED_WEIGHT { Err(Refusal::TooDeep) } else { Ok(shape) }
-}
-
-fn transaction(before: TxnRequest, bytes: Bytes, level: u32) -> Result<TxnRequest, Refusal> {
-    let shape = shape_of(&bytes, level)?;
-    nested::merge(before, bytes, shape).map_err(refuse)
 }
 
 fn refuse(fault: Fault) -> Refusal {

@@ -58,6 +58,7 @@ impl Node {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message and who sent it")]
     pub(super) fn append_received(
         &mut self,
         from: &NodeId,

@@ -235,21 +235,31 @@ fn killed_while(scene: &Scene, disturb: impl Fn(&Scene) + Sync) -> (Option<i32>,
     })
 }
 
+/// Kills until what the other client does has met the load of a kill, which is short. No kill calls anything lost.
+fn overtaken_while(scene: &Scene, disturb: impl Fn(&Scene) + Sync) -> Value {
+    for _ in 0..20 {
+        scene.done(&["up"]);
+        let (code, verdict) = killed_while(scene, &disturb);
+        assert_eq!((&verdict["lost"], verdict["violations"].as_array().map(Vec::len)), (&0.into(), Some(0)));
+        match code {
+            Some(7) => return verdict,
+            other => assert_eq!(other, Some(0), "{verdict}"),
+        }
+    }
+    panic!("no delete of another client has met the load of any kill");
+}
+
 #[test]
 fn a_delete_of_everything_during_a_kill_is_no_data_loss() {
     let scene = Scene::new(3);
-    scene.done(&["up"]);
-    let (code, verdict) = killed_while(&scene, |scene| drop(scene.run(&["client", "del", "--prefix", ""])));
-    assert_eq!((code, &verdict["verdict"], &verdict["lost"]), (Some(7), &"inconclusive".into(), &0.into()));
+    let verdict = overtaken_while(&scene, |scene| drop(scene.run(&["client", "del", "--prefix", ""])));
+    assert_eq!(verdict["verdict"], "inconclusive", "{verdict}");
     assert!(verdict["overtaken"].as_u64().unwrap() > 0, "{verdict}");
     assert!(verdict["reason"].as_str().unwrap().contains("another client"), "{verdict}");
-    assert_eq!(verdict["violations"].as_array().map(Vec::len), Some(0), "{verdict}");
-    scene.done(&["up"]);
-    let (code, verdict) = killed_while(&scene, |scene| {
+    overtaken_while(&scene, |scene| {
         drop(scene.run(&["client", "del", "--prefix", ""]));
         if let Some(revision) = scene.status()["nodes"][1]["revision"].as_i64() {
             drop(scene.run(&["client", "compact", &revision.to_string()]));
         }
     });
-    assert_eq!((code, &verdict["lost"]), (Some(7), &0.into()), "{verdict}");
 }

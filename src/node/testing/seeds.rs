@@ -146,7 +146,7 @@ fn whole_nodes_keep_every_claim() {
 /// A checker that cannot fail proves nothing: without any one of these rules some seed must break a claim.
 #[test]
 fn whole_nodes_miss_each_rule_that_is_left_out() {
-    const SEEDS: u64 = 2_000;
+    const SEEDS: u64 = 10_000;
     let rules = [
         Rule::ApplyTheSame,
         Rule::ProveReads,
