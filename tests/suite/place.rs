@@ -1,6 +1,7 @@
 //! Files that are deleted, moved or held under what runs: nothing empty is ever served in their place, what runs is told
 //! from what was left, and what cannot be done is said at once.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -75,8 +76,11 @@ fn where_the_directory_is_deleted_or_moved_under_a_load_no_empty_cluster_takes_i
 fn a_supervisor_in_the_foreground_whose_directory_is_gone_has_failed() {
     let scene = Scene::new(1);
     let mut command = scene.command(&["up", "--foreground"]);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    until("its node", || scene.said(&["status"]).0 == 0);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Not before its first write is acknowledged: else that is what has failed.
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("in the foreground")));
+    let _read = std::thread::spawn(move || lines.count());
     delete(&scene.path(".replcluster"));
     let output = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
