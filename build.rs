@@ -22,6 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     std::fs::write(out.join("descriptor.bin"), compiler.encode_file_descriptor_set())?;
     // Keys and values stay slices of the buffer they arrived in: no copy per request.
     tonic_prost_build::configure()
+        .bytes(".authpb")
         .bytes(".mvccpb")
         .bytes(".etcdserverpb")
         .bytes(".replcluster")

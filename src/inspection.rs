@@ -61,6 +61,25 @@ pub struct StateHeld {
     pub revision: i64,
 }
 
+/// An entry of the log that is worth a look: the next to be applied, one that every node refuses, or one asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntryHeld {
+    /// Which.
+    pub index: u64,
+    /// Under which it was ordered.
+    pub epoch: u64,
+    /// The running checksum of the log up to it.
+    pub chain: u32,
+    /// Length of what was asked for, in bytes.
+    pub bytes: u64,
+    /// What it is, in words.
+    pub what: String,
+    /// Why every node refuses it, where it cannot be read.
+    pub refused: Option<String>,
+    /// An operator has ordered it to be stepped over.
+    pub skipped: bool,
+}
+
 /// What a directory holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inspection {
@@ -82,6 +101,9 @@ pub struct Inspection {
     pub commit: u64,
     /// Its state, as far as it can be read.
     pub state: Option<StateHeld>,
+    /// Entries behind the state: the next to be applied, and some that every node refuses; and the one asked for.
+    #[serde(default)]
+    pub entries: Vec<EntryHeld>,
     /// The newest time of its files, which is about when something was written last. Times of files are set by whoever
     /// copies them and by wrong clocks: this is for people, and nothing may be decided by it.
     pub written_at: Option<String>,
@@ -149,6 +171,19 @@ impl Inspection {
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
         self.cluster.as_deref().and_then(hexadecimal).map(ClusterId)
+    }
+}
+
+impl std::fmt::Display for EntryHeld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "entry {} of epoch {}, {} bytes: {}", self.index, self.epoch, self.bytes, self.what)?;
+        if let Some(why) = &self.refused {
+            write!(f, "; every node refuses it: {why}")?;
+        }
+        if self.skipped {
+            write!(f, "; stepped over by order of an operator")?;
+        }
+        Ok(())
     }
 }
 

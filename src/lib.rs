@@ -8,7 +8,7 @@
 //!                  brain             hands
 //!  replserver      protocol   kv     node   register   api   server
 //!  replcluster     control   check   supervisor   cli   client   config
-//!  shared          view              proto   telemetry   clock   notify   inspection
+//!  shared          view              proto   telemetry   clock   notify   inspection   signals   descriptors   bounds
 //! ```
 //!
 //! Arrows go from hands to brains, never back, and never between the two brains of a program; a table in
@@ -44,12 +44,15 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests measure and wait"))]
 
 pub mod api;
+pub mod bounds;
 pub mod check;
 pub mod cli;
 pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod descriptors;
+pub mod disk;
 #[cfg(test)]
 mod fuzz;
 pub mod inherited;
@@ -65,6 +68,7 @@ pub mod register;
 mod rules;
 pub mod server;
 pub mod signals;
+pub mod skips;
 pub mod supervisor;
 pub mod telemetry;
 pub mod view;

@@ -6,6 +6,10 @@ pub mod codec;
 pub mod nested;
 
 #[allow(missing_docs, clippy::all, clippy::pedantic, clippy::nursery)]
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+#[allow(missing_docs, clippy::all, clippy::pedantic, clippy::nursery)]
 pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }

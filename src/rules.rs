@@ -49,6 +49,38 @@ pub(crate) enum Rule {
     LeaveRemains,
     /// R25: a file is kept in reserve for when the disk is full.
     KeepReserve,
+    /// R25: what is kept in reserve has its room on the disk.
+    AllocateSpares,
+    /// R34: what could not be made for want of something is tried again after a time.
+    RetryAfterLack,
+    /// R34: a missing descriptor, inode or the like is no failure of the disk.
+    LackIsNoFailure,
+    /// R34: a promise does not wait behind what finds no room.
+    PromiseAhead,
+    /// R34: what makes the state grow leaves the reserve to what must go on.
+    SpareReserve,
+    /// R25: what finds no room in the state is put off, and ends nothing.
+    PutOffState,
+    /// R22: what is flushed to the state is synced.
+    SyncState,
+    /// R22: the state's name is on the disk before the log drops what it holds.
+    SyncStateName,
+    /// R22: a new state is on the disk before it takes the old one's name.
+    SyncNewState,
+    /// R22: that name is on the disk before the old log is superseded.
+    SyncPlacedState,
+    /// R22: an identity is on the disk before it has its name.
+    SyncIdentity,
+    /// R22: an identity's name is on the disk before anybody hears of it.
+    SyncIdentityName,
+    /// R22: the directory for what is set aside is on the disk before anything is moved there.
+    SyncAsideMade,
+    /// R22: what is set aside is there before it leaves its place.
+    SyncAside,
+    /// R22: what was moved out of the data directory is in its new place for good.
+    SyncMoved,
+    /// R22: what is set aside has left its place before that is said.
+    SyncLeft,
     /// R16: an entry does the same on every node.
     ApplyTheSame,
     /// R17: a leader's read is proved.
@@ -79,10 +111,52 @@ pub(crate) enum Rule {
     KeepForReaders,
     /// R31: who can do nothing does not call itself ready.
     ConfirmHealth,
+    /// R32: a process is known by a random number, not by its process id.
+    RandomSession,
+    /// R32: a process id counts only in the pid namespace in which it was given.
+    SamePidNamespace,
+    /// R28: a copy of a lock file proves no death.
+    NameLockFile,
+    /// R22: a view is on the disk before it has its name.
+    SyncViewFile,
+    /// R22: a view's name is on the disk before its swap counts.
+    SyncViewName,
+    /// R22: so it is before anyone acts on a view that another process has swapped in.
+    SyncViewRead,
+    /// R22: and before its line is in the lineage.
+    SyncBeforeRecord,
+    /// R11: a view is forgotten only once its line in the lineage is on the disk.
+    SyncLineage,
+    /// R11: a new lineage file's name is on the disk before views are forgotten for it.
+    SyncLineageName,
+    /// R22: a directory is on the disk before anything is moved into it.
+    SyncAsideName,
+    /// R11: a register that was moved or replaced answers nothing.
+    CheckDirectory,
+    /// R11: a register whose lineage knows later epochs has lost views.
+    CheckLineage,
+    /// R11: what a reader knows is in the chain of what it finds.
+    CheckAncestry,
+    /// R34: files for views are kept in reserve.
+    KeepSpares,
+    /// R34: a view that not every reader could keep is refused before anything is promised.
+    BoundViews,
+    /// R37: the feature level is raised when every member knows it.
+    RaiseTogether,
+    /// R33: what a peer forwards is decoded before it is ordered.
+    DecodeForwarded,
+    /// R33: an entry that cannot be read is refused, and ends no node.
+    RefuseUnreadable,
+    /// R35: what is heavy is applied apart from the protocol.
+    ApplyApart,
+    /// R15: what an installed snapshot holds is published with it.
+    PublishInstalled,
     /// R39: a verb acts on a role only where an in-sync node confirms it.
     ConfirmRoles,
     /// R39: a verdict looks at what other clients did before it calls a write lost.
     LookBack,
+    /// R38: a peer shows that it knows the secret of the cluster.
+    ProvePeers,
 }
 
 #[cfg(test)]
@@ -111,6 +185,22 @@ impl Rule {
         Rule::DropInOrder,
         Rule::LeaveRemains,
         Rule::KeepReserve,
+        Rule::AllocateSpares,
+        Rule::RetryAfterLack,
+        Rule::LackIsNoFailure,
+        Rule::PromiseAhead,
+        Rule::SpareReserve,
+        Rule::PutOffState,
+        Rule::SyncState,
+        Rule::SyncStateName,
+        Rule::SyncNewState,
+        Rule::SyncPlacedState,
+        Rule::SyncIdentity,
+        Rule::SyncIdentityName,
+        Rule::SyncAsideMade,
+        Rule::SyncAside,
+        Rule::SyncMoved,
+        Rule::SyncLeft,
         Rule::ApplyTheSame,
         Rule::ProveReads,
         Rule::ProveAfterReading,
@@ -126,8 +216,29 @@ impl Rule {
         Rule::HideHalf,
         Rule::KeepForReaders,
         Rule::ConfirmHealth,
+        Rule::RandomSession,
+        Rule::SamePidNamespace,
+        Rule::NameLockFile,
+        Rule::SyncViewFile,
+        Rule::SyncViewName,
+        Rule::SyncViewRead,
+        Rule::SyncBeforeRecord,
+        Rule::SyncLineage,
+        Rule::SyncLineageName,
+        Rule::SyncAsideName,
+        Rule::CheckDirectory,
+        Rule::CheckLineage,
+        Rule::CheckAncestry,
+        Rule::KeepSpares,
+        Rule::BoundViews,
+        Rule::RaiseTogether,
+        Rule::DecodeForwarded,
+        Rule::RefuseUnreadable,
+        Rule::ApplyApart,
+        Rule::PublishInstalled,
         Rule::ConfirmRoles,
         Rule::LookBack,
+        Rule::ProvePeers,
     ];
 }
 

@@ -4,6 +4,7 @@
 
 mod aside;
 mod inspect;
+mod port;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -14,28 +15,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 
 use crate::config::parse_log_size;
+use crate::descriptors::Shares;
 use crate::node::directory::DataDirectory;
+use crate::node::log::PAYLOAD_MAX;
 use crate::node::{self, Handle, Running, Settings, Start};
 use crate::register::{
     DeathWatch, FileRegister, Held, HeldMark, Holder, LockError, NodeLock, Register, held,
 };
+use crate::signals::{Decision, Signals};
+use crate::skips::Skips;
 use crate::supervisor::ports;
 use crate::telemetry::{LogFile, TelemetryError, rotate::Limits};
-use crate::view::{Index, NodeId};
-use crate::{api, inherited, notify, telemetry};
+use crate::view::NodeId;
+use crate::{api, clock, descriptors, inherited, notify, telemetry};
+use port::Port;
 
 /// How long clients may take to get their answers when the node is told to stop; those that only watch are cut off then.
 const DRAIN_MAX: Duration = Duration::from_secs(1);
-/// How long a connection may stay silent before it says what it is.
-const FIRST_BYTES_MAX: Duration = Duration::from_secs(30);
 /// What is waited for longer than this is said in the log.
 const WAITING_LASTS: Duration = Duration::from_secs(1);
 
@@ -85,6 +85,10 @@ struct Arguments {
     /// writes that need room are refused until there is twice as much. Reads, deletes and compaction go on.
     #[arg(long, default_value_t = 64 << 20)]
     space_reserve_bytes: u64,
+    /// Connections that clients may have; one more is refused with an error that says so. Lowered where the system gives
+    /// fewer descriptors.
+    #[arg(long, default_value_t = 10_000, value_parser = parse_connections)]
+    max_connections: usize,
     /// Threads that serve clients; as many as the machine has cores, unless given.
     #[arg(long)]
     threads: Option<usize>,
@@ -134,6 +138,13 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         // No moment could be moved by much more.
         _ if duration > Duration::from_secs(365 * 24 * 3600) => Err("is longer than a year".to_owned()),
         _ => Ok(duration),
+    }
+}
+
+fn parse_connections(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(most @ 1..=1_000_000) => Ok(most),
+        Ok(_) | Err(_) => Err("expected a number from 1 to 1000000".to_owned()),
     }
 }
 
@@ -206,21 +217,35 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
+/// Has a panic name the entry of the log that was being applied: every node may end by it, and an operator can have all of
+/// them step over it (R33).
+fn name_entry_in_panics() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if let Some(index) = node::applying() {
+            tracing::error!(
+                "this process ends while entry {index} of the log is applied; if every node does: replcluster recover --skip-entry {index}"
+            );
+        }
+        print(panic);
+    }));
+}
+
 fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    name_entry_in_panics();
     if arguments.failure_timeout < 2 * arguments.heartbeat_interval {
         return Err(Failure::new(
             Exit::Usage,
             "--failure-timeout must be at least twice --heartbeat-interval",
         ));
     }
-    let (lock, register) = take_address(&arguments)?;
-    // Only now: the log of a process that runs under this address must not say that another one started.
-    let version = env!("CARGO_PKG_VERSION");
-    tracing::info!(pid = std::process::id(), version, address = %arguments.address, "{}", telemetry::STARTED);
-    let directory = DataDirectory::open(&arguments.data_dir, &arguments.address).map_err(|error| {
-        let exit = if error.is_conflict() { Exit::Conflict } else { Exit::Failed };
-        Failure::new(exit, error.to_string())
-    })?;
+    if arguments.max_request_bytes > PAYLOAD_MAX {
+        let given = arguments.max_request_bytes;
+        let text = format!(
+            "--max-request-bytes is {given}, and an entry of the log holds at most {PAYLOAD_MAX} bytes"
+        );
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let threads =
         arguments.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, Into::into));
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -229,11 +254,45 @@ fn run(arguments: Arguments) -> Result<Exit, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::Failed, format!("cannot start threads: {error}")))?;
-    let exit = runtime.block_on(serve(arguments, directory, register));
+    let signals = {
+        let _of_runtime = runtime.enter();
+        Signals::catch_ignored().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?
+    };
+    let limit = descriptors::raise_limit();
+    let shares = divide(limit, arguments.max_connections)?;
+    let (lock, register) = take_address(&arguments)?;
+    // Only now: the log of a process that runs under this address must not say that another one started.
+    let version = env!("CARGO_PKG_VERSION");
+    tracing::info!(pid = std::process::id(), version, address = %arguments.address, "{}", telemetry::STARTED);
+    let directory = DataDirectory::open(&arguments.data_dir, &arguments.address).map_err(|error| {
+        let exit = if error.is_conflict() { Exit::Conflict } else { Exit::Failed };
+        Failure::new(exit, error.to_string())
+    })?;
+    let exit = runtime.block_on(serve(arguments, directory, register, (signals, shares)));
     drop(lock);
     // Connections that clients keep open must not keep the process.
     runtime.shutdown_background();
     exit
+}
+
+/// What the limit of descriptors leaves to clients, after what the node needs itself.
+fn divide(limit: u64, wanted: usize) -> Result<Shares, Failure> {
+    let shares = descriptors::divide(limit, wanted).ok_or_else(|| {
+        let least = descriptors::LEAST;
+        Failure::new(
+            Exit::Failed,
+            format!(
+                "{limit} descriptors are too few, a node needs {least}\nraise the hard limit (ulimit -Hn)"
+            ),
+        )
+    })?;
+    if shares.clients < wanted {
+        tracing::warn!(
+            "the limit of {limit} descriptors leaves {} connections to clients, not {wanted}: raise the hard limit (ulimit -Hn)",
+            shares.clients
+        );
+    }
+    Ok(shares)
 }
 
 /// The address first, by its lock in the register: a second process is refused before it touches the port (O10).
@@ -253,12 +312,13 @@ async fn serve(
     arguments: Arguments,
     directory: DataDirectory,
     register: Arc<dyn Register>,
+    (mut signals, shares): (Signals, Shares),
 ) -> Result<Exit, Failure> {
     let listener = bind(&arguments.address).await?;
     let register_path = arguments.register.clone();
     // What an operator has given up since it was noted no longer counts; a register that cannot be read is refused below.
     let known_held = held::read(&arguments.register, &arguments.address)
-        .filter(|held| !matches!(register.read(), Ok(Some(view)) if view.recovered > held.epoch));
+        .filter(|held| !matches!(register.read(None), Ok(Some(view)) if view.recovered > held.epoch));
     let start = Start {
         address: arguments.address.clone(),
         directory,
@@ -278,6 +338,8 @@ async fn serve(
         held: known_held,
         log_keep_bytes: arguments.log_keep_bytes,
         space_reserve_bytes: arguments.space_reserve_bytes,
+        skips: Skips::read([arguments.register.as_path(), arguments.data_dir.as_path()])
+            .map_err(|error| Failure::new(Exit::Failed, error.to_string()))?,
         #[cfg(feature = "fault-switches")]
         acknowledge_early: arguments.unsafe_acknowledge_early,
         #[cfg(not(feature = "fault-switches"))]
@@ -288,38 +350,35 @@ async fn serve(
         incarnation: start.directory.incarnation(),
         register: start.register.clone(),
         register_path: arguments.register.clone(),
+        known: start.directory.promise().view.map(|view| view.id()),
         is_of_the_past: !arguments.join.is_empty() && !is_member(&start),
     };
     let running =
         node::start(start).map_err(|error| aside::refused_to_start(&error, &copy, &arguments.data_dir))?;
     tracing::info!(incarnation = copy.incarnation.0, "{} listens", arguments.address);
     let Running { handle, peers, mut ended, directory } = running;
-    let (connections, incoming) = mpsc::channel(256);
-    let (last_call, told) = oneshot::channel();
-    let accepting = tokio::spawn(accept(listener, peers, connections));
-    let serving = tokio::spawn(serve_clients(handle.clone(), incoming, told));
+    let port = Port::new(api::services(handle.clone()), peers, shares);
+    let accepting = tokio::spawn(port.clone().accept(listener));
     tokio::spawn(notify_when_ready(handle.clone()));
     tokio::spawn(say_what_is_waited_for(handle.clone()));
-    let mut notes = Notes::open(&arguments, &handle, known_held);
+    let noted = known_held.filter(|noted| noted.incarnation == copy.incarnation);
+    let mut mark = HeldMark::new(&arguments.register, &arguments.address, noted);
     let mut times = tokio::time::interval(arguments.heartbeat_interval);
-    let mut running = Some((accepting, last_call, serving));
-    let mut terminate =
-        signal(SignalKind::terminate()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
-    let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
+    let mut running = Some((port, accepting));
+    signals.catch_stops().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut interrupted = false;
     loop {
         tokio::select! {
-            _ = terminate.recv() => stop(&handle, running.take()),
-            _ = interrupt.recv() => {
-                if std::mem::replace(&mut interrupted, true) {
+            signal = signals.stop() => {
+                if signal.decision == Decision::StopOrForce && std::mem::replace(&mut interrupted, true) {
                     return Ok(Exit::Interrupted);
                 }
+                tracing::info!("signal {}: stopping", signal.name);
                 stop(&handle, running.take());
             }
-            _ = times.tick() => notes.note(&handle),
+            _ = times.tick() => note(&mut mark, &handle),
             end = &mut ended => {
-                notes.note(&handle);
+                note(&mut mark, &handle);
                 let exit = if interrupted { Exit::Interrupted } else { Exit::Done };
                 return match end {
                     Ok(end) => aside::conclude(&end, &copy, &directory, exit),
@@ -332,28 +391,23 @@ async fn serve(
 
 /// True where the newest view lists this very directory, or cannot be read.
 fn is_member(start: &Start) -> bool {
-    match start.register.read() {
+    match start.register.read(None) {
         Ok(Some(view)) => view.members.get(&start.address) == Some(&start.directory.incarnation()),
         Ok(None) | Err(_) => true,
     }
 }
 
-/// The tasks that take connections and serve them, and the way to tell the latter that no more will come.
-type Serving = (JoinHandle<()>, oneshot::Sender<()>, JoinHandle<()>);
-
 /// Ends the node once its clients have their answers. The port is closed first, so that whoever is told to go away is
 /// refused when it comes back, which is a sure "not done", and turns to another node (T25).
-fn stop(handle: &Handle, running: Option<Serving>) {
-    let Some((accepting, last_call, serving)) = running else { return };
+fn stop(handle: &Handle, running: Option<(Arc<Port>, JoinHandle<()>)>) {
+    let Some((port, accepting)) = running else { return };
     notify::tell(notify::STOPPING);
     let handle = handle.clone();
     tokio::spawn(async move {
         accepting.abort();
         // It ends by having been aborted.
         let _ = accepting.await;
-        // The other side is gone only where serving has failed, and then the process ends.
-        let _ = last_call.send(());
-        if tokio::time::timeout(DRAIN_MAX, serving).await.is_err() {
+        if tokio::time::timeout(DRAIN_MAX, port.drain()).await.is_err() {
             tracing::info!("clients are still connected; stopping without them");
         }
         handle.shutdown().await;
@@ -381,106 +435,13 @@ async fn bind(address: &NodeId) -> Result<TcpListener, Failure> {
     })
 }
 
-/// Peers and clients share the port: a peer's first bytes are those of no HTTP.
-async fn accept(
-    listener: TcpListener,
-    peers: mpsc::Sender<std::net::TcpStream>,
-    clients: mpsc::Sender<std::io::Result<TcpStream>>,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(sort(stream, peers.clone(), clients.clone()))),
-            Err(error) => {
-                // Out of descriptors, most likely: connections that end will free some.
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }
-}
-
-async fn sort(
-    stream: TcpStream,
-    peers: mpsc::Sender<std::net::TcpStream>,
-    clients: mpsc::Sender<std::io::Result<TcpStream>>,
-) {
-    let mut first = [0_u8; 4];
-    let peeked = tokio::time::timeout(FIRST_BYTES_MAX, async {
-        // All of HTTP's first words and ours differ within four bytes; a shorter packet brings the rest soon.
-        while stream.peek(&mut first).await? < first.len() {
-            stream.readable().await?;
-            tokio::task::yield_now().await;
-            if stream.peek(&mut first).await? == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
-        }
-        Ok::<_, std::io::Error>(())
-    })
-    .await;
-    if !matches!(peeked, Ok(Ok(()))) {
-        return;
-    }
-    if first == node::PEER_MAGIC[..4] {
-        if let Ok(stream) = stream.into_std() {
-            let _ = peers.send(stream).await;
-        }
-    } else if stream.set_nodelay(true).is_ok() {
-        let _ = clients.send(Ok(stream)).await;
-    }
-}
-
-/// Serves until it is told that no more clients will come and the last one has gone.
-async fn serve_clients(
-    handle: Handle,
-    incoming: mpsc::Receiver<std::io::Result<TcpStream>>,
-    told: oneshot::Receiver<()>,
-) {
-    let routes = api::services(handle);
-    let incoming = ReceiverStream::new(incoming).map(|stream| stream.map(api::Forgiving::new));
-    let last_call = async {
-        // A sender that is dropped without a word belongs to a process that ends anyway.
-        let _ = told.await;
-    };
-    let served =
-        api::server_builder().add_routes(routes).serve_with_incoming_shutdown(incoming, last_call).await;
-    if let Err(error) = served {
-        tracing::error!("cannot serve clients: {error}");
-        std::process::exit(Exit::Failed as i32);
-    }
-}
-
-/// Keeps the register told of how much this node holds (R24).
-struct Notes {
-    mark: Option<HeldMark>,
-    noted: Option<Held>,
-}
-
-impl Notes {
-    fn open(arguments: &Arguments, handle: &Handle, noted: Option<Held>) -> Notes {
-        let mark = HeldMark::open(&arguments.register, &arguments.address).inspect_err(|error| {
-            tracing::warn!("cannot note what {} holds: {error}", handle.describe().address);
-        });
-        let own = handle.describe().incarnation;
-        Notes { mark: mark.ok(), noted: noted.filter(|noted| noted.incarnation == own) }
-    }
-
-    /// Only evidence against an older copy rests on this: what cannot be noted is said once and stops nothing.
-    fn note(&mut self, handle: &Handle) {
-        let Some(mark) = &self.mark else { return };
-        let own = handle.describe();
-        // After a start less is known to be committed for a moment than was noted before.
-        let commit = own.commit_index.max(self.noted.map_or(Index(0), |noted| noted.commit));
-        let held = Held { incarnation: own.incarnation, epoch: own.epoch, commit };
-        if self.noted == Some(held) || held.commit == Index(0) {
-            return;
-        }
-        match mark.note(&held) {
-            Ok(()) => self.noted = Some(held),
-            Err(error) => {
-                tracing::warn!("cannot note what {} holds: {error}", own.address);
-                self.mark = None;
-            }
-        }
+/// Keeps noted in the register how much this node holds (R24).
+fn note(mark: &mut HeldMark, handle: &Handle) {
+    let own = handle.describe();
+    let held = Held { incarnation: own.incarnation, epoch: own.epoch, commit: own.commit_index };
+    if let Err(error) = mark.note(held, clock::now()) {
+        // Only evidence against an older copy rests on this: it stops nothing.
+        tracing::warn!("cannot note what {} holds, which is tried again: {error}", own.address);
     }
 }
 

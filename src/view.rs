@@ -167,6 +167,17 @@ impl fmt::Display for Index {
     }
 }
 
+/// A place in the log with everything that tells whether two logs agree up to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Where.
+    pub index: Index,
+    /// The epoch of the entry there.
+    pub epoch: Epoch,
+    /// The running checksum up to and including it.
+    pub chain: u32,
+}
+
 /// Who leads and who must hold an entry before it is acknowledged, since this epoch.
 /// The register holds the newest one; every change is a new epoch (R1).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -19,7 +19,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::Connected;
 
 /// What every connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -29,7 +28,7 @@ const HEADERS: u8 = 1;
 const PADDED: u8 = 0x08;
 const PRIORITY: u8 = 0x20;
 /// Most bytes that are waited for before they are passed on.
-const FRAME_MAX: usize = super::FRAME_BYTES as usize;
+const FRAME_MAX: usize = super::serve::FRAME_BYTES as usize;
 /// Bytes read from the connection at a time, while it is looked at.
 const READ_BYTES: usize = 16 << 10;
 
@@ -40,7 +39,7 @@ const SET_COOKIE: u8 = 0x40 | 55;
 
 /// A connection from a client, with its requests put right.
 #[derive(Debug)]
-pub struct Forgiving<S> {
+pub(super) struct Forgiving<S> {
     inner: S,
     /// `None` once nothing is looked at any more.
     watch: Option<Watch>,
@@ -49,17 +48,9 @@ pub struct Forgiving<S> {
 }
 
 impl<S> Forgiving<S> {
-    /// Looks at what comes from now on; nothing has been read before.
-    pub fn new(inner: S) -> Forgiving<S> {
-        Forgiving { inner, watch: Some(Watch::default()), buffer: BytesMut::new() }
-    }
-}
-
-impl<S: Connected> Connected for Forgiving<S> {
-    type ConnectInfo = S::ConnectInfo;
-
-    fn connect_info(&self) -> S::ConnectInfo {
-        self.inner.connect_info()
+    /// Looks at the connection from its beginning; `read` is what was read of it already.
+    pub(super) fn new(inner: S, read: BytesMut) -> Forgiving<S> {
+        Forgiving { inner, watch: Some(Watch::default()), buffer: read }
     }
 }
 
@@ -355,7 +346,7 @@ mod tests {
     /// What comes out where the bytes come in as they are cut, and how much of it is still looked at.
     async fn through(bytes: &[u8], cut: usize) -> (Vec<u8>, bool) {
         let (mut client, server) = tokio::io::duplex(1 << 20);
-        let mut server = Forgiving::new(server);
+        let mut server = Forgiving::new(server, BytesMut::new());
         let mut out = Vec::new();
         let mut some = [0; 50];
         for part in [&bytes[..cut], &bytes[cut..]] {

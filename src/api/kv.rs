@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use super::header;
 use super::refusal::Rejection;
 use super::relay::{self, NotHere, Relay, Repeat};
+use crate::bounds::Budget;
 use crate::kv::{Applied, Limits, Refusal, check, check_range, check_txn, grows, is_read_only};
 use crate::node::{Handle, StateStore, Unavailable};
 use crate::proto::etcdserverpb::kv_server::Kv;
@@ -68,16 +69,23 @@ impl Kv for Service {
 }
 
 impl Service {
-    pub(super) fn new(handle: Handle) -> Service {
-        Service { relay: Relay::new(handle.clone()), handle }
+    pub(super) fn new(handle: Handle, answers: Budget) -> Service {
+        Service { relay: Relay::new(handle.clone(), answers), handle }
     }
 
     async fn range_here(&self, request: &RangeRequest, until: Instant) -> Result<RangeResponse, NotHere> {
         check_range(request)?;
-        let mut answer =
-            self.handle.read(request.serializable, until, |store| store.range(request)).await??;
-        header::complete(&self.handle, &mut answer.header);
-        Ok(answer)
+        let mut reserved = None;
+        loop {
+            let mut answer = self.handle.range(request, until).await??;
+            let bytes = answer.encoded_len();
+            if self.relay.has_room(bytes, reserved.as_ref()) {
+                header::complete(&self.handle, &mut answer.header);
+                return Ok(answer);
+            }
+            drop((answer, reserved.take()));
+            reserved = Some(self.relay.reserve(bytes, until).await?);
+        }
     }
 
     async fn put_here(&self, request: PutRequest, until: Instant) -> Result<PutResponse, NotHere> {
@@ -107,7 +115,17 @@ impl Service {
     async fn txn_here(&self, request: TxnRequest, until: Instant) -> Result<TxnResponse, NotHere> {
         let mut answer = if is_read_only(&request) {
             check_txn(&request, self.limits())?;
-            self.handle.read(is_serializable(&request), until, |store| store.read_txn(&request)).await??
+            let mut reserved = None;
+            loop {
+                let serializable = is_serializable(&request);
+                let answer = self.handle.read_txn(&request, serializable, until).await??;
+                let bytes = answer.encoded_len();
+                if self.relay.has_room(bytes, reserved.as_ref()) {
+                    break answer;
+                }
+                drop((answer, reserved.take()));
+                reserved = Some(self.relay.reserve(bytes, until).await?);
+            }
         } else {
             match self.mutate(mutation::Request::Txn(request), until).await? {
                 Applied::Txn(answer) => answer,
@@ -149,7 +167,7 @@ impl Service {
         // What the state would refuse need not fill the log first (R25). A node that is behind may not have heard of
         // the end of an alarm, so what is here is not enough for a refusal.
         if grows(&mutation)
-            && self.handle.read(true, until, StateStore::has_space_alarm).await?
+            && self.handle.has_space_alarm()
             && self.handle.read(false, until, StateStore::has_space_alarm).await?
         {
             return Err(Refusal::SpaceExceeded.into());

@@ -1,20 +1,25 @@
-//! etcd's Maintenance service: how a node is, a hash of what it holds, and moving leadership.
+//! etcd's Maintenance service: how a node is, its alarms, a hash of what it holds, and moving leadership.
 
 use tonic::{Request, Response, Status};
 
+use super::answer::lacking;
 use super::deadline::deadline;
 use super::header;
 use super::refusal::{NO_LEADER, Rejection};
 use crate::node::{CommandError, Handle, RoleName};
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+use crate::proto::etcdserverpb::downgrade_request::DowngradeAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
-    HashKvRequest, HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse,
-    StatusRequest, StatusResponse,
+    AlarmMember, AlarmRequest, AlarmResponse, AlarmType, DefragmentRequest, DefragmentResponse,
+    DowngradeRequest, DowngradeResponse, HashKvRequest, HashKvResponse, HashRequest, HashResponse,
+    MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
 };
+use crate::proto::replcluster::{Mutation, SpaceAlarm, mutation};
 use crate::view::NodeId;
 
 /// The version of etcd whose API this is, for clients that look before they use one of its parts.
-const API_VERSION: &str = "3.5.0";
+pub(super) const API_VERSION: &str = "3.5.0";
 
 pub(super) struct Service {
     pub(super) handle: Handle,
@@ -89,4 +94,72 @@ impl Maintenance for Service {
         // As in etcd, without a header.
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
+
+    /// The space alarm, which the leader raises and ends by itself. Ended by hand it comes again where there is no room.
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        header::check(&self.handle, request.metadata())?;
+        let until = deadline(request.metadata());
+        let AlarmRequest { action, member_id, alarm } = *request.get_ref();
+        let action = AlarmAction::try_from(action).map_err(|_| Rejection::UnknownAlarmAction)?;
+        let node = self.handle.address().member_id();
+        let (revision, raised) =
+            self.handle.read(false, until, |store| (store.revision(), store.has_space_alarm())).await?;
+        let of_space = alarm == i32::from(AlarmType::Nospace);
+        let listed = match action {
+            AlarmAction::Get => raised && (of_space || alarm == i32::from(AlarmType::None)),
+            AlarmAction::Activate if alarm == i32::from(AlarmType::None) => false,
+            AlarmAction::Activate => return Err(lacking("alarms that are raised by hand")),
+            AlarmAction::Deactivate => {
+                let ends = raised && of_space && member_id == node;
+                if ends {
+                    let request = mutation::Request::Space(SpaceAlarm { raised: false });
+                    self.handle.mutate(Mutation { request: Some(request) }, until).await??;
+                }
+                ends
+            }
+        };
+        let alarms = if listed {
+            vec![AlarmMember { member_id: node, alarm: AlarmType::Nospace.into() }]
+        } else {
+            Vec::new()
+        };
+        Ok(Response::new(AlarmResponse {
+            header: Some(header::with_revision(&self.handle, revision)),
+            alarms,
+        }))
+    }
+
+    /// Nothing is ever to be done: the state gives back by itself what compaction freed. As in etcd, without a header.
+    async fn defragment(
+        &self,
+        _: Request<DefragmentRequest>,
+    ) -> Result<Response<DefragmentResponse>, Status> {
+        Ok(Response::new(DefragmentResponse { header: None }))
+    }
+
+    /// There is no older version to go back to.
+    async fn downgrade(
+        &self,
+        request: Request<DowngradeRequest>,
+    ) -> Result<Response<DowngradeResponse>, Status> {
+        header::check(&self.handle, request.metadata())?;
+        let request = request.get_ref();
+        Err(match DowngradeAction::try_from(request.action) {
+            Ok(DowngradeAction::Cancel) => Rejection::NoDowngrade,
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) if is_version(&request.version) => {
+                Rejection::InvalidDowngradeTarget
+            }
+            Ok(DowngradeAction::Validate | DowngradeAction::Enable) | Err(_) => {
+                Rejection::WrongDowngradeFormat
+            }
+        }
+        .into())
+    }
+}
+
+/// True for `3.4` and `3.4.0`.
+fn is_version(text: &str) -> bool {
+    let numbers: Vec<&str> = text.split('.').collect();
+    matches!(numbers.len(), 2 | 3)
+        && numbers.iter().all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
 }

@@ -96,6 +96,8 @@ fn described(description: Description) -> DescribeResponse {
         disk_bytes: description.disk_bytes,
         waiting_for: description.waiting_for,
         healthy_age_ms: description.healthy_age_ms,
+        feature_level: description.feature_level,
+        refused_entries: description.refused_entries,
         ..DescribeResponse::default()
     }
 }

@@ -13,6 +13,32 @@ pub(super) enum Rejection {
     RequestTooLarge,
     /// No member has the number to which leadership should move.
     BadLeaderTransferee,
+    /// No member has that number.
+    MemberNotFound,
+    /// Only a learner can be promoted, and that member is none.
+    NotALearner,
+    /// Not a version.
+    WrongDowngradeFormat,
+    /// A version to which this cluster cannot go back.
+    InvalidDowngradeTarget,
+    /// There is no downgrade to cancel.
+    NoDowngrade,
+    /// Alarms are listed, raised and ended, and nothing else.
+    UnknownAlarmAction,
+    /// Authentication is off.
+    AuthNotEnabled,
+    /// It cannot be turned on without a root user.
+    NoRootUser,
+    /// A user without a name.
+    UserEmpty,
+    /// No user has that name.
+    UserNotFound,
+    /// A role without a name.
+    RoleEmpty,
+    /// No role has that name.
+    RoleNotFound,
+    /// There is no permission to grant.
+    PermissionNotGiven,
 }
 
 impl From<Refusal> for Status {
@@ -96,7 +122,6 @@ impl From<HashError> for Status {
     fn from(error: HashError) -> Status {
         match error {
             HashError::Refused(refusal) => refusal.into(),
-            HashError::State(error) => Status::internal(format!("replcluster: {error}")),
             HashError::Stopping => Unavailable::Stopping.into(),
         }
     }
@@ -104,12 +129,26 @@ impl From<HashError> for Status {
 
 impl From<Rejection> for Status {
     fn from(rejection: Rejection) -> Status {
-        match rejection {
-            Rejection::RequestTooLarge => Status::invalid_argument("etcdserver: request is too large"),
-            Rejection::BadLeaderTransferee => {
-                Status::failed_precondition("etcdserver: bad leader transferee")
-            }
-        }
+        let (invalid, failed) = (Code::InvalidArgument, Code::FailedPrecondition);
+        let (code, text) = match rejection {
+            Rejection::RequestTooLarge => (invalid, "etcdserver: request is too large"),
+            Rejection::BadLeaderTransferee => (failed, "etcdserver: bad leader transferee"),
+            Rejection::MemberNotFound => (Code::NotFound, "etcdserver: member not found"),
+            Rejection::NotALearner => (failed, "etcdserver: can only promote a learner member"),
+            Rejection::WrongDowngradeFormat => (invalid, "etcdserver: wrong downgrade target version format"),
+            Rejection::InvalidDowngradeTarget => (invalid, "etcdserver: invalid downgrade target version"),
+            Rejection::NoDowngrade => (failed, "etcdserver: no inflight downgrade job"),
+            // etcd ends its process there.
+            Rejection::UnknownAlarmAction => (invalid, "replcluster: no such alarm action"),
+            Rejection::AuthNotEnabled => (failed, "etcdserver: authentication is not enabled"),
+            Rejection::NoRootUser => (failed, "etcdserver: root user does not exist"),
+            Rejection::UserEmpty => (invalid, "etcdserver: user name is empty"),
+            Rejection::UserNotFound => (failed, "etcdserver: user name not found"),
+            Rejection::RoleEmpty => (invalid, "etcdserver: role name is empty"),
+            Rejection::RoleNotFound => (failed, "etcdserver: role name not found"),
+            Rejection::PermissionNotGiven => (invalid, "etcdserver: permission not given"),
+        };
+        Status::new(code, text)
     }
 }
 

@@ -17,7 +17,9 @@ use tonic::{Request, Response, Status};
 
 use super::deadline::deadline;
 use super::header;
+use super::held::{LARGE, charged};
 use super::refusal::Rejection;
+use crate::bounds::{Budget, Charge};
 use crate::client::{ClientError, Link, MAX_ANSWER_BYTES};
 use crate::kv::Refusal;
 use crate::node::{Handle, Unavailable};
@@ -79,13 +81,15 @@ pub(super) enum Repeat {
 /// The way from this node to the leader, for one service.
 pub(super) struct Relay {
     handle: Handle,
+    /// What large answers may hold.
+    answers: Budget,
     /// To the last leader that was asked, so that not every request connects anew.
     link: Mutex<Option<(NodeId, Link)>>,
 }
 
 impl Relay {
-    pub(super) fn new(handle: Handle) -> Relay {
-        Relay { handle, link: Mutex::new(None) }
+    pub(super) fn new(handle: Handle, answers: Budget) -> Relay {
+        Relay { handle, answers, link: Mutex::new(None) }
     }
 
     /// Answers `request` with `here`, or, where this node must not, with `there` at the leader.
@@ -101,16 +105,44 @@ impl Relay {
     ) -> Result<Response<Answer>, Status>
     where
         Asked: Clone,
+        Answer: prost::Message,
     {
         let (metadata, _, asked) = request.into_parts();
         header::check(&self.handle, &metadata)?;
         let until = deadline(&metadata);
         match here(asked.clone(), until).await {
-            Ok(answer) => Ok(Response::new(answer)),
+            Ok(answer) => Ok(charged(answer, &self.answers)),
             Err(NotHere::Refused(status)) => Err(status),
             Err(NotHere::Elsewhere) if metadata.contains_key(MARK) => Err(Unavailable::NoRoomHere.into()),
             Err(NotHere::Elsewhere) => self.hand_on(&metadata, &asked, until, repeat, there).await,
         }
+    }
+
+    /// True where an answer that only reads may be given. Where not, it is to be let go, and made again under what
+    /// [`Relay::reserve`] gives.
+    pub(super) fn has_room(&self, bytes: usize, reserved: Option<&Charge>) -> bool {
+        bytes < LARGE
+            || reserved.is_some_and(|reserved| reserved.bytes() >= bytes)
+            || self.answers.has_room(bytes)
+    }
+
+    /// Waits until clients have read so much that there is room for an answer of so many bytes, and holds it.
+    ///
+    /// # Errors
+    /// Where they do not in time.
+    pub(super) async fn reserve(&self, bytes: usize, until: Instant) -> Result<Charge, NotHere> {
+        let reserve = async {
+            loop {
+                self.answers.room_for(bytes).await;
+                if let Some(reserved) = self.answers.try_charge(bytes) {
+                    return reserved;
+                }
+            }
+        };
+        // A little before its time is up, so that the client hears why.
+        let at = now();
+        let until = at + until.saturating_duration_since(at).mul_f64(0.9);
+        tokio::time::timeout_at(until, reserve).await.map_err(|_| Unavailable::TooManyRequests.into())
     }
 
     async fn hand_on<Asked, Answer>(
@@ -123,6 +155,7 @@ impl Relay {
     ) -> Result<Response<Answer>, Status>
     where
         Asked: Clone,
+        Answer: prost::Message,
     {
         loop {
             let own = NodeId::clone(self.handle.address());
@@ -135,7 +168,7 @@ impl Relay {
                 // The leader counts from when it hears of it.
                 request.set_timeout(left);
                 let status = match tokio::time::timeout(left, there(link.channel(), request)).await {
-                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Ok(answer)) => return Ok(charged(answer.into_inner(), &self.answers)),
                     Ok(Err(status)) => status,
                     Err(_) => return Err(Unavailable::TimedOut.into()),
                 };

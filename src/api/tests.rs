@@ -5,32 +5,35 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use prost::Message as _;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::serve::{Protocol, Scope, connection};
 use crate::node::directory::DataDirectory;
 use crate::node::{self, Handle, Running, Settings, Start};
+use crate::proto::etcdserverpb as pb;
+use crate::proto::etcdserverpb::auth_client::AuthClient;
 use crate::proto::etcdserverpb::cluster_client::ClusterClient;
 use crate::proto::etcdserverpb::kv_client::KvClient;
-use crate::proto::etcdserverpb::lease_client::LeaseClient;
 use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::etcdserverpb::response_op::Response as Answer;
-use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, HashRequest, LeaseGrantRequest,
-    MemberListRequest, MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, StatusRequest,
-    TxnRequest, WatchRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, HashKvRequest, HashRequest, MemberListRequest,
+    MoveLeaderRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, StatusRequest, TxnRequest,
 };
 use crate::proto::replcluster::node_client::NodeClient;
-use crate::proto::replcluster::{DescribeRequest, RemoveRequest, ShutdownRequest, describe_response};
+use crate::proto::replcluster::{
+    DescribeRequest, Mutation, RemoveRequest, ShutdownRequest, SpaceAlarm, describe_response, mutation,
+};
 use crate::register::{DeathWatch, FileRegister, Register as _};
 use crate::view::{ClusterId, Epoch, Index, NodeId, View};
 
@@ -87,11 +90,17 @@ async fn serve(settings: Settings, create: bool) -> Server {
         acknowledge_early: false,
         log_keep_bytes: 256 << 20,
         space_reserve_bytes: 0,
+        skips: crate::skips::Skips::default(),
     };
     let Running { handle, ended, .. } = node::start(start).unwrap();
-    let routes = super::services(handle.clone());
-    let incoming = TcpListenerStream::new(listener);
-    tokio::spawn(super::server_builder().add_routes(routes).serve_with_incoming(incoming));
+    let (api, (drain, drained)) = (super::services(handle.clone()), tokio::sync::watch::channel(false));
+    tokio::spawn(async move {
+        let _drain = drain;
+        while let Ok((stream, _)) = listener.accept().await {
+            let served = (api.clone(), Scope::Everything);
+            tokio::spawn(connection(stream, BytesMut::new(), Protocol::Http2, served, drained.clone()));
+        }
+    });
     let channel = Endpoint::try_from(format!("http://{address}")).unwrap().connect().await.unwrap();
     Server { address, handle, ended, register, channel, _directory: directory }
 }
@@ -212,8 +221,9 @@ async fn a_large_request_is_refused_and_a_larger_one_is_not_even_read() {
     let too_large = "etcdserver: request is too large";
     refused(kv.put(sized(64 * 1024)).await, Code::InvalidArgument, too_large);
     refused(kv.put(sized(500 * 1024)).await, Code::InvalidArgument, too_large);
-    let status = kv.put(sized(700 * 1024)).await.unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    let (found, most) = (sized(700 * 1024).encoded_len(), (64 + 512) * 1024);
+    let text = format!("grpc: received message larger than max ({found} vs. {most})");
+    refused(kv.put(sized(700 * 1024)).await, Code::ResourceExhausted, &text);
     // An answer may be as large as it is.
     assert_eq!(kv.range(get("k")).await.unwrap().into_inner().kvs[0].value.len(), 60 * 1024);
     server.end().await;
@@ -330,7 +340,7 @@ async fn who_watches_the_health_is_told_when_the_node_serves() {
         recovered: Epoch(0),
         previous: crate::view::Checksum(0),
     };
-    server.register.swap(Epoch(0), &view).unwrap();
+    server.register.swap(None, &view).unwrap();
     assert_eq!(watch.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
     server.end().await;
 }
@@ -417,14 +427,203 @@ async fn a_hash_of_a_big_store_is_that_of_its_records_also_while_it_is_written_a
     server.end().await;
 }
 
+/// Calls a method with bytes instead of a message.
+async fn call(server: &Server, path: &'static str, message: &[u8]) -> Status {
+    let mut grpc = tonic::client::Grpc::new(server.channel.clone());
+    grpc.ready().await.unwrap();
+    let request = Request::new(Bytes::copy_from_slice(message));
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    grpc.unary(request, path, Raw)
+        .await
+        .map(|answer: tonic::Response<Bytes>| answer.into_inner())
+        .unwrap_err()
+}
+
+/// Bytes as they are.
+struct Raw;
+
+impl tonic::codec::Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Raw;
+    type Decoder = Raw;
+
+    fn encoder(&mut self) -> Raw {
+        Raw
+    }
+
+    fn decoder(&mut self) -> Raw {
+        Raw
+    }
+}
+
+impl tonic::codec::Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), Status> {
+        bytes::BufMut::put(buffer, item);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        use bytes::Buf as _;
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
 #[tokio::test]
-async fn what_is_not_served_yet_says_so() {
+async fn what_this_version_lacks_names_the_version_that_will_have_it() {
     let server = leader(settings()).await;
-    let watch =
-        WatchClient::new(server.channel.clone()).watch(futures_util::stream::empty::<WatchRequest>()).await;
-    assert_eq!(watch.unwrap_err().code(), Code::Unimplemented);
-    let grant = LeaseClient::new(server.channel.clone()).lease_grant(LeaseGrantRequest::default()).await;
-    assert_eq!(grant.unwrap_err().code(), Code::Unimplemented);
+    for (path, text) in [
+        ("/etcdserverpb.Watch/Watch", "replcluster 0.1 has no watches; version 0.2 will"),
+        ("/etcdserverpb.Lease/LeaseGrant", "replcluster 0.1 has no leases; version 0.2 will"),
+        ("/etcdserverpb.Lease/LeaseKeepAlive", "replcluster 0.1 has no leases; version 0.2 will"),
+        ("/v3lockpb.Lock/Lock", "replcluster 0.1 has no locks; version 0.2 will"),
+        ("/v3electionpb.Election/Campaign", "replcluster 0.1 has no elections; version 0.2 will"),
+        (
+            "/etcdserverpb.Maintenance/Snapshot",
+            "replcluster 0.1 has no snapshots to a file; version 0.2 will",
+        ),
+        (
+            "/etcdserverpb.Cluster/MemberAdd",
+            "replcluster 0.1 has no MemberAdd; version 0.2 will; use `replcluster add-follower`",
+        ),
+        ("/etcdserverpb.KV/RangeStream", "replcluster 0.1 has no streamed ranges; version 0.2 will"),
+        ("/no.such.Service/Method", "unknown service no.such.Service"),
+        ("/etcdserverpb.KV/NoSuchMethod", "unknown method"),
+        ("/replcluster.Node/NoSuchMethod", "unknown method"),
+        ("/nonsense", "malformed method name: \"/nonsense\""),
+    ] {
+        let status = call(&server, path, b"").await;
+        assert_eq!((status.code(), status.message()), (Code::Unimplemented, text), "{path}");
+    }
+    server.end().await;
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_request_are_refused_with_a_text() {
+    let server = leader(settings()).await;
+    let status = call(&server, "/etcdserverpb.KV/Put", b"\xff\xff\xff").await;
+    assert_eq!(status.code(), Code::Internal);
+    assert!(status.message().starts_with("grpc: error unmarshalling request: "), "{status}");
+    server.end().await;
+}
+
+#[tokio::test]
+async fn alarms_defragmentation_and_downgrade_answer_as_where_they_are_not_in_use() {
+    let server = leader(settings()).await;
+    let mut maintenance = MaintenanceClient::new(server.channel.clone());
+    let alarm = |action, member_id, alarm| pb::AlarmRequest { action, member_id, alarm };
+    for request in [alarm(0, 0, 0), alarm(0, 0, 1), alarm(1, 0, 0), alarm(2, 7, 1), alarm(2, 0, 0)] {
+        let answer = maintenance.alarm(request).await.unwrap().into_inner();
+        assert!(answer.alarms.is_empty() && answer.header.is_some(), "{answer:?}");
+    }
+    let by_hand = maintenance.alarm(alarm(1, 0, 1)).await;
+    assert_eq!(by_hand.unwrap_err().code(), Code::Unimplemented);
+    let unknown = maintenance.alarm(alarm(9, 0, 0)).await;
+    refused(unknown, Code::InvalidArgument, "replcluster: no such alarm action");
+
+    // The space alarm as the leader raises it.
+    let space = |raised| Mutation { request: Some(mutation::Request::Space(SpaceAlarm { raised })) };
+    let until = || tokio::time::Instant::now() + Duration::from_secs(7);
+    server.handle.mutate(space(true), until()).await.unwrap().unwrap();
+    let raised = server.handle.read(true, until(), crate::node::StateStore::has_space_alarm).await.unwrap();
+    if raised {
+        // This node has room: its leader ends the alarm within a sweep, so it may be gone by now.
+        let listed = maintenance.alarm(alarm(0, 0, 0)).await.unwrap().into_inner().alarms;
+        let own = pb::AlarmMember { member_id: server.address.member_id(), alarm: 1 };
+        assert!(listed.is_empty() || listed == [own], "{listed:?}");
+    }
+    let ended = maintenance.alarm(alarm(2, server.address.member_id(), 1)).await.unwrap().into_inner();
+    assert!(ended.alarms.len() <= 1);
+    assert!(maintenance.alarm(alarm(0, 0, 0)).await.unwrap().into_inner().alarms.is_empty());
+
+    let done = maintenance.defragment(pb::DefragmentRequest {}).await.unwrap().into_inner();
+    assert_eq!(done.header, None);
+    let downgrade = |action, version: &str| pb::DowngradeRequest { action, version: version.to_owned() };
+    let format = "etcdserver: wrong downgrade target version format";
+    refused(maintenance.downgrade(downgrade(0, "old")).await, Code::InvalidArgument, format);
+    let target = "etcdserver: invalid downgrade target version";
+    refused(maintenance.downgrade(downgrade(1, "3.4.0")).await, Code::InvalidArgument, target);
+    let none = "etcdserver: no inflight downgrade job";
+    refused(maintenance.downgrade(downgrade(2, "")).await, Code::FailedPrecondition, none);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn authentication_answers_as_an_etcd_where_it_is_off() {
+    let server = leader(settings()).await;
+    let mut auth = AuthClient::new(server.channel.clone());
+    let status = auth.auth_status(pb::AuthStatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.enabled, status.auth_revision), (false, 1));
+    let failed = Code::FailedPrecondition;
+    let (name, password) = ("root".to_owned(), "secret".to_owned());
+    let token = pb::AuthenticateRequest { name: name.clone(), password };
+    refused(auth.authenticate(token).await, failed, "etcdserver: authentication is not enabled");
+    auth.auth_disable(pb::AuthDisableRequest {}).await.unwrap();
+    let no_root = "etcdserver: root user does not exist";
+    refused(auth.auth_enable(pb::AuthEnableRequest {}).await, failed, no_root);
+    let users = auth.user_list(pb::AuthUserListRequest {}).await.unwrap().into_inner();
+    assert!(users.users.is_empty() && users.header.is_some());
+    assert!(auth.role_list(pb::AuthRoleListRequest {}).await.unwrap().into_inner().roles.is_empty());
+    let no_user = "etcdserver: user name not found";
+    refused(auth.user_get(pb::AuthUserGetRequest { name: name.clone() }).await, failed, no_user);
+    let grant = pb::AuthUserGrantRoleRequest { user: name.clone(), role: name.clone() };
+    refused(auth.user_grant_role(grant).await, failed, no_user);
+    let no_role = "etcdserver: role name not found";
+    refused(auth.role_get(pb::AuthRoleGetRequest { role: name.clone() }).await, failed, no_role);
+    let grant = pb::AuthRoleGrantPermissionRequest { name: name.clone(), perm: None };
+    let none = "etcdserver: permission not given";
+    refused(auth.role_grant_permission(grant).await, Code::InvalidArgument, none);
+    let nameless = auth.user_add(pb::AuthUserAddRequest::default()).await;
+    refused(nameless, Code::InvalidArgument, "etcdserver: user name is empty");
+    let lacks = "replcluster 0.1 has no users; version 0.2 will";
+    let add = pb::AuthUserAddRequest { name, ..Default::default() };
+    refused(auth.user_add(add).await, Code::Unimplemented, lacks);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn members_that_do_not_exist_are_not_found_and_none_is_a_learner() {
+    let server = leader(settings()).await;
+    let mut cluster = ClusterClient::new(server.channel.clone());
+    let (unknown, own) = (12345, server.address.member_id());
+    let not_found = "etcdserver: member not found";
+    refused(cluster.member_remove(pb::MemberRemoveRequest { id: unknown }).await, Code::NotFound, not_found);
+    let update = pb::MemberUpdateRequest { id: unknown, peer_ur_ls: Vec::new() };
+    refused(cluster.member_update(update).await, Code::NotFound, not_found);
+    let promote = |id| pb::MemberPromoteRequest { id };
+    refused(cluster.member_promote(promote(unknown)).await, Code::NotFound, not_found);
+    let no_learner = "etcdserver: can only promote a learner member";
+    refused(cluster.member_promote(promote(own)).await, Code::FailedPrecondition, no_learner);
+    let remove = cluster.member_remove(pb::MemberRemoveRequest { id: own }).await.unwrap_err();
+    assert_eq!(remove.code(), Code::Unimplemented);
+    server.end().await;
+}
+
+#[tokio::test]
+async fn changes_that_wait_for_a_leader_are_bounded_in_bytes() {
+    let server = serve(Settings { max_request_bytes: 2 << 20, ..settings() }, false).await;
+    let until = tokio::time::Instant::now() + Duration::from_secs(1);
+    let puts = (0..200).map(|number: u32| {
+        let (key, value) = (number.to_string().into(), vec![b'x'; 1 << 20].into());
+        let put = PutRequest { key, value, ..PutRequest::default() };
+        server.handle.mutate(Mutation { request: Some(mutation::Request::Put(put)) }, until)
+    });
+    let refused = join_all(puts).await;
+    let at_once = refused.iter().filter(|end| **end == Err(node::Unavailable::TooManyRequests)).count();
+    assert!((72..=74).contains(&at_once), "{at_once} of 200 MiB, where 128 MiB may wait");
+    // What has waited for nothing holds nothing.
+    let put = Mutation { request: Some(mutation::Request::Put(put("k", "v"))) };
+    let later = tokio::time::Instant::now() + Duration::from_millis(100);
+    let end = server.handle.mutate(put, later).await;
+    assert_ne!(end, Err(node::Unavailable::TooManyRequests));
     server.end().await;
 }
 

@@ -7,6 +7,7 @@
 
 mod gather;
 mod report;
+mod skip;
 
 use std::time::Duration;
 
@@ -34,6 +35,9 @@ pub(super) struct Recover {
     /// The copy to go on from [default: the one recommended]
     #[arg(long, value_name = "NODE", requires = "accept_data_loss", add = ArgValueCandidates::new(nodes))]
     source: Option<String>,
+    /// Have every node step over this entry of the log, for an entry by which nodes end; ends the cluster first
+    #[arg(long, value_name = "INDEX", conflicts_with = "accept_data_loss")]
+    skip_entry: Option<u64>,
     /// Do not ask before giving up data
     #[arg(long)]
     yes: bool,
@@ -53,6 +57,9 @@ pub(super) async fn run(verb: &Recover, context: &Context) -> Outcome {
         .transpose()
         .map_err(|error| Failure::usage(error.to_string()))?;
     let survey = survey::survey(context).await?;
+    if let Some(index) = verb.skip_entry {
+        return skip::run(context, &survey, index, verb.yes).await;
+    }
     let found = gather::gather(context, &survey).await?;
     let finding = recovery::judge(&found.register, &found.copies);
     let leader = survey.sum.leader.clone();
@@ -171,6 +178,7 @@ async fn declare(context: &Context, chosen: Option<&NodeId>) -> Result<Made, Fai
     Ok(Made { found, finding, view, aside })
 }
 
+/// For an error of what only an operator may do.
 fn failure(error: OperatorError) -> Failure {
     let exit = match &error {
         OperatorError::Lock(crate::register::LockError::Held { .. }) | OperatorError::Overtaken(_) => {

@@ -21,6 +21,8 @@ pub(super) struct Supervise {}
 pub(super) async fn run(_: &Supervise, given: Option<PathBuf>, interrupt: CancellationToken) -> Outcome {
     let path = config_path(given)?;
     log(&config::load(&path)?)?;
+    // A process handle, a socket and files for each node.
+    let _ = crate::descriptors::raise_limit();
     let _orphans = AbortOnDropHandle::new(tokio::spawn(orphans::collect()));
     let _signals = AbortOnDropHandle::new(tokio::spawn(ignore_signals(true)));
     let options = Options { config: path, server: None, foreground: false, interrupt };

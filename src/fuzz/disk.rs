@@ -8,8 +8,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::source::Source;
 use super::target;
+use crate::disk::{Disk as _, RealDisk};
 use crate::kv::Store;
-use crate::node::disk::{Disk as _, RealDisk};
 use crate::node::log;
 use crate::node::promise::Promises;
 use crate::node::state::{Changed, RowStore as _, StateBackend};
@@ -148,7 +148,7 @@ fn state_rows() -> Vec<(Vec<u8>, Bytes)> {
         store.apply(&Mutation { request: Some(request), ..Default::default() }).unwrap();
     }
     let job = store.backend_mut().begin_flush().unwrap();
-    let done = job.run().unwrap();
+    let crate::node::state::Flush::Done(done) = job.run().unwrap() else { panic!("memory lacks nothing") };
     store.backend_mut().end_flush(&done);
     let view = rows.view().unwrap();
     view.page(None, usize::MAX).unwrap().into_iter().map(|(key, value)| (key.to_vec(), value)).collect()
@@ -230,7 +230,7 @@ fn marks() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::create_dir(directory.path().join("nodes")).unwrap();
     let held_now = held::Held { incarnation: crate::view::Incarnation(7), epoch: Epoch(3), commit: Index(9) };
-    HeldMark::open(directory.path(), &node).unwrap().note(&held_now).unwrap();
+    HeldMark::new(directory.path(), &node, None).note(held_now, crate::clock::now()).unwrap();
     let mark = std::fs::read(directory.path().join("nodes/127.0.0.1:2380.held")).unwrap();
     let holder = lock::Holder::this_process(&node, directory.path()).unwrap();
     let holder = serde_json::to_vec(&holder).unwrap();
@@ -240,7 +240,7 @@ fn marks() {
         std::fs::write(directory.path().join("nodes/127.0.0.1:2380.lock"), bytes)
             .map_err(|e| e.to_string())?;
         let _ = held::read(directory.path(), &node);
-        let _ = held::newest_epoch(directory.path());
+        let _ = held::newest_epoch(&crate::disk::RealDisk, directory.path());
         let _ = lock::probe(directory.path(), &node);
         Ok(())
     };

@@ -11,7 +11,7 @@ use crate::node::inbound::event_of;
 use crate::node::wire;
 use crate::proto::etcdserverpb as pb;
 use crate::proto::replcluster as peers;
-use crate::view::{Epoch, Incarnation, NodeId};
+use crate::view::{Checksum, Epoch, Incarnation, NodeId};
 
 /// A transaction inside of so many others.
 pub(super) fn transaction(depth: usize) -> pb::TxnRequest {
@@ -190,7 +190,7 @@ fn peer_frames() {
         let mut buffer = BytesMut::from(bytes);
         while let Ok(Some(frame)) = wire::take::<peers::Frame>(&mut buffer) {
             if let Some(body) = frame.body {
-                let _ = event_of(&from, Incarnation(1), 1, Epoch(frame.epoch), body);
+                let _ = event_of(&from, Incarnation(1), 1, (Epoch(frame.epoch), Checksum(frame.view)), body);
             }
         }
         Ok(())

@@ -8,22 +8,19 @@
 //! aside-N/   what was set aside; never deleted by us
 //! ```
 
+use std::fmt;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::io::{self, Read as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::disk::{Disk, RealDisk};
+use super::identity::{self, FORMAT, Identity, Keeper};
+use super::lack::Lack;
 use super::promise::{Promise, PromiseError, Promises};
+use crate::disk::{Disk, RealDisk};
 use crate::register::place::{PlaceError, private_directory};
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
-
-/// Version of the layout above; another one is refused.
-const FORMAT: u32 = 1;
-const FIRST_LINE: &str = "replcluster data ";
-/// What the names of directories begin with that hold what was set aside.
-pub(super) const ASIDE: &str = "aside-";
 
 /// Why a directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +65,14 @@ pub enum DirectoryError {
     /// A view has no room.
     #[error(transparent)]
     TooBig(PromiseError),
+    /// Something is missing for it, and nothing was changed.
+    #[error("no {lack} for {}", path.display())]
+    Lack {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        lack: Lack,
+    },
     /// The system refused.
     #[error("{}: {source}", path.display())]
     Io {
@@ -89,6 +94,21 @@ impl From<PromiseError> for DirectoryError {
 }
 
 impl DirectoryError {
+    /// What is missing, where only that is wrong: it can be tried again.
+    #[must_use]
+    pub fn lack(&self) -> Option<Lack> {
+        match self {
+            DirectoryError::Lack { lack, .. } => Some(*lack),
+            DirectoryError::Place(_)
+            | DirectoryError::InUse { .. }
+            | DirectoryError::OtherAddress { .. }
+            | DirectoryError::Format { .. }
+            | DirectoryError::Damaged { .. }
+            | DirectoryError::TooBig(_)
+            | DirectoryError::Io { .. } => None,
+        }
+    }
+
     /// True where somebody else holds what this node wants.
     #[must_use]
     pub fn is_conflict(&self) -> bool {
@@ -98,22 +118,33 @@ impl DirectoryError {
             | DirectoryError::Format { .. }
             | DirectoryError::Damaged { .. }
             | DirectoryError::TooBig(_)
+            | DirectoryError::Lack { .. }
             | DirectoryError::Io { .. } => false,
         }
     }
 }
 
 /// An open, locked data directory. The lock goes with it.
-#[derive(Debug)]
 pub struct DataDirectory {
     path: PathBuf,
-    address: NodeId,
     incarnation: Incarnation,
     _lock: File,
     /// The directory itself, whatever it is called now.
     opened: File,
     promises: Promises,
-    cluster: Mutex<Option<ClusterId>>,
+    known: Mutex<Known>,
+}
+
+/// Its identity, and where that is kept.
+struct Known {
+    identity: Identity,
+    keeper: Keeper<RealDisk>,
+}
+
+impl fmt::Debug for DataDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataDirectory").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl DataDirectory {
@@ -126,32 +157,16 @@ impl DataDirectory {
         let lock = lock(path)?;
         let opened =
             File::open(path).map_err(|source| DirectoryError::Io { path: path.to_owned(), source })?;
-        let identity = match read_identity(path, address)? {
-            Some(identity) => identity,
-            None => {
-                let identity = Identity { incarnation: Incarnation(super::random_number()), cluster: None };
-                write_identity(path, address, &identity)?;
-                identity
-            }
-        };
-        if identity.cluster.is_some() {
-            refuse_missing(path)?;
-        }
+        let mut keeper = Keeper::open(RealDisk, path)?;
+        let identity = keeper.settle(address, || Incarnation(super::random_number()))?;
         let promises = Promises::open(&RealDisk, path)?;
         let incarnation = identity.incarnation;
-        Ok(DataDirectory {
-            path: path.to_owned(),
-            address: address.clone(),
-            incarnation,
-            _lock: lock,
-            opened,
-            promises,
-            cluster: Mutex::new(identity.cluster),
-        })
+        let known = Mutex::new(Known { identity, keeper });
+        Ok(DataDirectory { path: path.to_owned(), incarnation, _lock: lock, opened, promises, known })
     }
 
-    fn cluster_known(&self) -> MutexGuard<'_, Option<ClusterId>> {
-        self.cluster.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where it is.
@@ -174,7 +189,19 @@ impl DataDirectory {
             Err(error) if error.kind() == gone => return Ok(false),
             Err(error) => return Err(error),
         }
-        self.path.join("identity").try_exists()
+        self.path.join(identity::NAME).try_exists()
+    }
+
+    /// Names the disk that it lies on: the same number for all directories of this host on the same file system, and for
+    /// none of another host. Zero where it cannot be told.
+    #[must_use]
+    pub fn disk(&self) -> u64 {
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let Ok(there) = self.opened.metadata() else { return 0 };
+        let device = there.dev().to_le_bytes();
+        let high = crc32c::crc32c_append(crc32c::crc32c(boot.as_bytes()), &device);
+        let low = crc32c::crc32c_append(crc32c::crc32c(&device), boot.as_bytes());
+        u64::from(high) << 32 | u64::from(low)
     }
 
     /// Minted with the directory.
@@ -186,7 +213,7 @@ impl DataDirectory {
     /// The cluster that the data belongs to, once it belongs to one.
     #[must_use]
     pub fn cluster(&self) -> Option<ClusterId> {
-        *self.cluster_known()
+        self.known().identity.cluster
     }
 
     /// The newest promise kept.
@@ -198,18 +225,18 @@ impl DataDirectory {
     /// Keeps a promise, durably, and with the first view the cluster that the data belongs to.
     ///
     /// # Errors
-    /// The caller must end the process (R21).
+    /// [`DirectoryError::Lack`], nothing was changed; otherwise the caller must end the process (R21).
     pub fn save_promise(
         &self,
         promised: Epoch,
         view: Option<&View>,
         commit: Index,
     ) -> Result<(), DirectoryError> {
-        let mut cluster = self.cluster_known();
-        if let (None, Some(view)) = (*cluster, view) {
-            let identity = Identity { incarnation: self.incarnation, cluster: Some(view.cluster) };
-            write_identity(&self.path, &self.address, &identity)?;
-            *cluster = Some(view.cluster);
+        let mut known = self.known();
+        if let (None, Some(view)) = (known.identity.cluster, view) {
+            let identity = Identity { cluster: Some(view.cluster), ..known.identity.clone() };
+            known.keeper.write(&identity)?;
+            known.identity = identity;
         }
         Ok(self.promises.save(promised, view, commit)?)
     }
@@ -219,53 +246,8 @@ impl DataDirectory {
     /// # Errors
     /// [`DirectoryError::Io`]; some of it may have been moved, and what has been is in the directory named.
     pub fn set_aside(&self) -> Result<PathBuf, DirectoryError> {
-        let aside =
-            (1..).map(|number| self.path.join(format!("{ASIDE}{number}"))).find(|path| !path.exists());
-        let aside = aside.expect("some number is free");
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| DirectoryError::Io { path, source }
-        };
-        std::fs::create_dir(&aside).map_err(io(&aside))?;
-        // The identity first, and for good: without it the rest is nobody's, with it and no log it would be a wiped node.
-        let identity = self.path.join("identity");
-        std::fs::rename(&identity, aside.join("identity")).map_err(io(&identity))?;
-        sync_directory(&aside)?;
-        sync_directory(&self.path)?;
-        move_aside(&self.path, &aside)?;
-        Ok(aside)
+        self.known().keeper.set_aside()
     }
-}
-
-/// What goes with an identity.
-const DATA: [&str; 3] = ["promise", "log", "state.redb"];
-
-/// Moves what is nobody's any more to the identity that it belonged to.
-fn move_aside(path: &Path, aside: &Path) -> Result<(), DirectoryError> {
-    for name in DATA {
-        let from = path.join(name);
-        if from.exists() {
-            let io = |source| DirectoryError::Io { path: from.clone(), source };
-            std::fs::rename(&from, aside.join(name)).map_err(io)?;
-        }
-    }
-    sync_directory(aside)?;
-    sync_directory(path)
-}
-
-/// The newest directory with data set aside, where the setting aside may have been cut short: nothing of what is still
-/// here is in it yet.
-fn unfinished_aside(path: &Path) -> Option<PathBuf> {
-    let asides = (1..).map(|number| path.join(format!("{ASIDE}{number}")));
-    let newest = asides.take_while(|aside| aside.exists()).last()?;
-    let begun = newest.join("identity").exists();
-    let both = DATA.iter().any(|name| path.join(name).exists() && newest.join(name).exists());
-    (begun && !both).then_some(newest)
-}
-
-fn sync_directory(path: &Path) -> Result<(), DirectoryError> {
-    let io = |source| DirectoryError::Io { path: path.to_owned(), source };
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(io)
 }
 
 fn lock(path: &Path) -> Result<File, DirectoryError> {
@@ -284,9 +266,12 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
         Err(TryLockError::WouldBlock) => return Err(in_use(path, &mut lock)),
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }
-    lock.set_len(0).map_err(io)?;
-    write!(lock, "pid {}", std::process::id()).map_err(io)?;
-    Ok(lock)
+    // Written over and not anew: that needs no room, except the very first time. Who holds it is for people only.
+    let holder = format!("pid {}", std::process::id());
+    match lock.write_all_at(holder.as_bytes(), 0).and_then(|()| lock.set_len(holder.len() as u64)) {
+        Err(error) if Lack::of(&error).is_none() => Err(io(error)),
+        Ok(()) | Err(_) => Ok(lock),
+    }
 }
 
 fn in_use(path: &Path, lock: &mut File) -> DirectoryError {
@@ -297,11 +282,6 @@ fn in_use(path: &Path, lock: &mut File) -> DirectoryError {
         holder => holder.to_owned(),
     };
     DirectoryError::InUse { path: path.to_owned(), holder }
-}
-
-struct Identity {
-    incarnation: Incarnation,
-    cluster: Option<ClusterId>,
 }
 
 /// What a directory says of itself, read without changing anything.
@@ -333,111 +313,22 @@ pub(super) fn look(disk: &impl Disk, path: &Path) -> Result<Look, DirectoryError
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(source) => return Err(DirectoryError::Io { path: path.join("lock"), source }),
     };
-    let identity = parse_identity(path).and_then(|found| {
-        let Some((address, identity)) = found else {
-            refuse_orphans(path)?;
+    let identity = identity::parse(disk, path).and_then(|found| {
+        let Some(identity) = found else {
+            identity::refuse_orphans(disk, path)?;
             return Ok(None);
         };
-        let address = NodeId::parse(&address).map_err(|error| DirectoryError::Damaged {
-            path: path.join("identity"),
+        let address = NodeId::parse(&identity.address).map_err(|error| DirectoryError::Damaged {
+            path: path.join(identity::NAME),
             why: error.to_string(),
         })?;
         if identity.cluster.is_some() {
-            refuse_missing(path)?;
+            identity::refuse_missing(disk, path)?;
         }
         Ok(Some((address, identity.incarnation, identity.cluster)))
     });
     let promise = Promises::look(disk, path).map_err(DirectoryError::from);
     Ok(Look { identity, promise, _lock: lock })
-}
-
-/// What was there before the node belonged to a cluster: without it the node would forget what it has said.
-fn refuse_missing(path: &Path) -> Result<(), DirectoryError> {
-    for name in ["promise", "log"] {
-        let file = path.join(name);
-        if !file.exists() {
-            return Err(DirectoryError::Damaged { path: file, why: "it is missing".to_owned() });
-        }
-    }
-    Ok(())
-}
-
-fn read_identity(path: &Path, address: &NodeId) -> Result<Option<Identity>, DirectoryError> {
-    match parse_identity(path)? {
-        Some((found, _)) if found != address.as_str() => {
-            Err(DirectoryError::OtherAddress { path: path.to_owned(), found, wanted: address.clone() })
-        }
-        Some((_, identity)) => Ok(Some(identity)),
-        None => {
-            // Setting data aside that was cut short is finished.
-            if let Some(aside) = unfinished_aside(path) {
-                move_aside(path, &aside)?;
-            }
-            refuse_orphans(path)?;
-            Ok(None)
-        }
-    }
-}
-
-/// The address in the identity, and the rest of it.
-fn parse_identity(path: &Path) -> Result<Option<(String, Identity)>, DirectoryError> {
-    let file = path.join("identity");
-    let text = match std::fs::read_to_string(&file) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(DirectoryError::Io { path: file, source }),
-    };
-    let damaged = |why: &str| DirectoryError::Damaged { path: file.clone(), why: why.to_owned() };
-    let mut lines = text.lines();
-    let version = lines
-        .next()
-        .and_then(|line| line.strip_prefix(FIRST_LINE))
-        .ok_or_else(|| damaged("it is no identity"))?;
-    if version != FORMAT.to_string() {
-        return Err(DirectoryError::Format { path: file, found: version.to_owned() });
-    }
-    let mut field = |name: &str| {
-        lines
-            .next()
-            .and_then(|line| line.strip_prefix(name))
-            .map(str::trim)
-            .ok_or_else(|| damaged(&format!("no line \"{name}\"")))
-    };
-    let found = field("address ")?.to_owned();
-    let number =
-        |text: &str| u64::from_str_radix(text, 16).map_err(|_| damaged(&format!("\"{text}\" is no number")));
-    let incarnation = Incarnation(number(field("incarnation ")?)?);
-    let cluster = match field("cluster ")? {
-        "none" => None,
-        text => Some(ClusterId(number(text)?)),
-    };
-    Ok(Some((found, Identity { incarnation, cluster })))
-}
-
-/// A directory without an identity is new, unless it holds data.
-fn refuse_orphans(path: &Path) -> Result<(), DirectoryError> {
-    for name in DATA {
-        if path.join(name).exists() {
-            let why = format!("it is missing beside {name}");
-            return Err(DirectoryError::Damaged { path: path.join("identity"), why });
-        }
-    }
-    Ok(())
-}
-
-fn write_identity(path: &Path, address: &NodeId, identity: &Identity) -> Result<(), DirectoryError> {
-    let cluster = identity.cluster.map_or_else(|| "none".to_owned(), |cluster| cluster.to_string());
-    let text = format!(
-        "{FIRST_LINE}{FORMAT}\naddress {address}\nincarnation {:?}\ncluster {cluster}\n",
-        identity.incarnation
-    );
-    let new = path.join("identity.new");
-    let io = |source| DirectoryError::Io { path: new.clone(), source };
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(io)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io)?;
-    std::fs::rename(&new, path.join("identity")).map_err(io)?;
-    sync_directory(path)
 }
 
 #[cfg(test)]

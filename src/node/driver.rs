@@ -1,7 +1,8 @@
 //! The loop around the engine: it gathers a batch of events, gives the engine a turn, and has hands for what the
 //! engine wants done: threads for the disk and the register, a task for each link.
 
-use std::collections::BTreeMap;
+use std::any::Any;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc as std_mpsc};
 
@@ -9,18 +10,22 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Ended;
-use super::engine::{Engine, Options, Parts};
-use super::event::{Events, Internal, Request};
+use super::engine::{Engine, FEATURE_LEVEL, Options, Parts};
+use super::event::{Events, Internal, Reported, Request};
+use super::greeting::Secrets;
 use super::handle::Shared;
 use super::hands::{Hands, Snapshot};
 use super::link::{Item, Link};
 use super::recent::Recent;
 use super::registrar::Ask;
 use super::snapshot;
-use super::state::FlushJob;
+use super::state::{Flush, FlushJob};
 use super::wire::FORMAT;
+use super::work::ApplyJob;
 use super::writer::WriteOperation;
+use crate::bounds::{Budget, Charge};
 use crate::proto::replcluster::Hello;
+use crate::protocol::WriteId;
 use crate::view::NodeId;
 
 /// Events taken in one turn.
@@ -29,7 +34,7 @@ const TURN_EVENTS: usize = 1024;
 /// What comes in from outside.
 pub struct Inputs {
     /// From the node's own parts.
-    pub internal: mpsc::Receiver<Internal>,
+    pub internal: mpsc::Receiver<Reported>,
     /// From clients and operators.
     pub clients: mpsc::Receiver<Request>,
 }
@@ -38,6 +43,8 @@ pub struct Inputs {
 pub struct ThreadHands {
     /// What handles see.
     pub shared: Arc<Shared>,
+    /// By which peers know each other.
+    pub secrets: Arc<Secrets>,
     /// The newest entries.
     pub recent: Arc<Recent>,
     /// Where what was done is reported.
@@ -46,6 +53,12 @@ pub struct ThreadHands {
     pub writer: std_mpsc::Sender<WriteOperation>,
     /// The registrar's thread.
     pub registrar: std_mpsc::Sender<Ask>,
+    /// Entries that came from peers and are not written yet; peers wait while it is full.
+    pub backlog: Budget,
+    /// What the writer's queue holds of it, by order.
+    pub unwritten: VecDeque<(WriteId, Charge)>,
+    /// The thread that carries out heavy entries.
+    pub applier: std_mpsc::Sender<ApplyJob>,
     /// One to each peer.
     pub links: BTreeMap<NodeId, Link>,
 }
@@ -58,14 +71,23 @@ impl ThreadHands {
             incarnation: self.shared.incarnation.0,
             to: to.to_string(),
             format: FORMAT,
-            session: u64::from(std::process::id()),
+            session: crate::register::session(),
+            feature_level: FEATURE_LEVEL,
+            ..Hello::default()
         }
     }
 }
 
 impl Hands for ThreadHands {
     fn write(&mut self, operation: WriteOperation) {
+        if let WriteOperation::Append { write, frames, .. } = &operation {
+            self.unwritten.push_back((*write, self.backlog.charge(frames.len())));
+        }
         self.writer.send(operation).expect("the writer ends only with the process");
+    }
+
+    fn written(&mut self, write: WriteId) {
+        while self.unwritten.pop_front_if(|(first, _)| *first <= write).is_some() {}
     }
 
     fn ask(&mut self, ask: Ask) {
@@ -76,7 +98,7 @@ impl Hands for ThreadHands {
         if let Some(link) = self.links.get(to) {
             return link.send(item);
         }
-        let link = Link::open(self.hello(to), self.recent.clone(), self.events.clone());
+        let link = Link::open(self.hello(to), self.secrets.clone(), self.recent.clone(), self.events.clone());
         let sent = link.send(item);
         self.links.insert(to.clone(), link);
         sent
@@ -94,8 +116,9 @@ impl Hands for ThreadHands {
 
     fn send_snapshot(&mut self, to: &NodeId, snapshot: Snapshot) {
         let (hello, to, events) = (self.hello(to), to.clone(), self.events.clone());
+        let secrets = self.secrets.clone();
         tokio::spawn(async move {
-            match snapshot::send(hello, snapshot).await {
+            match snapshot::send(hello, &secrets, snapshot).await {
                 Ok(rows) => tracing::info!("{to} has the snapshot of {rows} rows"),
                 Err(error) => tracing::warn!("snapshot for {to}: {error}"),
             }
@@ -103,11 +126,20 @@ impl Hands for ThreadHands {
         });
     }
 
+    fn apply(&mut self, job: ApplyJob) {
+        self.applier.send(job).expect("the applier ends only with the process");
+    }
+
+    fn discard(&mut self, what: Box<dyn Any + Send>) {
+        tokio::task::spawn_blocking(move || drop(what));
+    }
+
     fn flush(&mut self, job: FlushJob) {
         let events = self.events.clone();
         tokio::task::spawn_blocking(move || {
             events.send_blocking(match job.run() {
-                Ok(done) => Internal::Flushed(done),
+                Ok(Flush::Done(done)) => Internal::Flushed(done),
+                Ok(Flush::Waits(rest, lack)) => Internal::FlushWaits(rest, lack),
                 Err(error) => Internal::Failed(format!("cannot write the state: {error}")),
             });
         });
@@ -143,7 +175,12 @@ pub async fn run(parts: Parts, options: Options, hands: ThreadHands, inputs: Inp
         {
             requests.push(request);
         }
-        if let Some(ended) = engine.turn(now(), tick, reports.drain(..), requests.drain(..)) {
+        if let Some(ended) = engine.turn(
+            now(),
+            tick,
+            reports.drain(..).map(|reported: Reported| reported.event),
+            requests.drain(..),
+        ) {
             return ended;
         }
         tokio::task::yield_now().await;

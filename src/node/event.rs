@@ -1,13 +1,15 @@
 //! Everything that reaches the driver, as two closed enums: what clients want, and what the node's own parts report.
 
-use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::admission::Admitted;
 use super::handle::{CommandError, Unavailable};
+use super::lack::Lack;
 use super::log::Position;
 use super::state::StateBackend;
 use super::wire::Entries;
+use crate::bounds::Charge;
 use crate::kv;
 use crate::proto::replcluster::frame::Body;
 use crate::protocol::{Envelope, Found, NotPrepared, RegisterUnreachable, Swapped, WriteId};
@@ -21,8 +23,8 @@ pub type Outcome = Result<Result<kv::Applied, kv::Refusal>, Unavailable>;
 pub enum Request {
     /// Order this.
     Mutate {
-        /// The encoded `Mutation`.
-        mutation: Bytes,
+        /// What is to be logged.
+        mutation: Admitted,
         /// Until when the client waits.
         deadline: Instant,
         /// Where the answer goes.
@@ -68,6 +70,8 @@ pub enum Confirmed {
 pub enum Internal {
     /// Every write up to this one is durable.
     Persisted(WriteId),
+    /// This promise is durable, although writes before it wait for room on the disk.
+    PromiseKept(WriteId),
     /// The log on disk does not continue as the leader says.
     Diverged(Index),
     /// The log now starts after this entry.
@@ -82,7 +86,7 @@ pub enum Internal {
     Died {
         /// The node.
         node: NodeId,
-        /// Its process id, where known.
+        /// Which process, where known (R32).
         session: Option<u64>,
     },
     /// A peer said something about log or view.
@@ -102,7 +106,14 @@ pub enum Internal {
         body: Body,
     },
     /// A peer has dialled us: it lives, and our link to it need not wait.
-    PeerArrived(NodeId),
+    PeerArrived {
+        /// Who.
+        node: NodeId,
+        /// Which process of it.
+        session: u64,
+        /// Its feature level (R37).
+        level: u32,
+    },
     /// Our link to that node stands; what was sent before may be lost.
     LinkUp(NodeId),
     /// A snapshot has arrived whole.
@@ -111,6 +122,10 @@ pub enum Internal {
     SnapshotSent(NodeId),
     /// The state was made durable up to what it held when the flush began.
     Flushed(super::state::FlushDone),
+    /// A heavy entry is carried out.
+    Applied(super::work::ApplyDone),
+    /// The rest of a flush waits for something that is missing.
+    FlushWaits(super::state::FlushJob, Lack),
     /// A part of the node cannot go on, and says why: neither can the node (R21).
     Failed(String),
     /// Hand leadership over if need be, then end.
@@ -127,27 +142,39 @@ pub struct ArrivedSnapshot {
     pub place: Box<dyn FnOnce() -> Result<(), String> + Send>,
 }
 
+/// A report, and what it holds until the driver takes it.
+pub struct Reported {
+    /// The report.
+    pub event: Internal,
+    _held: Option<Charge>,
+}
+
 /// Where the node's own parts send what they report. Bounded: a full queue makes peers' connections wait, which TCP
 /// passes on to the peer.
 #[derive(Clone)]
-pub struct Events(mpsc::Sender<Internal>);
+pub struct Events(mpsc::Sender<Reported>);
 
 impl Events {
     /// A queue for at most `bound` reports.
     #[must_use]
-    pub fn channel(bound: usize) -> (Events, mpsc::Receiver<Internal>) {
+    pub fn channel(bound: usize) -> (Events, mpsc::Receiver<Reported>) {
         let (sender, receiver) = mpsc::channel(bound);
         (Events(sender), receiver)
     }
 
     /// Waits for room. False where the driver has ended.
     pub async fn send(&self, event: Internal) -> bool {
-        self.0.send(event).await.is_ok()
+        self.0.send(Reported { event, _held: None }).await.is_ok()
+    }
+
+    /// As [`Events::send`], with what the report holds in memory.
+    pub async fn send_held(&self, event: Internal, held: Charge) -> bool {
+        self.0.send(Reported { event, _held: Some(held) }).await.is_ok()
     }
 
     /// As [`Events::send`], from a thread of its own.
     pub fn send_blocking(&self, event: Internal) {
         // Where the driver has ended, so has the node: nobody is left to tell.
-        let _ = self.0.blocking_send(event);
+        let _ = self.0.blocking_send(Reported { event, _held: None });
     }
 }

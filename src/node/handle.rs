@@ -1,18 +1,30 @@
 //! What the rest of the program holds of a running node: ask for a change, read, look, command.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
+use super::admission::Admitted;
 use super::event::{Confirmed, Events, Internal, Request};
+use super::lack::{Lack, LackCell};
+use super::pieces::{InPieces, Whole};
 use super::state::StateBackend;
+use crate::bounds::Budget;
 use crate::kv;
 use crate::proto::replcluster::Mutation;
 use crate::register::Register;
 use crate::rules::{Rule, breaks};
 use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View};
+
+/// The thread of the protocol waits for the state no longer than this; it tries again in its next turn.
+const LOCK_WAIT: Duration = Duration::from_millis(1);
+/// Bytes of changes that wait for their entries; beyond it `too many requests`.
+const PENDING_BYTES_MAX: usize = 128 << 20;
+/// Reads of many pieces that go on at a time.
+const LONG_READS: usize = 2;
 
 /// The store as a node holds it.
 pub type StateStore = kv::Store<StateBackend>;
@@ -133,6 +145,10 @@ pub struct Description {
     pub applied_index: Index,
     /// The store's revision.
     pub revision: i64,
+    /// What the log may hold (R37).
+    pub feature_level: u32,
+    /// Entries applied as a refusal because they cannot be read or carried out (R33).
+    pub refused_entries: u64,
     /// Log and state, in bytes.
     pub disk_bytes: u64,
     /// What stops the node from serving; empty when nothing does.
@@ -158,7 +174,7 @@ pub struct HeaderFacts {
 pub(super) struct Reading<R> {
     epoch: Epoch,
     /// Missing only in a test that takes the proof too early.
-    value: Option<R>,
+    pub(super) value: Option<R>,
 }
 
 /// What driver and handles share.
@@ -166,12 +182,30 @@ pub struct Shared {
     pub(super) settings: Settings,
     pub(super) address: NodeId,
     pub(super) incarnation: Incarnation,
-    pub(super) store: RwLock<StateStore>,
+    /// Held for a piece of work of about half a millisecond at most; by the thread of the protocol only where it is had
+    /// at once or soon (R35).
+    pub(super) store: parking_lot::RwLock<StateStore>,
+    /// Numbers the work on a heavy entry that belongs to this state; 0: none.
+    pub(super) working: AtomicU64,
+    /// Heavy entries applied on the thread of the protocol: none, but for the test switch.
+    pub(super) heavy_inline: AtomicU64,
+    /// How often the state was replaced by a snapshot.
+    pub(super) replaced: AtomicU64,
+    /// Reads of more than one piece: so many at a time, so that others come in between.
+    pub(super) long_reads: Semaphore,
+    /// What changes that wait for their entries may hold, beside their number.
+    pub(super) pending: Budget,
+    /// The state refuses what makes it grow (R25), as applied here.
+    pub(super) space_alarm: AtomicBool,
     pub(super) register: Arc<dyn Register>,
     /// The newest view.
     pub(super) view: RwLock<Option<Arc<View>>>,
     /// The epoch in which this node serves as leader; zero where it does not.
     pub(super) serving: AtomicU64,
+    /// Until when a look at the register proves a read, in milliseconds after `started`; zero: not now (R17).
+    pub(super) proof_until: AtomicU64,
+    /// The engine's time in its last turn, in milliseconds after `started`.
+    pub(super) turned_at: AtomicU64,
     pub(super) cluster: AtomicU64,
     pub(super) epoch: AtomicU64,
     pub(super) last: AtomicU64,
@@ -180,6 +214,10 @@ pub struct Shared {
     pub(super) commit: AtomicU64,
     pub(super) applied: AtomicU64,
     pub(super) revision: AtomicI64,
+    /// What the log may hold (R37), as applied here.
+    pub(super) feature_level: AtomicU32,
+    /// Entries applied as a refusal because they cannot be read or carried out (R33).
+    pub(super) refused_entries: AtomicU64,
     pub(super) ready: AtomicBool,
     pub(super) leader_heard: AtomicBool,
     pub(super) stopping: AtomicBool,
@@ -188,6 +226,10 @@ pub struct Shared {
     pub(super) disk_bytes: AtomicU64,
     /// Free on the disk, in bytes.
     pub(super) free_bytes: AtomicU64,
+    /// What must be free before the node takes what grows again, in bytes.
+    pub(super) needed_bytes: AtomicU64,
+    /// What its log or its state was last found to lack.
+    pub(super) lack: LackCell,
     /// Too little of it.
     pub(super) full: AtomicBool,
     /// Milliseconds after `started` at which the node last was healthy (R31).
@@ -213,9 +255,19 @@ impl Shared {
             address,
             incarnation,
             revision: AtomicI64::new(store.revision()),
-            store: RwLock::new(store),
+            feature_level: AtomicU32::new(store.feature_level()),
+            refused_entries: AtomicU64::new(0),
+            space_alarm: AtomicBool::new(store.has_space_alarm()),
+            store: parking_lot::RwLock::new(store),
+            working: AtomicU64::new(0),
+            heavy_inline: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+            long_reads: Semaphore::new(LONG_READS),
+            pending: Budget::new(PENDING_BYTES_MAX),
             register,
             serving: AtomicU64::new(0),
+            proof_until: AtomicU64::new(0),
+            turned_at: AtomicU64::new(0),
             cluster: AtomicU64::new(view.as_ref().map_or(0, |view| view.cluster.0)),
             epoch: AtomicU64::new(view.as_ref().map_or(0, |view| view.epoch.0)),
             view: RwLock::new(view.map(Arc::new)),
@@ -231,6 +283,8 @@ impl Shared {
             proof_fails: AtomicBool::new(false),
             disk_bytes: AtomicU64::new(0),
             free_bytes: AtomicU64::new(0),
+            needed_bytes: AtomicU64::new(0),
+            lack: LackCell::default(),
             full: AtomicBool::new(false),
             healthy_at: AtomicU64::new(0),
             started: crate::clock::now(),
@@ -244,7 +298,23 @@ impl Shared {
 
     /// Reads the state as it is here.
     pub(super) fn look<R>(&self, read: &impl Fn(&StateStore) -> R) -> R {
-        read(&self.store.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.store.read())
+    }
+
+    /// The state, to be changed, for the thread of the protocol: `None` where others hold it for longer than they should.
+    pub(super) fn store_soon(&self) -> Option<parking_lot::RwLockWriteGuard<'_, StateStore>> {
+        self.store.try_write_for(LOCK_WAIT)
+    }
+
+    /// As [`Shared::store_soon`], to be looked at.
+    pub(super) fn look_soon(&self) -> Option<parking_lot::RwLockReadGuard<'_, StateStore>> {
+        self.store.try_read_for(LOCK_WAIT)
+    }
+
+    /// What is seen of the state without its lock.
+    pub(super) fn publish_state(&self, store: &StateStore) {
+        self.revision.store(store.revision(), Ordering::Release);
+        self.space_alarm.store(store.has_space_alarm(), Ordering::Release);
     }
 
     /// Reads the state where it holds everything committed by this leader. To be proved by [`Shared::end_read`].
@@ -266,13 +336,24 @@ impl Shared {
         }
     }
 
+    /// Milliseconds after `started`. In a simulation the engine's, which alone knows the time there.
+    fn elapsed_ms(&self) -> u64 {
+        if cfg!(test) {
+            return self.turned_at.load(Ordering::Acquire);
+        }
+        u64::try_from(crate::clock::now().duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// True where no newer view than this one existed at some moment of this call, and this node serves in it: what
     /// was read before the call was the newest then (R17). Holds for nothing that is read later.
-    fn prove(&self, epoch: Epoch) -> bool {
+    pub(super) fn prove(&self, epoch: Epoch) -> bool {
         match self.register.has_newer(epoch) {
             Ok(newer) => {
                 self.proof_fails.store(false, Ordering::Relaxed);
-                !newer && self.serving.load(Ordering::Acquire) == epoch.0
+                // The time comes last: the process may have been stopped before it.
+                !newer
+                    && self.serving.load(Ordering::Acquire) == epoch.0
+                    && self.elapsed_ms() <= self.proof_until.load(Ordering::Acquire)
             }
             // Every read looks again and again: said once until one can be proved.
             Err(error) => {
@@ -294,7 +375,8 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Orders a change and waits until it is applied here. A refusal by the store is an answer, not an error.
+    /// Orders a change and waits until it is applied here. A refusal by the store is an answer, not an error; what cannot
+    /// be logged, or would cost too much, is refused before it is ordered (R33).
     ///
     /// # Errors
     /// [`Unavailable`]; after `TimedOut` and `LeaderChanged` the change may or may not have been done.
@@ -303,12 +385,17 @@ impl Handle {
         mutation: Mutation,
         deadline: Instant,
     ) -> Result<Result<kv::Applied, kv::Refusal>, Unavailable> {
-        let (answer, outcome) = oneshot::channel();
-        let mutation = match kv::encode(&mutation) {
-            Ok(mutation) => mutation,
+        let admitted = match Admitted::request(&mutation, self.feature_level()) {
+            Ok(admitted) => admitted,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        self.request(Request::Mutate { mutation, deadline, answer })?;
+        if let Err(refusal) = self.admit(mutation, deadline).await? {
+            return Ok(Err(refusal));
+        }
+        let held = self.shared.pending.try_charge(admitted.length());
+        let _held = held.ok_or(Unavailable::TooManyRequests)?;
+        let (answer, outcome) = oneshot::channel();
+        self.request(Request::Mutate { mutation: admitted, deadline, answer })?;
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Unavailable::Stopping),
@@ -316,40 +403,69 @@ impl Handle {
         }
     }
 
-    /// Runs `read` on a state that holds everything acknowledged before the call; where `serializable`, on what is
-    /// here. `read` may run more than once.
-    ///
-    /// On the leader the proof that no newer view exists is taken after the value was read (R17) and never used
-    /// twice. A follower asks the leader once for all reads that wait.
+    /// What the log may hold (R37), as applied here.
+    #[must_use]
+    pub fn feature_level(&self) -> u32 {
+        self.shared.feature_level.load(Ordering::Acquire)
+    }
+
+    /// True while the state here refuses what makes it grow (R25).
+    #[must_use]
+    pub fn has_space_alarm(&self) -> bool {
+        self.shared.space_alarm.load(Ordering::Acquire)
+    }
+
+    /// Runs `read`, which must be short, on a state that holds everything acknowledged before the call; where
+    /// `serializable`, on what is here. `read` may run more than once. What may be long is read in pieces
+    /// ([`Handle::range`], [`Handle::read_txn`]).
     ///
     /// # Errors
     /// [`Unavailable`]; nothing was answered.
-    pub async fn read<R>(
+    pub async fn read<R: Send>(
         &self,
         serializable: bool,
         deadline: Instant,
         read: impl Fn(&StateStore) -> R + Send,
     ) -> Result<R, Unavailable> {
+        let whole = self.read_in_pieces(serializable, deadline, move |store| Whole(read(store))).await?;
+        Ok(whole.0)
+    }
+
+    /// Begins a read and goes on until it is done, piece by piece, each under the lock for a short time.
+    ///
+    /// On the leader the proof that no newer view exists is taken after all was read (R17) and never used twice: what is
+    /// read is the state as it was when the read began, and that was the newest then. A follower asks the leader once
+    /// for all reads that wait.
+    pub(super) async fn read_in_pieces<P: InPieces>(
+        &self,
+        serializable: bool,
+        deadline: Instant,
+        begin: impl Fn(&StateStore) -> P + Send,
+    ) -> Result<P, Unavailable> {
         if serializable {
-            return Ok(self.shared.look(&read));
+            return self.go_on(self.shared.look(&begin), deadline).await;
         }
         loop {
             let epoch = self.shared.serving.load(Ordering::Acquire);
             if epoch == 0 {
                 match self.confirm(deadline).await? {
-                    Confirmed::Ready => return Ok(self.shared.look(&read)),
+                    Confirmed::Ready => return self.go_on(self.shared.look(&begin), deadline).await,
                     Confirmed::LeadsHere => continue,
                 }
             }
             let mut changed = self.shared.changed.subscribe();
-            if let Some(reading) = self.shared.begin_read(Epoch(epoch), &read)
-                && let Some(value) = self.shared.end_read(reading, &read)
-            {
-                return Ok(value);
+            if let Some(Reading { epoch, value }) = self.shared.begin_read(Epoch(epoch), &begin) {
+                let value = match value {
+                    Some(value) => Some(self.go_on(value, deadline).await?),
+                    None => None,
+                };
+                if let Some(value) = self.shared.end_read(Reading { epoch, value }, &begin) {
+                    return Ok(value);
+                }
             }
             // A change of the set by ourselves is under way, or we have been replaced: the driver will tell. The wait
             // is bounded so that a register which comes back is noticed.
-            let wait = (Instant::now() + std::time::Duration::from_millis(20)).min(deadline);
+            let wait = (Instant::now() + Duration::from_millis(20)).min(deadline);
             let _ = tokio::time::timeout_at(wait, changed.changed()).await;
             if Instant::now() >= deadline {
                 return Err(Unavailable::TimedOut);
@@ -515,7 +631,16 @@ impl Handle {
                 format!("the newest view: this node still knows epoch {} only", view.epoch)
             }
             (Some(_), _, true, _) if shared.full.load(Ordering::Relaxed) => {
-                format!("room on its disk: only {} MiB are free", free >> 20)
+                let needed = shared.needed_bytes.load(Ordering::Relaxed);
+                let (free_mib, needed_mib) = (free >> 20, needed >> 20);
+                match shared.lack.load() {
+                    Some(lack) if lack != Lack::Space => {
+                        format!("room for its log: there are no {lack}; {free_mib} MiB are free")
+                    }
+                    Some(_) | None => {
+                        format!("room on its disk: {free_mib} MiB are free, and {needed_mib} MiB are needed")
+                    }
+                }
             }
             (None, _, _, _) => "a view in the register: no node has created the cluster yet".to_owned(),
             (Some(view), _, false, false) => self.waits_for_the_last_set(view),
@@ -541,6 +666,8 @@ impl Handle {
             commit_index: Index(shared.commit.load(Ordering::Acquire)),
             applied_index: Index(shared.applied.load(Ordering::Acquire)),
             revision: shared.revision.load(Ordering::Acquire),
+            feature_level: shared.feature_level.load(Ordering::Acquire),
+            refused_entries: shared.refused_entries.load(Ordering::Relaxed),
             disk_bytes: shared.disk_bytes.load(Ordering::Relaxed),
             waiting_for,
             uptime_ms,

@@ -7,13 +7,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use bytes::Bytes;
+
 use super::directory::{self, DirectoryError};
-use super::disk::{self, Disk, DiskFile, Job};
+use super::engine::refusal_of;
+use super::identity;
+use super::link::ENTRIES_BYTES;
 use super::log::{self, LogReader, Position, Recovered};
 use super::promise::Promise;
 use super::snapshot;
 use super::state::StateBackend;
+use crate::disk::{self, Disk, DiskFile, Job};
 use crate::kv;
+use crate::proto::replcluster::mutation;
 use crate::view::{ClusterId, Incarnation, Index, NodeId};
 
 /// The log as found.
@@ -36,6 +42,21 @@ pub struct StateFound {
     pub applied: Position,
     /// The revision after it.
     pub revision: i64,
+    /// What the log may hold behind it (R37).
+    pub feature_level: u32,
+}
+
+/// An entry of the log as found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryFound {
+    /// Where it stands.
+    pub position: Position,
+    /// Length of its payload, in bytes.
+    pub bytes: usize,
+    /// What it is, in words.
+    pub what: &'static str,
+    /// Why every node refuses it.
+    pub refused: Option<String>,
 }
 
 /// A directory as found.
@@ -51,6 +72,8 @@ pub struct Found {
     pub log: Option<LogFound>,
     /// Its state.
     pub state: Option<StateFound>,
+    /// Entries behind the state: the next to be applied, and some that every node refuses; and the one asked for.
+    pub entries: Vec<EntryFound>,
     /// The newest time of its log and state files: for people only.
     pub written_at: Option<SystemTime>,
     /// What is wrong, in words.
@@ -85,7 +108,7 @@ pub fn inspect_promise(path: &Path) -> Result<Found, DirectoryError> {
     if let Err(source) = fs::read_dir(path) {
         return Err(DirectoryError::Io { path: path.to_owned(), source });
     }
-    inspect_one(path, Depth::Promise)
+    inspect_one(path, Depth::Promise, None)
 }
 
 /// Looks at a directory, and at what was set aside in it.
@@ -93,20 +116,28 @@ pub fn inspect_promise(path: &Path) -> Result<Found, DirectoryError> {
 /// # Errors
 /// [`DirectoryError::InUse`] while a node works in it; [`DirectoryError::Io`] where there is none.
 pub fn inspect(path: &Path) -> Result<Found, DirectoryError> {
+    inspect_entry(path, None)
+}
+
+/// As [`inspect`], and also at one entry of the log.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_entry(path: &Path, entry: Option<Index>) -> Result<Found, DirectoryError> {
     let io = |source| DirectoryError::Io { path: path.to_owned(), source };
     let mut names: Vec<String> = Vec::new();
     for entry in fs::read_dir(path).map_err(io)? {
         names.push(entry.map_err(io)?.file_name().to_string_lossy().into_owned());
     }
-    let mut found = inspect_one(path, Depth::Everything)?;
+    let mut found = inspect_one(path, Depth::Everything, entry)?;
     let mut aside: Vec<u64> = names
         .iter()
-        .filter_map(|name| name.strip_prefix(directory::ASIDE).and_then(|number| number.parse().ok()))
+        .filter_map(|name| name.strip_prefix(identity::ASIDE).and_then(|number| number.parse().ok()))
         .collect();
     aside.sort_unstable();
     for number in aside {
-        let place = path.join(format!("{}{number}", directory::ASIDE));
-        match inspect_one(&place, Depth::Everything) {
+        let place = path.join(format!("{}{number}", identity::ASIDE));
+        match inspect_one(&place, Depth::Everything, None) {
             Ok(old) => found.aside.push(old),
             Err(error) => found.damage.push(first_line(&error)),
         }
@@ -120,7 +151,7 @@ enum Depth {
     Everything,
 }
 
-fn inspect_one(path: &Path, depth: Depth) -> Result<Found, DirectoryError> {
+fn inspect_one(path: &Path, depth: Depth, asked: Option<Index>) -> Result<Found, DirectoryError> {
     // Held until everything is read, so that no node starts meanwhile.
     let look = directory::look(&ReadOnly, path)?;
     let mut damage = Vec::new();
@@ -136,8 +167,8 @@ fn inspect_one(path: &Path, depth: Depth) -> Result<Found, DirectoryError> {
     let (log_path, state_path) = (path.join("log"), path.join("state.redb"));
     if depth == Depth::Promise {
         let path = path.to_owned();
-        let (log, state, written_at, aside) = (None, None, None, Vec::new());
-        return Ok(Found { path, identity, promise, log, state, written_at, damage, aside });
+        let (log, state, written_at, aside, entries) = (None, None, None, Vec::new(), Vec::new());
+        return Ok(Found { path, identity, promise, log, state, entries, written_at, damage, aside });
     }
     let log = if log_path.is_dir() {
         match log::look(&ReadOnly, &log_path, promise.commit) {
@@ -168,6 +199,10 @@ fn inspect_one(path: &Path, depth: Depth) -> Result<Found, DirectoryError> {
             }
         }
     }
+    let entries = match (&log, &state) {
+        (Some((recovered, reader)), Some(state)) => entries(reader, state, recovered.last.index, asked),
+        (Some(_) | None, Some(_) | None) => Vec::new(),
+    };
     let log = match (log, &state) {
         (Some((recovered, reader)), Some(state)) => match fit(recovered, &reader, state, promise.commit) {
             Ok(log) => Some(log),
@@ -180,13 +215,70 @@ fn inspect_one(path: &Path, depth: Depth) -> Result<Found, DirectoryError> {
         (None, _) => None,
     };
     let written_at = written_at(&log_path, &state_path);
-    Ok(Found { path: path.to_owned(), identity, promise, log, state, written_at, damage, aside: Vec::new() })
+    let (path, aside) = (path.to_owned(), Vec::new());
+    Ok(Found { path, identity, promise, log, state, entries, written_at, damage, aside })
+}
+
+/// So many entries that every node refuses are named.
+const REFUSED_NAMED: usize = 16;
+
+/// What a start meets behind the state. An entry that cannot be read from the disk is named elsewhere, as damage.
+fn entries(reader: &LogReader, state: &StateFound, last: Index, asked: Option<Index>) -> Vec<EntryFound> {
+    let mut found: Vec<EntryFound> = Vec::new();
+    let mut refused = 0;
+    if let Some(asked) = asked.filter(|asked| *asked <= state.applied.index) {
+        visit(reader, asked, asked, &mut |position, payload| found.push(entry(position, payload, state)));
+    }
+    visit(reader, state.applied.index.next(), last, &mut |position, payload| {
+        let entry = entry(position, payload, state);
+        let names = entry.refused.is_some() && refused < REFUSED_NAMED;
+        refused += usize::from(names);
+        if names || position.index == state.applied.index.next() || asked == Some(position.index) {
+            found.push(entry);
+        }
+    });
+    found
+}
+
+fn visit(reader: &LogReader, first: Index, last: Index, each: &mut dyn FnMut(Position, &Bytes)) {
+    let mut first = first;
+    while first <= last {
+        let Ok(Some((mut frames, end))) = reader.read(first, ENTRIES_BYTES) else { return };
+        while let Ok(Some((record, chain))) = log::decode(&mut frames) {
+            if record.index > last {
+                return;
+            }
+            each(Position { index: record.index, epoch: record.epoch, chain }, &record.payload);
+        }
+        first = end.index.next();
+    }
+}
+
+fn entry(position: Position, payload: &Bytes, state: &StateFound) -> EntryFound {
+    // The level may be raised between the state and this entry; what is refused for its level only is not named then.
+    let refused = refusal_of(payload, state.feature_level).map(|refusal| refusal.to_string());
+    let what = match kv::decode(payload, state.feature_level).map(|mutation| mutation.request) {
+        _ if payload.is_empty() => "the opening of an epoch",
+        Ok(Some(mutation::Request::Put(_))) => "a put",
+        Ok(Some(mutation::Request::DeleteRange(_))) => "a delete",
+        Ok(Some(mutation::Request::Txn(_))) => "a transaction",
+        Ok(Some(mutation::Request::Compact(_))) => "a compaction",
+        Ok(Some(mutation::Request::Space(_))) => "the space alarm",
+        Ok(Some(mutation::Request::FeatureLevel(_))) => "a feature level",
+        Ok(None) => "of a kind that this build does not know",
+        Err(_) => "nothing that can be read",
+    };
+    EntryFound { position, bytes: payload.len(), what, refused }
 }
 
 fn look_at_state(directory: &Path) -> Result<StateFound, String> {
     let backend = StateBackend::look(directory).map_err(|error| error.to_string())?;
     let store = kv::Store::open(backend).map_err(|error| format!("state.redb is damaged: {error}"))?;
-    Ok(StateFound { applied: snapshot::applied_of(&store), revision: store.revision() })
+    Ok(StateFound {
+        applied: snapshot::applied_of(&store),
+        revision: store.revision(),
+        feature_level: store.feature_level(),
+    })
 }
 
 fn as_found(recovered: Recovered) -> LogFound {
@@ -313,9 +405,9 @@ mod tests {
     use bytes::BytesMut;
 
     use super::super::directory::DataDirectory;
-    use super::super::disk::RealDisk;
     use super::super::log::{Log, Record, encode};
     use super::*;
+    use crate::disk::RealDisk;
     use crate::kv::Backend as _;
     use crate::view::{Epoch, View};
 

@@ -11,14 +11,17 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
 use super::event::{Events, Internal};
+use super::greeting::{Secrets, greet};
 use super::recent::Recent;
-use super::wire::{append_body, framed, greeting, put};
+use super::wire::{append_body, framed, put};
+use crate::bounds::{Budget, Charge};
 use crate::proto::replcluster::{Frame, Hello};
 use crate::protocol::Mark;
-use crate::view::{Epoch, Index, NodeId};
+use crate::view::{Checksum, Epoch, Index, NodeId};
 
-/// Items that wait for one link; more are dropped, as if the network had lost them.
+/// Items that wait for one link, and their bytes; more are dropped, as if the network had lost them.
 const QUEUE_MAX: usize = 4096;
+const QUEUE_BYTES_MAX: usize = 32 << 20;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 256 << 10;
 /// Entries in one frame, in bytes.
@@ -35,6 +38,8 @@ pub enum Item {
     Entries {
         /// Under which epoch.
         epoch: Epoch,
+        /// Under which view of that epoch.
+        view: Checksum,
         /// What comes before them.
         previous: Mark,
         /// The last of them.
@@ -46,9 +51,16 @@ pub enum Item {
     },
 }
 
+/// An item, and the bytes that it holds while it waits.
+struct Queued {
+    item: Item,
+    _held: Charge,
+}
+
 /// A peer's link, as the driver holds it. Dropping it ends the task.
 pub struct Link {
-    queue: mpsc::Sender<Item>,
+    queue: mpsc::Sender<Queued>,
+    waiting: Budget,
     kick: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -62,17 +74,22 @@ impl Drop for Link {
 impl Link {
     /// Starts dialling.
     #[must_use]
-    pub fn open(hello: Hello, recent: Arc<Recent>, events: Events) -> Link {
+    pub fn open(hello: Hello, secrets: Arc<Secrets>, recent: Arc<Recent>, events: Events) -> Link {
         let (queue, items) = mpsc::channel(QUEUE_MAX);
         let kick = Arc::new(Notify::new());
-        let dialer = Dialer { hello, recent, events, items, kick: kick.clone() };
-        Link { queue, kick, task: tokio::spawn(dialer.run()) }
+        let dialer = Dialer { hello, secrets, recent, events, items, kick: kick.clone() };
+        Link { queue, waiting: Budget::new(QUEUE_BYTES_MAX), kick, task: tokio::spawn(dialer.run()) }
     }
 
     /// Queues an item; false where the queue is full and it was dropped.
     #[must_use]
     pub fn send(&self, item: Item) -> bool {
-        self.queue.try_send(item).is_ok()
+        let bytes = match &item {
+            Item::Frame(frame) => frame.len(),
+            Item::Entries { .. } => 0,
+        };
+        let held = self.waiting.try_charge(bytes);
+        held.is_some_and(|held| self.queue.try_send(Queued { item, _held: held }).is_ok())
     }
 
     /// The peer was just heard: do not wait to dial.
@@ -83,9 +100,10 @@ impl Link {
 
 struct Dialer {
     hello: Hello,
+    secrets: Arc<Secrets>,
     recent: Arc<Recent>,
     events: Events,
-    items: mpsc::Receiver<Item>,
+    items: mpsc::Receiver<Queued>,
     kick: Arc<Notify>,
 }
 
@@ -128,7 +146,7 @@ impl Dialer {
 
     async fn talk(&mut self, mut stream: TcpStream) -> std::io::Result<()> {
         while self.items.try_recv().is_ok() {} // queued for a connection that is no more
-        stream.write_all(&greeting(&self.hello)).await?;
+        greet(&mut stream, &self.hello, &self.secrets).await?;
         let Ok(peer) = NodeId::parse(&self.hello.to) else { return Ok(()) };
         if !self.events.send(Internal::LinkUp(peer)).await {
             return Ok(());
@@ -141,15 +159,15 @@ impl Dialer {
                 biased;
                 item = self.items.recv() => match item {
                     None => return Ok(()),
-                    Some(item) => self.gather(&mut buffer, &mut writer, item).await?,
+                    Some(queued) => self.gather(&mut buffer, &mut writer, queued).await?,
                 },
                 // The peer never answers on this connection; reading only shows that it has gone.
                 _ = reader.read(&mut nothing) => return Ok(()),
             }
             while buffer.len() < WRITE_BYTES
-                && let Ok(item) = self.items.try_recv()
+                && let Ok(queued) = self.items.try_recv()
             {
-                self.gather(&mut buffer, &mut writer, item).await?;
+                self.gather(&mut buffer, &mut writer, queued).await?;
             }
             writer.write_all(&buffer).await?;
             buffer.clear();
@@ -160,11 +178,11 @@ impl Dialer {
         &self,
         buffer: &mut BytesMut,
         writer: &mut (impl AsyncWriteExt + Unpin),
-        item: Item,
+        queued: Queued,
     ) -> std::io::Result<()> {
-        match item {
+        match queued.item {
             Item::Frame(frame) => buffer.extend_from_slice(&frame),
-            Item::Entries { epoch, mut previous, last, commit, sent } => {
+            Item::Entries { epoch, view, mut previous, last, commit, sent } => {
                 while previous.index < last {
                     let first = previous.index.next();
                     let chunk = match self.recent.read_memory(first, ENTRIES_BYTES) {
@@ -180,7 +198,7 @@ impl Dialer {
                     };
                     let end = Mark { index: chunk.last.index, epoch: chunk.last.epoch };
                     let body = append_body(previous, end.index, end.epoch, commit, sent, chunk.frames);
-                    put(buffer, &Frame { epoch: epoch.0, body: Some(body) });
+                    put(buffer, &Frame { epoch: epoch.0, view: view.0, body: Some(body) });
                     previous = end;
                     // A long catch-up goes out as it is read.
                     if buffer.len() >= WRITE_BYTES {
@@ -197,5 +215,35 @@ impl Dialer {
 /// A frame with nothing but a body, ready to queue.
 #[must_use]
 pub fn item(epoch: Epoch, body: crate::proto::replcluster::frame::Body) -> Item {
-    Item::Frame(framed(epoch, body))
+    item_of(epoch, Checksum(0), body)
+}
+
+/// The same, under a view that the receiver can tell from another one of that epoch.
+#[must_use]
+pub fn item_of(epoch: Epoch, view: Checksum, body: crate::proto::replcluster::frame::Body) -> Item {
+    Item::Frame(framed(epoch, view, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_for_a_peer_is_bounded_in_bytes_and_not_only_in_number() {
+        let (queue, _items) = mpsc::channel(QUEUE_MAX);
+        let task = tokio::spawn(std::future::pending());
+        let link = Link { queue, waiting: Budget::new(QUEUE_BYTES_MAX), kick: Arc::new(Notify::new()), task };
+        let frame = || Item::Frame(Bytes::from(vec![0; 1 << 20]));
+        let sent = (0..100).filter(|_| link.send(frame())).count();
+        assert_eq!(sent, QUEUE_BYTES_MAX >> 20);
+        let entries = Item::Entries {
+            epoch: Epoch(1),
+            view: Checksum(0),
+            previous: Mark::default(),
+            last: Index(1 << 20),
+            commit: Index(0),
+            sent: None,
+        };
+        assert!(link.send(entries), "entries are read when their turn comes and hold nothing before");
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 
-use super::log::{LogError, LogReader, Position, Room, decode};
+use super::log::{LogError, LogReader, Position, Room, Space, decode};
 use crate::view::Index;
 
 /// Committed entries are kept up to this many bytes, so that followers and the driver need not read the disk.
@@ -148,6 +148,12 @@ impl Recent {
     /// Where the file system does not say.
     pub fn room(&self) -> Result<Room, LogError> {
         self.log.room()
+    }
+
+    /// How the log stands with its room, as of its last write; asks nothing of the system.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.log.space()
     }
 
     /// Size of the log on disk, in bytes.

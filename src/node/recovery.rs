@@ -4,7 +4,7 @@ use super::link::ENTRIES_BYTES;
 use super::log::{self, Log, LogError, Position};
 use super::recent::Recent;
 use super::state::StateError;
-use super::{StateStore, disk, snapshot};
+use super::{StateStore, snapshot};
 use crate::kv;
 use crate::protocol::{Mark, Outline, Run};
 use crate::view::{ClusterId, Epoch, Index};
@@ -96,7 +96,7 @@ pub struct Found {
 ///
 /// # Errors
 /// [`StartError::StateBehind`], [`StartError::LogBehind`], nothing was changed; [`StartError::Log`].
-pub fn put_together<D: disk::Disk>(
+pub fn put_together<D: crate::disk::Disk>(
     log: &mut Log<D>,
     recovered: log::Recovered,
     store: &StateStore,

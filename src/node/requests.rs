@@ -11,16 +11,17 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::admission::Admitted;
 use super::event::Outcome;
 use super::handle::Unavailable;
+use crate::kv;
 
 /// One request that waits for its entry.
 struct Pending {
-    mutation: Bytes,
+    mutation: Admitted,
     deadline: Instant,
     answer: oneshot::Sender<Outcome>,
     /// It was given to some leader: it may be in some log.
@@ -38,8 +39,8 @@ pub struct Requests {
 
 /// Consecutive-by-order requests for a leader.
 pub struct Submission {
-    /// Sequence number and encoded mutation, by sequence number.
-    pub mutations: Vec<(u64, Bytes)>,
+    /// Sequence number and request, by sequence number.
+    pub mutations: Vec<(u64, Admitted)>,
 }
 
 impl Requests {
@@ -62,9 +63,15 @@ impl Requests {
     }
 
     /// A client's request arrives.
-    pub fn arrive(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
+    pub fn arrive(&mut self, mutation: Admitted, deadline: Instant, answer: oneshot::Sender<Outcome>) {
         self.pending.insert(self.next, Pending { mutation, deadline, answer, submitted: false });
         self.next += 1;
+    }
+
+    /// True where a client waits for this one: only then is its answer of use.
+    #[must_use]
+    pub fn is_waiting(&self, sequence: u64) -> bool {
+        self.pending.get(&sequence).is_some_and(|pending| !pending.answer.is_closed())
     }
 
     /// True where something has not been given to the present leader.
@@ -79,11 +86,11 @@ impl Requests {
         let mut bytes = 0;
         for (sequence, pending) in self.pending.range_mut(self.cursor..) {
             if !mutations.is_empty()
-                && (mutations.len() >= count_max || bytes + pending.mutation.len() > bytes_max)
+                && (mutations.len() >= count_max || bytes + pending.mutation.length() > bytes_max)
             {
                 break;
             }
-            bytes += pending.mutation.len();
+            bytes += pending.mutation.length();
             pending.submitted = true;
             mutations.push((*sequence, pending.mutation.clone()));
         }
@@ -111,6 +118,22 @@ impl Requests {
     /// What no leader can hold yet: nothing of it was done, and nothing will be.
     pub fn fail_unsubmitted(&mut self, why: &Unavailable) {
         self.fail(|pending| !pending.submitted, why);
+    }
+
+    /// Refuses what the present leader has not been given and must not be: nothing of it was done.
+    pub fn refuse_unsubmitted(&mut self, which: impl Fn(&Admitted) -> bool, why: &kv::Refusal) {
+        let refused: Vec<u64> = self
+            .pending
+            .range(self.cursor..)
+            .filter(|(_, pending)| !pending.submitted && which(&pending.mutation))
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        for sequence in refused {
+            if let Some(answer) = self.applied(sequence) {
+                // A client that has gone away does not wait for its answer.
+                let _ = answer.send(Ok(Err(why.clone())));
+            }
+        }
     }
 
     /// Answers everyone whose time is up.
@@ -145,7 +168,7 @@ mod tests {
 
     fn arrive(requests: &mut Requests, text: &'static str) -> oneshot::Receiver<Outcome> {
         let (answer, receiver) = oneshot::channel();
-        requests.arrive(Bytes::from_static(text.as_bytes()), Instant::now(), answer);
+        requests.arrive(Admitted::unchecked(text), Instant::now(), answer);
         receiver
     }
 

@@ -9,10 +9,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::event::ArrivedSnapshot;
+use super::greeting::{Secrets, greet};
 use super::hands::Snapshot;
 use super::log::Position;
-use super::state::{StateBackend, StateInstaller};
-use super::wire::{greeting, put, take};
+use super::state::{SnapshotReader, StateBackend, StateInstaller};
+use super::wire::{put, take};
+use crate::disk::RealDisk;
 use crate::kv;
 use crate::proto::replcluster::{
     Frame, Hello, SnapshotBegin, SnapshotChunk, SnapshotEnd, SnapshotRow, frame::Body,
@@ -44,6 +46,12 @@ pub fn durable_of(store: &kv::Store<StateBackend>) -> Position {
     store.backend().durable_meta(APPLIED).and_then(|bytes| decode_position(&bytes)).unwrap_or_default()
 }
 
+/// The last entry applied to what a snapshot shows.
+#[must_use]
+pub fn position_of(reader: &SnapshotReader) -> Position {
+    reader.meta(APPLIED).and_then(|bytes| decode_position(&bytes)).unwrap_or_default()
+}
+
 /// As kept under [`APPLIED`].
 #[must_use]
 pub fn encode_position(position: Position) -> Bytes {
@@ -69,14 +77,14 @@ fn decode_position(bytes: &[u8]) -> Option<Position> {
 ///
 /// # Errors
 /// In words; the peer will report again.
-pub async fn send(hello: Hello, snapshot: Snapshot) -> Result<u64, String> {
+pub async fn send(hello: Hello, secrets: &Secrets, snapshot: Snapshot) -> Result<u64, String> {
     let Snapshot { epoch, position, rows: reader } = snapshot;
     let text = |error: std::io::Error| error.to_string();
     let mut stream = TcpStream::connect(hello.to.as_str()).await.map_err(text)?;
-    stream.write_all(&greeting(&hello)).await.map_err(text)?;
+    greet(&mut stream, &hello, secrets).await.map_err(text)?;
     let mut buffer = BytesMut::new();
     let begin = SnapshotBegin { index: position.index.0, epoch: position.epoch.0, chain: position.chain };
-    put(&mut buffer, &Frame { epoch: epoch.0, body: Some(Body::SnapshotBegin(begin)) });
+    put(&mut buffer, &Frame { epoch: epoch.0, view: 0, body: Some(Body::SnapshotBegin(begin)) });
     let (chunks, mut ready) = tokio::sync::mpsc::channel::<Result<Vec<(Bytes, Bytes)>, String>>(QUEUE_MAX);
     let reading = tokio::task::spawn_blocking(move || {
         for chunk in reader {
@@ -90,12 +98,18 @@ pub async fn send(hello: Hello, snapshot: Snapshot) -> Result<u64, String> {
         let rows: Vec<SnapshotRow> =
             chunk?.into_iter().map(|(key, value)| SnapshotRow { key, value }).collect();
         count += rows.len() as u64;
-        put(&mut buffer, &Frame { epoch: epoch.0, body: Some(Body::SnapshotChunk(SnapshotChunk { rows })) });
+        put(
+            &mut buffer,
+            &Frame { epoch: epoch.0, view: 0, body: Some(Body::SnapshotChunk(SnapshotChunk { rows })) },
+        );
         stream.write_all(&buffer).await.map_err(text)?;
         buffer.clear();
     }
     reading.await.map_err(|error| error.to_string())?;
-    put(&mut buffer, &Frame { epoch: epoch.0, body: Some(Body::SnapshotEnd(SnapshotEnd { rows: count })) });
+    put(
+        &mut buffer,
+        &Frame { epoch: epoch.0, view: 0, body: Some(Body::SnapshotEnd(SnapshotEnd { rows: count })) },
+    );
     stream.write_all(&buffer).await.map_err(text)?;
     stream.shutdown().await.map_err(text)?;
     let mut nothing = [0_u8; 1];
@@ -163,7 +177,7 @@ fn build(
     position: Position,
     rows: &std::sync::mpsc::Receiver<Step>,
 ) -> Result<ArrivedSnapshot, String> {
-    let mut installer = StateInstaller::create(directory).map_err(|error| error.to_string())?;
+    let mut installer = StateInstaller::create(&RealDisk, directory).map_err(|error| error.to_string())?;
     let mut count = 0;
     loop {
         match rows.recv() {
@@ -174,8 +188,14 @@ fn build(
                     .map_err(|error| error.to_string())?;
             }
             Ok(Step::End(announced)) if announced == count => break,
-            Ok(Step::End(announced)) => return Err(format!("{count} rows of {announced}")),
-            Err(_) => return Err("cut off before its end".to_owned()),
+            Ok(Step::End(announced)) => {
+                installer.give_up();
+                return Err(format!("{count} rows of {announced}"));
+            }
+            Err(_) => {
+                installer.give_up();
+                return Err("cut off before its end".to_owned());
+            }
         }
     }
     let (backend, place) = installer.finish().map_err(|error| error.to_string())?;

@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
+
+use crate::disk::read_as_much_as_there_is;
 
 /// What is written is kept in pieces of this size, in bytes.
 const PIECE_BYTES: u64 = 4096;
@@ -17,16 +18,99 @@ const PIECE_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub struct Unchanged {
     file: File,
-    written: Mutex<Written>,
+    written: Mutex<Overlay>,
 }
 
-#[derive(Debug)]
-struct Written {
+/// What was written over a file, without the file.
+#[derive(Debug, Default)]
+pub struct Overlay {
     length: u64,
-    /// So much of the file on the disk is still to be seen.
-    on_disk: u64,
+    /// So much of the file below is still to be seen.
+    below: u64,
     /// By number; whole pieces.
     pieces: BTreeMap<u64, Vec<u8>>,
+}
+
+/// Reads the file below at an offset; answers with how much there was.
+pub type ReadBelow<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<usize>;
+
+impl Overlay {
+    /// Nothing is written yet over a file of this length.
+    #[must_use]
+    pub fn over(length: u64) -> Overlay {
+        Overlay { length, below: length, pieces: BTreeMap::new() }
+    }
+
+    /// The length of the whole.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// One piece as it is below, zeros where nothing is.
+    fn piece_below(&self, number: u64, read: ReadBelow<'_>) -> io::Result<Vec<u8>> {
+        let mut piece = vec![0; usize::try_from(PIECE_BYTES).expect("small")];
+        let start = number * PIECE_BYTES;
+        let there = self.below.saturating_sub(start).min(PIECE_BYTES);
+        read(&mut piece[..usize::try_from(there).expect("small")], start)?;
+        Ok(piece)
+    }
+
+    /// Reads all of it.
+    ///
+    /// # Errors
+    /// Beyond the end, and where the file below cannot be read.
+    pub fn read(&self, offset: u64, out: &mut [u8], read: ReadBelow<'_>) -> io::Result<()> {
+        if offset + out.len() as u64 > self.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut done = 0;
+        while done < out.len() {
+            let (number, within, count) = place(offset + done as u64, out.len() - done);
+            let target = &mut out[done..done + count];
+            match self.pieces.get(&number) {
+                Some(piece) => target.copy_from_slice(&piece[within..within + count]),
+                None => {
+                    target.copy_from_slice(&self.piece_below(number, read)?[within..within + count]);
+                }
+            }
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Cuts or extends it with zeros.
+    pub fn set_length(&mut self, length: u64) {
+        if length < self.length {
+            self.below = self.below.min(length);
+            self.pieces.retain(|number, _| number * PIECE_BYTES < length);
+            let (number, within, _) = place(length, 0);
+            if let Some(piece) = self.pieces.get_mut(&number) {
+                piece[within..].fill(0);
+            }
+        }
+        self.length = length;
+    }
+
+    /// Writes all of it, beyond the end if need be.
+    ///
+    /// # Errors
+    /// Where the file below cannot be read.
+    pub fn write(&mut self, offset: u64, data: &[u8], read: ReadBelow<'_>) -> io::Result<()> {
+        let mut done = 0;
+        while done < data.len() {
+            let (number, within, count) = place(offset + done as u64, data.len() - done);
+            if !self.pieces.contains_key(&number) {
+                let piece = self.piece_below(number, read)?;
+                self.pieces.insert(number, piece);
+            }
+            let piece = self.pieces.get_mut(&number).expect("inserted just now");
+            piece[within..within + count].copy_from_slice(&data[done..done + count]);
+            done += count;
+        }
+        self.length = self.length.max(offset + data.len() as u64);
+        Ok(())
+    }
 }
 
 impl Unchanged {
@@ -36,22 +120,16 @@ impl Unchanged {
     /// From the system.
     pub fn open(path: &Path) -> io::Result<Unchanged> {
         let file = File::open(path)?;
-        let on_disk = file.metadata()?.len();
-        let written = Written { length: on_disk, on_disk, pieces: BTreeMap::new() };
-        Ok(Unchanged { file, written: Mutex::new(written) })
+        let written = Mutex::new(Overlay::over(file.metadata()?.len()));
+        Ok(Unchanged { file, written })
     }
 
-    fn written(&self) -> MutexGuard<'_, Written> {
+    fn written(&self) -> MutexGuard<'_, Overlay> {
         self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One piece as it is on the disk, zeros where the disk has nothing.
-    fn piece_on_disk(&self, written: &Written, number: u64) -> io::Result<Vec<u8>> {
-        let mut piece = vec![0; usize::try_from(PIECE_BYTES).expect("small")];
-        let start = number * PIECE_BYTES;
-        let there = written.on_disk.saturating_sub(start).min(PIECE_BYTES);
-        self.file.read_exact_at(&mut piece[..usize::try_from(there).expect("small")], start)?;
-        Ok(piece)
+    fn read_file(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        read_as_much_as_there_is(&self.file, out, offset)
     }
 }
 
@@ -64,40 +142,15 @@ fn place(offset: u64, left: usize) -> (u64, usize, usize) {
 
 impl StorageBackend for Unchanged {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.written().length)
+        Ok(self.written().length())
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let written = self.written();
-        if offset + out.len() as u64 > written.length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        let mut done = 0;
-        while done < out.len() {
-            let (number, within, count) = place(offset + done as u64, out.len() - done);
-            let target = &mut out[done..done + count];
-            match written.pieces.get(&number) {
-                Some(piece) => target.copy_from_slice(&piece[within..within + count]),
-                None => {
-                    target.copy_from_slice(&self.piece_on_disk(&written, number)?[within..within + count]);
-                }
-            }
-            done += count;
-        }
-        Ok(())
+        self.written().read(offset, out, &|out, offset| self.read_file(out, offset))
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
-        let mut written = self.written();
-        if length < written.length {
-            written.on_disk = written.on_disk.min(length);
-            written.pieces.retain(|number, _| number * PIECE_BYTES < length);
-            let (number, within, _) = place(length, 0);
-            if let Some(piece) = written.pieces.get_mut(&number) {
-                piece[within..].fill(0);
-            }
-        }
-        written.length = length;
+        self.written().set_length(length);
         Ok(())
     }
 
@@ -106,19 +159,7 @@ impl StorageBackend for Unchanged {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut written = self.written();
-        let mut done = 0;
-        while done < data.len() {
-            let (number, within, count) = place(offset + done as u64, data.len() - done);
-            if !written.pieces.contains_key(&number) {
-                let piece = self.piece_on_disk(&written, number)?;
-                written.pieces.insert(number, piece);
-            }
-            let piece = written.pieces.get_mut(&number).expect("inserted just now");
-            piece[within..within + count].copy_from_slice(&data[done..done + count]);
-            done += count;
-        }
-        Ok(())
+        self.written().write(offset, data, &|out, offset| self.read_file(out, offset))
     }
 }
 

@@ -1,14 +1,15 @@
 //! Between the protocol's messages and the bytes that peers exchange.
 //!
-//! A connection carries one direction only. The side that dialled says [`MAGIC`], then a [`Hello`], then frames; each
-//! is preceded by its length as a little-endian `u32`. Everything else on the port is HTTP and does not start so.
+//! A connection carries one direction only. The side that dialled says [`MAGIC`] and greets (`greeting`), then it sends
+//! frames; each is preceded by its length as a little-endian `u32`. Everything else on the port is HTTP and does not
+//! start so.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::log::{Position, decode};
-use crate::proto::replcluster::{self as pb, Frame, Hello, frame::Body};
+use crate::proto::replcluster::{self as pb, Frame, frame::Body};
 use crate::protocol::{Mark, Message, Run};
-use crate::view::{Epoch, Index};
+use crate::view::{Checksum, Epoch, Index};
 
 /// The first bytes of a peer connection.
 pub const MAGIC: &[u8; 8] = b"REPLPEER";
@@ -29,6 +30,9 @@ pub enum BadFrame {
     /// Records that contradict their own checksums or the frame around them.
     #[error("records that cannot be read: {0}")]
     Records(String),
+    /// A forwarded request that no node may order (R33).
+    #[error("a forwarded request that cannot be ordered: {0}")]
+    Request(String),
 }
 
 /// Appends a length and a message.
@@ -41,17 +45,9 @@ pub fn put(buffer: &mut BytesMut, message: &impl prost::Message) {
 
 /// A frame with its length before it.
 #[must_use]
-pub fn framed(epoch: Epoch, body: Body) -> Bytes {
+pub fn framed(epoch: Epoch, view: Checksum, body: Body) -> Bytes {
     let mut buffer = BytesMut::new();
-    put(&mut buffer, &Frame { epoch: epoch.0, body: Some(body) });
-    buffer.freeze()
-}
-
-/// What begins a connection.
-#[must_use]
-pub fn greeting(hello: &Hello) -> Bytes {
-    let mut buffer = BytesMut::from(&MAGIC[..]);
-    put(&mut buffer, hello);
+    put(&mut buffer, &Frame { epoch: epoch.0, view: view.0, body: Some(body) });
     buffer.freeze()
 }
 
@@ -60,17 +56,24 @@ pub fn greeting(hello: &Hello) -> Bytes {
 /// # Errors
 /// [`BadFrame`] where the length is beyond the bound or the bytes do not decode.
 pub fn take<M: prost::Message + Default>(buffer: &mut BytesMut) -> Result<Option<M>, BadFrame> {
+    Ok(take_bytes(buffer, FRAME_MAX)?.map(M::decode).transpose()?)
+}
+
+/// The bytes of one length-preceded message off the front, if it is whole.
+///
+/// # Errors
+/// [`BadFrame`] where the length is beyond `most`.
+pub fn take_bytes(buffer: &mut BytesMut, most: usize) -> Result<Option<Bytes>, BadFrame> {
     let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
     let length = u32::from_le_bytes(*prefix) as usize;
-    if length > FRAME_MAX {
+    if length > most {
         return Err(BadFrame::TooLong(length));
     }
     if buffer.len() < 4 + length {
         buffer.reserve(4 + length - buffer.len());
         return Ok(None);
     }
-    let whole = buffer.split_to(4 + length).freeze();
-    Ok(Some(M::decode(whole.slice(4..))?))
+    Ok(Some(buffer.split_to(4 + length).freeze().slice(4..)))
 }
 
 /// What an `Append` without entries becomes; one with entries is built where the entries are read (`link`).
@@ -80,8 +83,9 @@ pub fn body_of(message: &Message) -> Body {
         Message::Append { previous, last, commit, sent, .. } => {
             append_body(*previous, *last, previous.epoch, *commit, *sent, Bytes::new())
         }
-        Message::Appended { durable, full, heard } => {
-            Body::Appended(pb::Appended { durable: durable.0, full: *full, heard: *heard })
+        Message::Appended { durable, full, heard, disk } => {
+            let (durable, full, heard, disk) = (durable.0, *full, *heard, *disk);
+            Body::Appended(pb::Appended { durable, full, heard, disk })
         }
         Message::Report { commit, last } => Body::Report(pb::Report { commit: commit.0, last_index: last.0 }),
         Message::Ping => Body::Ping(pb::Ping {}),

@@ -1,29 +1,37 @@
 //! What makes things durable: it takes all that waits, writes it, syncs once, and says so. Group commit is just this
 //! (R20); a failed write or sync ends the process (R21).
 //!
-//! [`Writer`] does it and knows no threads; [`run`] is the thread. Where the disk is full, an operation waits with all
-//! that come after it until there is room (R25); only dropping what nobody needs goes ahead, because it makes room.
+//! [`Writer`] does it and knows no threads; [`run`] is the thread. Where something is missing that an operation takes
+//! (room on the disk, most often), it waits with all that come after it (R25) and is tried again after a time, which
+//! doubles up to a bound. Two things go ahead: dropping what nobody needs, because it makes room, and promises, because
+//! their room is had already and the cluster waits for them (R34).
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::directory::DataDirectory;
-use super::disk::Disk;
 use super::event::{Events, Internal};
+use super::lack::Lack;
 use super::log::{Log, LogError, Position};
 use super::promise::Promises;
+use crate::disk::Disk;
 use crate::protocol::WriteId;
+use crate::rules::{Rule, breaks};
 use crate::view::{Epoch, Index, View};
 
 /// After so long without operations there is time for what nobody waits for.
 const IDLE: Duration = Duration::from_secs(1);
 /// The disk was slow if writing and syncing what came together took this long.
 const SLOW: Duration = Duration::from_secs(1);
-/// Whether a full disk has room again can only be asked; asked this often.
-const FULL: Duration = Duration::from_millis(100);
+/// Whether a full disk has room again can only be tried: first after this time.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+/// And at last every so often.
+const RETRY_MAX: Duration = Duration::from_secs(2);
+/// That something still waits is said again after so long.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// One thing to make durable, in order.
 pub enum WriteOperation {
@@ -67,42 +75,65 @@ pub enum WriteOperation {
     DropBefore(Index),
 }
 
+/// Why a promise was not kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotKept {
+    /// Something is missing, and nothing was changed: it can be tried again.
+    Lack(Lack),
+    /// In words; the process must end (R21).
+    Fatal(String),
+}
+
 /// Where promises are kept.
 pub trait KeepPromise {
     /// Keeps it, durably.
     ///
     /// # Errors
-    /// In words; the process must end (R21).
-    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String>;
+    /// [`NotKept`].
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept>;
 }
 
 impl KeepPromise for DataDirectory {
-    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
-        self.save_promise(promised, view, commit).map_err(|error| error.to_string())
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept> {
+        self.save_promise(promised, view, commit).map_err(|error| match error.lack() {
+            Some(lack) => NotKept::Lack(lack),
+            None => NotKept::Fatal(error.to_string()),
+        })
     }
 }
 
 impl KeepPromise for Promises {
-    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
-        self.save(promised, view, commit).map_err(|error| error.to_string())
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept> {
+        self.save(promised, view, commit).map_err(|error| NotKept::Fatal(error.to_string()))
     }
 }
 
 impl<P: KeepPromise> KeepPromise for &P {
-    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), String> {
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept> {
         (*self).keep(promised, view, commit)
     }
 }
 
+#[cfg(test)]
+impl<P: KeepPromise> KeepPromise for std::sync::Arc<P> {
+    fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept> {
+        (**self).keep(promised, view, commit)
+    }
+}
+
 /// What a turn has brought about.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TurnDone {
     /// Every write up to this one is durable.
     pub persisted: Option<WriteId>,
+    /// Promises that are durable although writes before them wait.
+    pub kept: Vec<WriteId>,
     /// Whole segments were dropped: the log begins after this entry now.
     pub dropped: Option<Index>,
-    /// Operations that wait for room on the disk.
+    /// Operations that wait for something that is missing.
     pub waiting: usize,
+    /// What is missing for the first of them.
+    pub lack: Option<Lack>,
 }
 
 /// Why nothing more can be written.
@@ -131,7 +162,7 @@ impl From<LogError> for Failure {
 pub struct Writer<D: Disk, P: KeepPromise> {
     log: Log<D>,
     promises: P,
-    /// Found no room, and what came after it.
+    /// Found something missing, and what came after it.
     waiting: VecDeque<WriteOperation>,
     /// Nothing may follow.
     failed: Option<Failure>,
@@ -139,8 +170,8 @@ pub struct Writer<D: Disk, P: KeepPromise> {
 
 enum Step {
     Done,
-    /// There was no room for it; nothing was done.
-    NoSpace(WriteOperation),
+    /// Something was missing for it; nothing was done.
+    Lack(WriteOperation, Lack),
 }
 
 impl<D: Disk, P: KeepPromise> Writer<D, P> {
@@ -179,19 +210,36 @@ impl<D: Disk, P: KeepPromise> Writer<D, P> {
         let mut done = TurnDone::default();
         let waited = std::mem::take(&mut self.waiting);
         for operation in waited.into_iter().chain(operations) {
-            let goes_ahead = matches!(operation, WriteOperation::DropBefore(_));
-            if self.waiting.is_empty() || goes_ahead {
-                match self.carry_out(operation, &mut done)? {
-                    Step::Done => {}
-                    Step::NoSpace(operation) => self.waiting.push_back(operation),
-                }
-            } else {
+            if !self.goes_ahead(&operation) {
                 self.waiting.push_back(operation);
+                continue;
+            }
+            match self.carry_out(operation, &mut done)? {
+                Step::Done => {}
+                Step::Lack(operation, lack) => {
+                    done.lack.get_or_insert(lack);
+                    self.waiting.push_back(operation);
+                }
             }
         }
         self.log.sync()?;
         done.waiting = self.waiting.len();
         Ok(done)
+    }
+
+    /// Promises keep their order among themselves.
+    fn goes_ahead(&self, operation: &WriteOperation) -> bool {
+        let promise = |operation: &WriteOperation| matches!(operation, WriteOperation::Persist { .. });
+        match operation {
+            WriteOperation::DropBefore(_) => true,
+            WriteOperation::Persist { .. } if !breaks(Rule::PromiseAhead) => {
+                !self.waiting.iter().any(promise)
+            }
+            WriteOperation::Persist { .. }
+            | WriteOperation::Append { .. }
+            | WriteOperation::Truncate { .. }
+            | WriteOperation::Install { .. } => self.waiting.is_empty(),
+        }
     }
 
     /// To be called after what a turn has brought about was told, when nothing waits.
@@ -200,6 +248,11 @@ impl<D: Disk, P: KeepPromise> Writer<D, P> {
     /// [`Failure`].
     pub fn rest(&mut self) -> Result<(), Failure> {
         Ok(self.log.mark()?)
+    }
+
+    /// Tries again to prepare what was missing something. To be called about once a second.
+    pub fn look_again(&mut self) {
+        self.log.look_again();
     }
 
     /// To be called when nothing has happened for a while.
@@ -217,7 +270,18 @@ impl<D: Disk, P: KeepPromise> Writer<D, P> {
             WriteOperation::Append { write, frames, last } => (*write, self.log.append(frames, *last)),
             WriteOperation::Truncate { write, after } => (*write, self.log.truncate_after(*after)),
             WriteOperation::Persist { write, promised, view, commit } => {
-                self.promises.keep(*promised, view.as_ref(), *commit).map_err(Failure::Fatal)?;
+                let ahead = !self.waiting.is_empty();
+                // What is committed may be in a snapshot that waits: the log that the next start finds ends before it.
+                let commit = if ahead { Index(0) } else { *commit };
+                match self.promises.keep(*promised, view.as_ref(), commit) {
+                    Ok(()) if ahead => {
+                        done.kept.push(*write);
+                        return Ok(Step::Done);
+                    }
+                    Ok(()) => {}
+                    Err(NotKept::Lack(lack)) => return Ok(Step::Lack(operation, lack)),
+                    Err(NotKept::Fatal(why)) => return Err(Failure::Fatal(why)),
+                }
                 (*write, Ok(()))
             }
             // First the head of the new log, then the state, then the log's name: whatever a crash leaves, the next
@@ -230,10 +294,7 @@ impl<D: Disk, P: KeepPromise> Writer<D, P> {
             }
         };
         match result {
-            Err(LogError::NoSpace { path }) => {
-                tracing::warn!("no room for {}: what is to be written waits", path.display());
-                return Ok(Step::NoSpace(operation));
-            }
+            Err(LogError::NoSpace { lack, .. }) => return Ok(Step::Lack(operation, lack)),
             other => other?,
         }
         if let WriteOperation::Install { place, .. } = operation {
@@ -253,17 +314,21 @@ pub fn run(
     events: &Events,
 ) {
     let mut writer = Writer::new(log, directory);
-    let mut wait = IDLE;
+    let mut patience = Patience::new();
     loop {
         let mut begun = None;
-        let worked = match operations.recv_timeout(wait) {
+        let worked = match operations.recv_timeout(patience.pause()) {
             Ok(first) => {
-                begun = Some(crate::clock::now());
+                let now = crate::clock::now();
+                begun = Some(now);
+                if patience.looks_again(now) {
+                    writer.look_again();
+                }
                 writer.turn(std::iter::once(first).chain(operations.try_iter()))
             }
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                let tended = writer.tend();
-                tended.and_then(|()| if wait == FULL { writer.turn(None) } else { Ok(TurnDone::default()) })
+                patience.looks_again(crate::clock::now());
+                writer.tend().and_then(|()| writer.turn(None))
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => return,
         };
@@ -289,13 +354,64 @@ pub fn run(
         if let Some(index) = done.dropped {
             events.send_blocking(Internal::Dropped(index));
         }
+        for write in &done.kept {
+            events.send_blocking(Internal::PromiseKept(*write));
+        }
         if let Some(write) = done.persisted {
             events.send_blocking(Internal::Persisted(write));
             if let Err(Failure::Fatal(why)) = writer.rest() {
                 fail(directory, &why);
             }
         }
-        wait = if done.waiting > 0 { FULL } else { IDLE };
+        patience.note(&done, directory);
+    }
+}
+
+/// How long the thread waits for the next operation, and what it says of what waits.
+struct Patience {
+    /// Until what waits is tried again; `None` while nothing does.
+    retry: Option<Duration>,
+    /// When it was last said.
+    said_at: Option<Instant>,
+    /// When what could not be prepared was last tried again.
+    looked_at: Instant,
+}
+
+impl Patience {
+    fn new() -> Patience {
+        Patience { retry: None, said_at: None, looked_at: crate::clock::now() }
+    }
+
+    fn pause(&self) -> Duration {
+        self.retry.unwrap_or(IDLE)
+    }
+
+    /// True about once a second, also under steady load.
+    fn looks_again(&mut self, now: Instant) -> bool {
+        let due = now.duration_since(self.looked_at) >= IDLE;
+        if due {
+            self.looked_at = now;
+        }
+        due
+    }
+
+    fn note(&mut self, done: &TurnDone, directory: &DataDirectory) {
+        let now = || crate::clock::now();
+        let Some(lack) = done.lack else {
+            if self.retry.take().is_some() {
+                tracing::warn!("what waited to be written to {} is written", directory.path().display());
+            }
+            self.said_at = None;
+            return;
+        };
+        self.retry = Some(match self.retry {
+            Some(pause) if done.persisted.is_none() => (2 * pause).min(RETRY_MAX),
+            Some(_) | None => RETRY_MIN,
+        });
+        if self.said_at.is_none_or(|at| now().duration_since(at) >= SAY_AGAIN) {
+            self.said_at = Some(now());
+            tracing::warn!("no {lack} for {}: what is to be written waits", directory.path().display());
+        }
     }
 }
 

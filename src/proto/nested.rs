@@ -124,11 +124,12 @@ pub fn scan<T: Nested>(bytes: &[u8]) -> Result<Shape, Fault> {
     let mut shape = Shape { depth: 1, ..Shape::default() };
     let mut outermost = [0_usize; 4];
     // How many bytes were left where each message around ends: transactions at even places, operations at odd ones.
-    let mut ends = [0_usize; 2 * DEPTH];
+    let mut ends = [0_u32; 2 * DEPTH];
     let mut level = 0;
     let mut rest = bytes;
     loop {
-        if rest.len() == ends[level] {
+        let end = ends[level] as usize;
+        if rest.len() == end {
             let Some(around) = level.checked_sub(1) else { break };
             level = around;
             continue;
@@ -138,8 +139,8 @@ pub fn scan<T: Nested>(bytes: &[u8]) -> Result<Shape, Fault> {
             skip(wire, number, &mut rest)?;
         } else {
             let length = length(&mut rest)?;
-            let end = rest.len() - length;
-            if end < ends[level] {
+            let inner_end = rest.len() - length;
+            if inner_end < end {
                 return Err(Fault::Malformed);
             }
             let is_transaction = level % 2 == 0;
@@ -157,12 +158,13 @@ pub fn scan<T: Nested>(bytes: &[u8]) -> Result<Shape, Fault> {
                     return Err(Fault::TooDeep);
                 }
                 shape.depth = shape.depth.max(level / 2 + 1);
-                ends[level] = end;
+                // gRPC's own lengths have 32 bits, and those of the log fewer.
+                ends[level] = u32::try_from(inner_end).map_err(|_| Fault::Malformed)?;
             } else {
                 rest.advance(length);
             }
         }
-        if rest.len() < ends[level] {
+        if rest.len() < ends[level] as usize {
             return Err(Fault::Malformed);
         }
     }

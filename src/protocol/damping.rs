@@ -18,7 +18,8 @@
 //! *Lagging*: a node may speak in time and yet hold up every write, frozen for a little less than `failure_timeout` in
 //! every round. Where our disk has held an entry for longer than `failure_timeout` / 2 before this node's disk has it,
 //! the time beyond that is owed, at most `failure_timeout` for one wait; time pays back a quarter of itself. A node that
-//! owes more than 2 · `failure_timeout` is dropped: it takes at least three such waits close to each other. Our own disk
+//! owes more than 2 · `failure_timeout` is dropped: it takes at least three such waits close to each other. With each
+//! strike that is not forgotten it may owe half as much, down to a quarter. Our own disk
 //! is the measure: one disk that all share makes nobody lag. A disk that hangs for good is the business of
 //! `stall_timeout`.
 //!
@@ -54,6 +55,11 @@ impl Strikes {
             count => (FIRST_PAUSE << (count - 2).min(16)).min(LONGEST_PAUSE),
         };
         self.out_until = now + pause * failure_timeout;
+    }
+
+    /// How often it was dropped of late.
+    pub(super) fn count(&self) -> u32 {
+        self.count
     }
 
     /// It may join.
@@ -101,9 +107,9 @@ impl Lag {
         self.owes = (theirs < ours).then_some((ours, now));
     }
 
-    /// It holds up too much.
-    pub(super) fn is_too_much(&self, failure_timeout: Millis) -> bool {
-        self.owed > 4 * OWED_MAX * failure_timeout
+    /// It holds up too much, for one with so many strikes.
+    pub(super) fn is_too_much(&self, strikes: u32, failure_timeout: Millis) -> bool {
+        self.owed > (4 * OWED_MAX * failure_timeout) >> strikes.min(2)
     }
 
     /// We did not run for that long.
@@ -144,7 +150,7 @@ mod tests {
                 theirs = Index(now);
             }
             lag.note(now, Index(now), theirs, 300);
-            if lag.is_too_much(300) {
+            if lag.is_too_much(0, 300) {
                 return Some(now);
             }
         }

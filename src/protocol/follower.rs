@@ -12,6 +12,8 @@ pub struct Follower {
     /// Up to here our log is the same as the leader's. At first what is committed: a leader was in sync, and so holds
     /// all of that.
     matched: Index,
+    /// What the leader says to be committed, as far as our log is the same as its.
+    committed: Index,
     /// What the leader was last told, and when.
     acknowledged: Index,
     pub(super) acknowledged_at: Option<Millis>,
@@ -26,6 +28,7 @@ impl Follower {
     pub(super) fn new(commit: Index) -> Follower {
         Follower {
             matched: commit,
+            committed: commit,
             acknowledged: Index(0),
             acknowledged_at: None,
             fitted_at: None,
@@ -58,11 +61,9 @@ impl Node {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message and who sent it")]
     pub(super) fn append_received(
         &mut self,
-        from: &NodeId,
-        incarnation: Incarnation,
+        (from, incarnation): (&NodeId, Incarnation),
         previous: Mark,
         runs: &[Run],
         last: Index,
@@ -86,11 +87,18 @@ impl Node {
         follower.fitted_at = Some(now);
         follower.heard = follower.heard.max(sent);
         follower.matched = follower.matched.max(last).max(previous.index);
-        let committed = commit.min(follower.matched);
-        if committed > self.log.commit() {
-            self.log.set_commit(committed);
-        }
+        follower.committed = follower.committed.max(commit.min(follower.matched));
+        self.learn_commit();
         self.acknowledge();
+    }
+
+    /// Takes over what the leader says to be committed, once this node would find the leader's view again after a restart
+    /// (R11): whoever knows less of the views than of the log could follow a chain of views to which it does not belong.
+    pub(super) fn learn_commit(&mut self) {
+        let Role::Follower(follower) = &self.role else { return };
+        if follower.committed > self.log.commit() && self.view_is_durable() {
+            self.log.set_commit(follower.committed);
+        }
     }
 
     /// Does our log hold the entry that the leader's entries follow? If not, say where we stand (R14).
@@ -163,6 +171,10 @@ impl Node {
         if self.promised > view.epoch {
             return; // R5
         }
+        // R11: what counts in this view is held by those alone that find the view again after a restart.
+        if !self.view_is_durable() {
+            return;
+        }
         let leader = view.leader.clone();
         let (now, interval) = (self.now, self.config.heartbeat_interval);
         let durable = if self.breaks(Rule::AcknowledgeBeforeDurable) {
@@ -180,8 +192,8 @@ impl Node {
             follower.acknowledged = durable;
             follower.acknowledged_at = Some(now);
             let heard = follower.heard;
-            let full = self.full;
-            self.send(&leader, Message::Appended { durable, full, heard });
+            let (full, disk) = (self.full, self.config.disk);
+            self.send(&leader, Message::Appended { durable, full, heard, disk });
         }
     }
 }

@@ -167,14 +167,14 @@ impl Node {
         })
     }
 
-    /// True where no in-sync follower can obey another leader yet: each has obeyed us less than `failure_timeout` ago, by
+    /// Until when no in-sync follower can obey another leader: each has obeyed us less than `failure_timeout` before, by
     /// our clock and counted from the moment of sending (R17).
-    pub(super) fn holds_leases(&self) -> bool {
-        let (Role::Leader(leader), Some(view)) = (&self.role, &self.view) else { return false };
-        view.in_sync.keys().filter(|node| **node != self.config.id).all(|node| {
-            let obeyed = leader.progress.get(node).and_then(|known| known.obeyed);
-            obeyed.is_some_and(|sent| self.now - sent <= self.config.failure_timeout)
-        })
+    pub(super) fn leases_until(&self) -> Option<Millis> {
+        let (Role::Leader(leader), Some(view)) = (&self.role, &self.view) else { return None };
+        let followers = view.in_sync.keys().filter(|node| **node != self.config.id);
+        let leases =
+            followers.map(|node| Some(leader.progress.get(node)?.obeyed? + self.config.failure_timeout));
+        leases.min().unwrap_or(Some(Millis::MAX))
     }
 
     /// Our disk has taken something.
@@ -209,10 +209,12 @@ impl Node {
     fn stream_to(&mut self, node: &NodeId) {
         let (last, commit, base) = (self.log.last().index, self.log.commit(), self.log.base().index);
         let counted = self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
+        let fuller =
+            self.leader().progress.get(node).cloned().is_some_and(|known| self.is_full_elsewhere(&known));
         let Some(known) = self.leader().progress.get_mut(node) else { return };
         if counted {
             known.next = known.next.max(base.next());
-        } else if known.full {
+        } else if fuller {
             return; // what is left of its disk is for keeping what it has (R25)
         }
         if known.next <= base {
@@ -281,7 +283,7 @@ impl Node {
         from: &NodeId,
         incarnation: Incarnation,
         durable: Index,
-        full: bool,
+        (full, disk): (bool, u64),
         heard: Option<Millis>,
     ) {
         let (last, committed) = (self.log.last().index, self.log.commit());
@@ -300,6 +302,7 @@ impl Node {
         known.answered_at = now;
         known.full = full;
         known.full_since = if full { known.full_since.or(Some(now)) } else { None };
+        known.disk = disk;
         // A build that does not say when: as if it had heard us just now.
         known.obeyed = known.obeyed.max(Some(heard.map_or(now, |sent| sent.min(now))));
         if durable.min(last) > known.matched {
@@ -345,7 +348,10 @@ impl Node {
         if commit > end {
             return; // it knows of more than we hold; never cut that
         }
+        // Counted on already where all that was known of it was about the directory before.
+        let in_sync_since = counted_on.map(|_| self.now);
         let fresh = Progress::new(incarnation, commit.next(), self.now, self.log.commit());
+        let fresh = Progress { in_sync_since, ..fresh };
         let known = leader.progress.entry(from.clone()).or_insert_with(|| fresh.clone());
         if known.incarnation != incarnation && !trusting {
             *known = fresh;
@@ -383,6 +389,10 @@ impl Node {
 
     /// Commit is what every node holds that must hold it (R13).
     pub(super) fn advance_commit(&mut self) {
+        // R11: not before this node would find the view again after a restart.
+        if !self.view_is_durable() && !self.breaks(Rule::CountOwnBeforeDurable) {
+            return;
+        }
         let own =
             if self.breaks(Rule::CountOwnBeforeDurable) { self.log.last().index } else { self.log.durable() };
         let Role::Leader(leader) = &self.role else { return };

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::damping::Strikes;
 use super::leader::Transfer;
 use super::node::{Node, RegisterTask, Role};
 use super::progress::{Phase, Progress};
@@ -38,12 +39,13 @@ impl Node {
                 known.owing_since.is_some_and(|since| self.now - since > self.config.stall_timeout)
                     && !self.breaks(Rule::WaitForHungDisk)
             };
-            // Long enough for our own disk to be looked at: where all share one, all are full (R25).
-            let full = |known: &Progress| known.full && !self.full && self.lasts(known.full_since);
+            // Long enough for our own disk to be looked at (R25).
+            let full = |known: &Progress| self.has_more_room_than(known) && self.lasts(known.full_since);
             leader.progress.get(node).is_some_and(|known| hangs(known) || full(known))
         };
         let lags = |node: &NodeId| {
-            let late = |known: &Progress| known.lag.is_too_much(self.config.failure_timeout);
+            let strikes = leader.strikes.get(node).map_or(0, Strikes::count);
+            let late = |known: &Progress| known.lag.is_too_much(strikes, self.config.failure_timeout);
             leader.progress.get(node).is_some_and(late) && !self.breaks(Rule::WaitForSlow)
         };
         let strikes = |node: &NodeId| (self.is_silent(node) || mute(node) || lags(node)) && !unfit(node);
@@ -62,7 +64,7 @@ impl Node {
                 && leader.transfer.is_none()
                 && !view.in_sync.contains_key(node)
                 && known.phase == Phase::Stream
-                && !known.full
+                && !self.is_full_elsewhere(known)
                 && self.is_undamped(node)
                 && !self.is_gone(node)
                 && !self.removing.contains(node)
@@ -268,11 +270,39 @@ impl Node {
         matches!(&self.role, Role::Leader(leader) if leader.transfer_pause.is_over(self.now))
     }
 
+    /// True where the node's data lies on the disk that ours lies on: it has as much room as we have.
+    fn shares_disk(&self, known: &Progress) -> bool {
+        known.disk != 0 && known.disk == self.config.disk && !self.breaks(Rule::CompareSharedDisk)
+    }
+
+    /// True where the node's disk is nearly full, and is another one than ours: what is left of it is for keeping what it
+    /// has (R25).
+    pub(super) fn is_full_elsewhere(&self, known: &Progress) -> bool {
+        known.full && !self.shares_disk(known)
+    }
+
+    /// True where that is so, and our disk is not.
+    pub(super) fn has_more_room_than(&self, known: &Progress) -> bool {
+        !self.full && self.is_full_elsewhere(known)
+    }
+
+    /// True where we lead, and an in-sync follower that stays in sync is short of room: what grows must not be ordered.
+    #[must_use]
+    pub fn has_full_follower(&self) -> bool {
+        let (Role::Leader(leader), Some(view)) = (&self.role, &self.view) else { return false };
+        let stays = |known: &Progress| known.full && !self.has_more_room_than(known);
+        leader.progress.iter().any(|(node, known)| stays(known) && view.in_sync.contains_key(node))
+    }
+
     fn roomy_follower(&self) -> Option<&NodeId> {
         let Role::Leader(leader) = &self.role else { return None };
         let counted = |node: &NodeId| self.view.as_ref().is_some_and(|view| view.in_sync.contains_key(node));
         let fit = |node: &NodeId, known: &Progress| {
-            counted(node) && !known.full && known.matched > Index(0) && !self.is_gone(node)
+            counted(node)
+                && !known.full
+                && !self.shares_disk(known)
+                && known.matched > Index(0)
+                && !self.is_gone(node)
         };
         leader.progress.iter().find(|(node, known)| fit(node, known)).map(|(node, _)| node)
     }

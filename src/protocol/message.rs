@@ -12,7 +12,7 @@
 
 use super::Millis;
 use super::outline::{Mark, Run};
-use crate::view::{Epoch, Incarnation, Index, NodeId};
+use crate::view::{Checksum, Epoch, Incarnation, Index, NodeId};
 
 /// A message and who sent it (R6).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -25,6 +25,9 @@ pub struct Envelope {
     pub session: u64,
     /// The epoch of the newest view the sender had adopted.
     pub epoch: Epoch,
+    /// The checksum of that view; zero where there is none, or from a build that does not say. Two views of one epoch
+    /// are told apart by it (R11).
+    pub view: Checksum,
     /// What it says.
     pub message: Message,
 }
@@ -51,6 +54,8 @@ pub enum Message {
         durable: Index,
         /// The disk is nearly full (R25).
         full: bool,
+        /// Which disk that is, as in [`Config::disk`](super::Config::disk).
+        disk: u64,
         /// When the newest `Append` that the sender has obeyed was sent, by the leader's clock; `None` from a build that
         /// does not say. Up to `failure_timeout` after that moment the sender obeys no other leader, unless a death is
         /// proved (R17).

@@ -20,7 +20,8 @@
 //!
 //! *Disks.* Whose disk hangs for `stall_timeout` while others' work is as good as dead: a follower is taken out of the
 //! set, a leader falls silent and so lets itself be replaced. Whose disk is nearly full while another's is not hands
-//! leadership over, and is out of the set until there is room (R25).
+//! leadership over, and is out of the set until there is room (R25). On a disk that nodes share none of them has more
+//! room than another, so none of this is done among them.
 //!
 //! *Losing the leader.* The lowest live in-sync node (`takeover`) looks at the register, durably promises to obey
 //! no older epoch (R5), swaps itself in, appends an entry of its own epoch, and serves once that entry, and so its
@@ -47,7 +48,8 @@
 //!    the next. After a batch of inputs feed [`Input::Flush`]: replication is sent there, once a batch.
 //! 2. [`Effect::Append`], [`Effect::Accept`], [`Effect::Truncate`], [`Effect::Persist`] and [`Effect::Install`] go to
 //!    one writer in order. When everything up to a write is durable, say so by [`Input::Persisted`]. Durability is an
-//!    input: an acknowledgement can only be its effect, and so group commit comes for free (R20).
+//!    input: an acknowledgement can only be its effect, and so group commit comes for free (R20). Where a write finds
+//!    no room, those after it wait, but a promise does not: it is reported by [`Input::PromiseKept`] ahead of them.
 //! 3. A failed write or sync is the end of the process; it is never reported and never retried (R21).
 //! 4. Messages may be lost, repeated, delayed and reordered. Payloads of an `Append` travel beside it: the driver
 //!    takes the entries that [`Effect::Accept`] names from the message just fed.
@@ -95,7 +97,7 @@ pub use node::{Node, Restored, Role};
 pub use outline::{Mark, Outline, Run};
 pub use progress::{Phase, Progress};
 
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// Milliseconds on a clock that never goes back; only differences mean anything.
 pub type Millis = u64;
@@ -119,6 +121,8 @@ pub struct Config {
     pub stall_timeout: Millis,
     /// How long a lower address must stay in sync before leadership goes back to it, in milliseconds (R9).
     pub handback_after: Option<Millis>,
+    /// The disk that the data lies on: nodes that name the same one share its room. Zero where it is not known.
+    pub disk: u64,
     /// The number of a cluster to create where the register is empty; `None` waits for somebody else's.
     pub create: Option<ClusterId>,
 }
@@ -139,6 +143,8 @@ pub enum Input {
     Received(Envelope),
     /// Every write up to this one is durable.
     Persisted(WriteId),
+    /// This promise is durable, although writes before it still wait for room on the disk.
+    PromiseKept(WriteId),
     /// The answer to [`Effect::ReadRegister`]: what stands there, `Err` where it could not be read.
     RegisterAnswered(Result<Found, RegisterUnreachable>),
     /// The answer to [`Effect::Prepare`].
@@ -273,6 +279,8 @@ pub enum Effect {
         to: NodeId,
         /// The epoch to say it under.
         epoch: Epoch,
+        /// The checksum of the view of that epoch; see [`Envelope::view`].
+        view: Checksum,
         /// What.
         message: Message,
     },

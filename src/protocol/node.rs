@@ -10,7 +10,7 @@ use super::rules::Rule;
 use super::takeover::Candidate;
 use super::views::{Pause, Trouble};
 use super::{Config, Effect, Envelope, Halt, Input, Message, Millis, WriteId};
-use crate::view::{Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{Checksum, Epoch, Incarnation, Index, NodeId, View};
 
 /// Messages of a newer epoch kept while the register is read; more are dropped, and their senders repeat themselves.
 const STASH_MAX: usize = 1024;
@@ -65,9 +65,15 @@ pub(super) struct Death {
 /// A write on its way to the disk, and what becomes true when it is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum PendingWrite {
-    Log { last: Index },
+    Log {
+        last: Index,
+    },
     Promise,
-    Install { index: Index },
+    /// Of a log that a snapshot has replaced.
+    Superseded,
+    Install {
+        index: Index,
+    },
 }
 
 /// The one operation on the register that may be open.
@@ -100,6 +106,8 @@ pub struct Node {
     pub(super) started_at: Millis,
     pub(super) now: Millis,
     pub(super) view: Option<View>,
+    /// Of that view; zero before the first.
+    pub(super) view_checksum: Checksum,
     pub(super) promised: Epoch,
     pub(super) log: Outline,
     pub(super) role: Role,
@@ -145,6 +153,7 @@ impl Node {
         Node {
             started_at: now,
             now,
+            view_checksum: view.as_ref().map_or(Checksum(0), View::checksum),
             role: Role::Follower(Follower::new(log.commit())),
             announced_commit: Index(0),
             config,
@@ -190,6 +199,7 @@ impl Node {
             Input::Proposed { count } => self.propose(count),
             Input::Received(envelope) => self.receive(envelope),
             Input::Persisted(write) => self.persisted(write),
+            Input::PromiseKept(write) => self.promise_kept(write),
             Input::RegisterAnswered(answer) => self.register_answered(answer),
             Input::Prepared(outcome) => self.prepared(outcome.is_ok()),
             Input::SwapAnswered(outcome) => self.swap_answered(outcome),
@@ -283,8 +293,17 @@ impl Node {
     /// register been put back to where it was before.
     #[must_use]
     pub fn may_prove(&self) -> bool {
-        let known = !self.is_in_doubt() && !self.is_behind_others();
-        self.is_serving() && known && (self.holds_leases() || self.breaks(Rule::ProveUnheard))
+        self.proof_until().is_some_and(|until| self.now <= until)
+    }
+
+    /// Until when a look at the register proves a read, see [`Node::may_prove`]: a process may be stopped between two
+    /// inputs, so whoever takes the proof compares this with the clock after it has looked. `None`: not now.
+    #[must_use]
+    pub fn proof_until(&self) -> Option<Millis> {
+        if !self.is_serving() || self.is_in_doubt() || self.is_behind_others() {
+            return None;
+        }
+        if self.breaks(Rule::ProveUnheard) { Some(Millis::MAX) } else { self.leases_until() }
     }
 
     /// Our disk is nearly full (R25).
@@ -368,6 +387,9 @@ impl Node {
         if envelope.from == self.config.id {
             return;
         }
+        if self.is_of_another_chain(&envelope) {
+            return self.read_register();
+        }
         self.hear(&envelope);
         self.heard = self.heard.max(envelope.epoch);
         if matches!(envelope.message, Message::Ping) && envelope.epoch <= self.epoch() {
@@ -390,14 +412,22 @@ impl Node {
         }
     }
 
+    /// Its sender has another view of our epoch: the register was put back in between (R11). What it says is not about
+    /// what we hold.
+    fn is_of_another_chain(&self, envelope: &Envelope) -> bool {
+        let known = envelope.view != Checksum(0) && self.view_checksum != Checksum(0);
+        let differs = envelope.epoch == self.epoch() && envelope.view != self.view_checksum;
+        known && differs && !self.breaks(Rule::TrustOtherChain)
+    }
+
     fn dispatch(&mut self, envelope: Envelope) {
         let Envelope { from, incarnation, message, .. } = envelope;
         match message {
             Message::Append { previous, runs, last, commit, sent } => {
-                self.append_received(&from, incarnation, previous, &runs, last, commit, sent);
+                self.append_received((&from, incarnation), previous, &runs, last, commit, sent);
             }
-            Message::Appended { durable, full, heard } => {
-                self.appended_received(&from, incarnation, durable, full, heard);
+            Message::Appended { durable, full, heard, disk } => {
+                self.appended_received(&from, incarnation, durable, (full, disk), heard);
             }
             Message::Report { commit, last } => self.report_received(&from, incarnation, commit, last),
             Message::Transfer => self.transfer_received(&from),
@@ -422,7 +452,8 @@ impl Node {
     pub(super) fn send(&mut self, to: &NodeId, message: Message) {
         let now = self.now;
         self.peer(to).last_sent = Some(now);
-        self.effects.push(Effect::Send { to: to.clone(), epoch: self.epoch(), message });
+        let (epoch, view) = (self.epoch(), self.view_checksum);
+        self.effects.push(Effect::Send { to: to.clone(), epoch, view, message });
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
@@ -538,6 +569,12 @@ impl Node {
         write
     }
 
+    /// True where the newest view and promise are on the disk.
+    pub(super) fn view_is_durable(&self) -> bool {
+        self.breaks(Rule::ForgetView)
+            || !self.pending.iter().any(|(_, pending)| matches!(pending, PendingWrite::Promise))
+    }
+
     /// Own entries at the end of the log.
     pub(super) fn append_own(&mut self, count: u64, opening: bool) -> Index {
         let epoch = self.epoch();
@@ -572,17 +609,28 @@ impl Node {
             self.pending.pop_front();
             match pending {
                 PendingWrite::Log { last } => self.log.set_durable(last),
-                PendingWrite::Promise => {}
+                PendingWrite::Promise | PendingWrite::Superseded => {}
                 PendingWrite::Install { index } => self.log.set_durable(index),
             }
         }
         match &self.role {
-            Role::Follower(_) => self.acknowledge(),
+            Role::Follower(_) => {
+                self.learn_commit();
+                self.acknowledge();
+            }
             Role::Candidate(_) => self.promise_persisted(up_to),
             Role::Leader(_) => {
                 self.disk_moved();
                 self.advance_commit();
             }
+        }
+    }
+
+    /// A promise says nothing of the entries before it: these wait on.
+    fn promise_kept(&mut self, kept: WriteId) {
+        self.pending.retain(|(write, _)| *write != kept);
+        if matches!(self.role, Role::Candidate(_)) {
+            self.promise_persisted(kept);
         }
     }
 
@@ -598,7 +646,7 @@ impl Node {
             return self.report();
         }
         for (_, pending) in &mut self.pending {
-            *pending = PendingWrite::Promise;
+            *pending = PendingWrite::Superseded;
         }
         self.log.reset(mark);
         self.role = Role::Follower(Follower::new(mark.index));

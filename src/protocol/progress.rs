@@ -47,6 +47,8 @@ pub struct Progress {
     pub(super) full: bool,
     /// Since when that is so.
     pub(super) full_since: Option<Millis>,
+    /// The disk that its data lies on; zero where it is not known.
+    pub(super) disk: u64,
     /// What was committed when the present round began, and when that was: a round ends when the node has reached it.
     pub(super) round: (Millis, Index),
     /// The last round was short enough for writers to wait for the next.
@@ -68,6 +70,7 @@ impl Progress {
             owing_since: None,
             full: false,
             full_since: None,
+            disk: 0,
             obeyed: None,
             lag: Lag::default(),
             round: (now, commit),

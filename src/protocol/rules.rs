@@ -42,20 +42,22 @@ pub(crate) enum Rule {
     AssumeSwap,
     /// R25 off: a leader whose disk is nearly full goes on.
     LeadWithFullDisk,
+    /// R25 off: nodes on one disk are compared by when each found it full.
+    CompareSharedDisk,
     /// R28 off: the proved death of an older process counts against the one that lives.
     AnyDeathCounts,
     /// R11 off: a register that is older than what other nodes have seen is taken for the newest.
     TrustOldRegister,
     /// R11 off: whatever chain of views the register holds is obeyed.
     TrustOtherChain,
+    /// R11 off: what counts in a view is acknowledged before the view is on the disk.
+    ForgetView,
     /// R17 off: a leader proves reads although its followers may obey another by now.
     ProveUnheard,
     /// R32 off: a process number that was once proved dead is ignored for ever.
     DeadForEver,
     /// R34 off: a candidate promises before it knows whether the register can take its view.
     PromiseUnprepared,
-    /// R34 off: a swap that surely changed nothing is taken for one that may have happened.
-    FailedIsUnknown,
     /// R36 off: who comes and goes is let in at once each time.
     JoinUndamped,
     /// R36 off: who acknowledges slowly is waited for as long as it speaks.
@@ -90,13 +92,14 @@ impl Rule {
         Rule::HandOverUndrained,
         Rule::AssumeSwap,
         Rule::LeadWithFullDisk,
+        Rule::CompareSharedDisk,
         Rule::AnyDeathCounts,
         Rule::TrustOldRegister,
         Rule::TrustOtherChain,
+        Rule::ForgetView,
         Rule::ProveUnheard,
         Rule::DeadForEver,
         Rule::PromiseUnprepared,
-        Rule::FailedIsUnknown,
         Rule::JoinUndamped,
         Rule::WaitForSlow,
         Rule::LeadWithHungDisk,

@@ -114,10 +114,6 @@ impl Node {
         else {
             panic!("a swap was answered that nobody sent");
         };
-        let outcome = match outcome {
-            Swapped::Failed if self.breaks(Rule::FailedIsUnknown) => Swapped::Unknown,
-            other => other,
-        };
         match outcome {
             Swapped::Won => self.swap_won(next),
             // An earlier sending of the same swap got through.
@@ -376,6 +372,7 @@ impl Node {
         for peer in self.peers.values_mut() {
             peer.incarnation = None;
         }
+        self.view_checksum = view.checksum();
         self.view = Some(view.clone());
         self.persist_promise();
         self.effects.push(Effect::Adopted(view));

@@ -14,17 +14,34 @@ fn register() -> (tempfile::TempDir, FileRegister) {
     (directory, register)
 }
 
+/// The view that stands there after [`reach`].
+fn reached(epoch: u64) -> Option<ViewId> {
+    (epoch > 0).then(|| view(epoch, epoch).id())
+}
+
 fn reach(register: &FileRegister, epoch: u64) {
-    let from = register.read().unwrap().map_or(0, |view| view.epoch.0);
+    let newest = register.read(None).unwrap();
+    let (from, mut known) = newest.map_or((0, None), |view| (view.epoch.0, Some(view.id())));
     for next in from + 1..=epoch {
-        register.swap(Epoch(next - 1), &view(next, next)).unwrap();
+        register.swap(known, &view(next, next)).unwrap();
+        known = reached(next);
+        if next % 8 == 0 {
+            register.tidy().unwrap();
+        }
     }
+    register.tidy().unwrap();
+}
+
+/// A view that was prepared, on its way to its name.
+fn unfinished(register: &FileRegister, view: &View) -> Unfinished {
+    register.prepare(view).unwrap();
+    register.room().take(view.id()).unwrap()
 }
 
 #[test]
 fn an_empty_register_has_no_view_and_nothing_newer_than_none() {
     let (_directory, register) = register();
-    assert_eq!(register.read().unwrap(), None);
+    assert_eq!(register.read(None).unwrap(), None);
     assert!(!register.has_newer(Epoch(0)).unwrap());
 }
 
@@ -32,13 +49,13 @@ fn an_empty_register_has_no_view_and_nothing_newer_than_none() {
 fn what_was_swapped_in_is_read_by_everyone() {
     let (directory, register) = register();
     let other = FileRegister::open(directory.path()).unwrap();
-    register.swap(Epoch(0), &view(1, 7)).unwrap();
-    assert_eq!(other.read().unwrap(), Some(view(1, 7)));
+    register.swap(None, &view(1, 7)).unwrap();
+    assert_eq!(other.read(None).unwrap(), Some(view(1, 7)));
     assert!(other.has_newer(Epoch(0)).unwrap());
     assert!(!other.has_newer(Epoch(1)).unwrap());
-    other.swap(Epoch(1), &view(2, 8)).unwrap();
+    other.swap(Some(view(1, 7).id()), &view(2, 8)).unwrap();
     assert!(register.has_newer(Epoch(1)).unwrap());
-    assert_eq!(register.read().unwrap(), Some(view(2, 8)));
+    assert_eq!(register.read(None).unwrap(), Some(view(2, 8)));
 }
 
 #[test]
@@ -70,16 +87,20 @@ fn of_many_swappers_exactly_one_wins_each_epoch() {
                 scope.spawn(move || {
                     let register = FileRegister::open(path).unwrap();
                     let mut won = BTreeMap::new();
-                    let mut epoch = Epoch(0);
+                    let (mut epoch, mut known) = (Epoch(0), None);
                     while epoch.0 < EPOCHS {
-                        match register.swap(epoch, &view(epoch.0 + 1, swapper)) {
+                        let next = view(epoch.0 + 1, swapper);
+                        match register.swap(known, &next) {
                             Ok(()) => {
                                 won.insert(epoch.next(), swapper);
                                 epoch = epoch.next();
+                                known = Some(next.id());
+                                register.tidy().unwrap();
                             }
                             Err(SwapError::Conflict(held)) => {
                                 assert!(held.epoch > epoch, "a conflict shows something newer");
                                 epoch = held.epoch;
+                                known = Some(held.id());
                             }
                             Err(error) => panic!("{error}"),
                         }
@@ -95,8 +116,10 @@ fn of_many_swappers_exactly_one_wins_each_epoch() {
         assert_eq!(all.insert(epoch, swapper), None, "epoch {epoch} was won twice");
     }
     let register = FileRegister::open(directory.path()).unwrap();
-    let newest = register.read().unwrap().unwrap();
+    let newest = register.read(None).unwrap().unwrap();
     assert_eq!(all.get(&newest.epoch), Some(&newest.floor.0), "the winner's view is the one that is there");
+    // Each loser kept its file for a view that it never made; the next that tidies up removes them.
+    register.tidy().unwrap();
     assert!(register.entries().unwrap().unfinished.is_empty());
 }
 
@@ -104,7 +127,7 @@ fn of_many_swappers_exactly_one_wins_each_epoch() {
 fn a_swap_against_an_old_epoch_shows_the_newest_view() {
     let (_directory, register) = register();
     reach(&register, 3);
-    let Err(SwapError::Conflict(held)) = register.swap(Epoch(1), &view(2, 99)) else {
+    let Err(SwapError::Conflict(held)) = register.swap(reached(1), &view(2, 99)) else {
         panic!("epoch 2 was taken")
     };
     assert_eq!(held, view(3, 3));
@@ -123,11 +146,11 @@ fn a_damaged_newest_view_is_an_error_that_names_it_never_an_older_view() {
         let (_directory, register) = register();
         reach(&register, 2);
         fs::write(register.view_path(Epoch(3)), bytes).unwrap();
-        let error = register.read().unwrap_err();
+        let error = register.read(None).unwrap_err();
         assert!(matches!(error, RegisterError::Damaged { .. }), "{what}: {error}");
         assert!(error.to_string().contains("view-00000000000000000003"), "{what}: {error}");
         assert!(register.has_newer(Epoch(2)).unwrap(), "{what}: it is newer all the same");
-        assert!(matches!(register.swap(Epoch(2), &view(3, 9)), Err(SwapError::Failed(_))), "{what}");
+        assert!(matches!(register.swap(reached(2), &view(3, 9)), Err(SwapError::Failed(_))), "{what}");
     }
 }
 
@@ -136,18 +159,21 @@ fn a_register_that_went_back_or_vanished_is_refused() {
     let (directory, register) = register();
     reach(&register, 3);
     fs::remove_file(register.view_path(Epoch(3))).unwrap();
-    assert!(matches!(register.read(), Err(RegisterError::Backwards { held: Epoch(2), known: Epoch(3), .. })));
+    assert!(matches!(
+        register.read(None),
+        Err(RegisterError::Backwards { held: Epoch(2), known: Epoch(3), .. })
+    ));
     assert!(matches!(register.has_newer(Epoch(3)), Err(RegisterError::Backwards { .. })));
     // A process that never saw epoch 3 itself, but whose caller did (R11).
     let fresh = FileRegister::open(directory.path()).unwrap();
     assert!(matches!(fresh.has_newer(Epoch(3)), Err(RegisterError::Backwards { .. })));
     assert!(matches!(
-        fresh.swap(Epoch(3), &view(4, 4)),
+        fresh.swap(reached(3), &view(4, 4)),
         Err(SwapError::Failed(RegisterError::Backwards { .. }))
     ));
     fs::remove_dir_all(directory.path()).unwrap();
     assert!(register.has_newer(Epoch(3)).is_err());
-    assert!(register.read().is_err());
+    assert!(register.read(None).is_err());
 }
 
 #[test]
@@ -157,7 +183,7 @@ fn another_cluster_is_refused() {
     let mut foreign = view(2, 2);
     foreign.cluster = ClusterId(0xdead);
     assert!(matches!(
-        register.swap(Epoch(1), &foreign),
+        register.swap(reached(1), &foreign),
         Err(SwapError::Failed(RegisterError::OtherCluster { .. }))
     ));
 }
@@ -172,15 +198,17 @@ fn a_crash_after_any_step_of_a_swap_leaves_a_register_that_goes_on() {
         let path = directory.path().join(format!("tmp-{:020}-1-{name}", 3));
         fs::write(path, &whole[..length]).unwrap();
     }
-    assert_eq!(register.read().unwrap(), Some(view(2, 2)));
+    assert_eq!(register.read(None).unwrap(), Some(view(2, 2)));
     assert!(!register.has_newer(Epoch(2)).unwrap());
     // Died after the link: it happened.
     let path = directory.path().join(format!("tmp-{:020}-1-b", 3));
     fs::hard_link(&path, register.view_path(Epoch(3))).unwrap();
     assert!(register.has_newer(Epoch(2)).unwrap());
-    assert_eq!(register.read().unwrap(), Some(view(3, 50)));
+    assert_eq!(register.read(None).unwrap(), Some(view(3, 50)));
     // What was left lying about goes with its epoch.
-    reach(&register, 3 + KEPT);
+    let newest = register.read(None).unwrap().unwrap();
+    register.swap(Some(newest.id()), &view(4, 4)).unwrap();
+    register.tidy().unwrap();
     assert!(register.entries().unwrap().unfinished.is_empty());
 }
 
@@ -214,23 +242,25 @@ fn a_swapper_that_slept_through_the_pruning_neither_wins_nor_hides_newer_views()
     let newest = 6 + 2 * KEPT;
     reach(&register, newest);
     // Its file was pruned with its epoch, so what it would link is written now, as if it had been overlooked.
-    let (unfinished, file) = leader_of_5.write_unfinished(&stale).unwrap();
-    assert!(register.link(&unfinished, Epoch(6)).unwrap(), "the test needs the name to be free");
+    let named = unfinished(&leader_of_5, &stale);
+    assert!(register.link(&named, Epoch(6)).unwrap(), "the test needs the name to be free");
     assert!(
         leader_of_6.has_newer(Epoch(6)).unwrap(),
         "an old epoch's name with another file in it is no proof"
     );
     fs::remove_file(register.view_path(Epoch(6))).unwrap();
-    let Err(SwapError::Conflict(held)) = leader_of_5.publish(&unfinished, file, &stale) else {
+    let Err(SwapError::Conflict(held)) =
+        leader_of_5.publish(unfinished(&leader_of_5, &stale), reached(5), &stale)
+    else {
         panic!("epoch 6 came and went long ago")
     };
     assert_eq!(held.epoch.0, newest);
-    assert_eq!(register.read().unwrap().unwrap().epoch.0, newest);
+    assert_eq!(register.read(None).unwrap().unwrap().epoch.0, newest);
     assert!(!register.exists(Epoch(6)).unwrap(), "what it linked is pruned again");
     // And the usual case: its unfinished file is gone.
-    let (unfinished, file) = leader_of_5.write_unfinished(&stale).unwrap();
-    fs::remove_file(&unfinished).unwrap();
-    assert!(matches!(leader_of_5.publish(&unfinished, file, &stale), Err(SwapError::Conflict(_))));
+    let late = unfinished(&leader_of_5, &stale);
+    fs::remove_file(&late.path).unwrap();
+    assert!(matches!(leader_of_5.publish(late, reached(5), &stale), Err(SwapError::Conflict(_))));
 }
 
 #[test]
@@ -238,11 +268,13 @@ fn a_swapper_overtaken_after_its_link_keeps_its_view_in_the_chain() {
     let (directory, register) = register();
     reach(&register, 2);
     let slow = FileRegister::open(directory.path()).unwrap();
-    let (unfinished, file) = slow.write_unfinished(&view(3, 33)).unwrap();
-    assert!(slow.link(&unfinished, Epoch(3)).unwrap());
+    let named = unfinished(&slow, &view(3, 33));
+    assert!(slow.link(&named, Epoch(3)).unwrap());
     reach(&register, 4);
     // It must not take its view back: a leader of epoch 2 that wakes up looks for it.
-    assert!(matches!(slow.settle(file, &view(3, 33)), Err(SwapError::Conflict(held)) if held.epoch.0 == 4));
+    assert!(
+        matches!(slow.settle(named.file, reached(2), &view(3, 33)), Err(SwapError::Conflict(held)) if held.epoch.0 == 4)
+    );
     let sleeper = FileRegister::open(directory.path()).unwrap();
     assert!(sleeper.exists(Epoch(3)).unwrap());
 }
@@ -259,7 +291,7 @@ fn readers_beside_swappers_never_go_back() {
             scope.spawn(move || {
                 let mut last = Epoch(0);
                 while last < Epoch(120) {
-                    let read = register.read().unwrap().unwrap().epoch;
+                    let read = register.read(None).unwrap().unwrap().epoch;
                     assert!(read >= last);
                     // Whatever was read before is never newer than the newest.
                     let _ = register.has_newer(read).unwrap();
@@ -269,7 +301,7 @@ fn readers_beside_swappers_never_go_back() {
             });
         }
     });
-    assert_eq!(register.read().unwrap().unwrap().epoch, Epoch(120));
+    assert_eq!(register.read(None).unwrap().unwrap().epoch, Epoch(120));
 }
 
 #[test]
@@ -284,7 +316,7 @@ fn the_proof_and_the_swap_are_quick() {
     let begun = Instant::now();
     reach(&register, 140);
     println!("swap, with the read before it: {:?} each", begun.elapsed() / 100);
-    assert_eq!(register.read().unwrap(), Some(view(140, 140)));
+    assert_eq!(register.read(None).unwrap(), Some(view(140, 140)));
 }
 
 /// Do two swappers that both saw epoch 2 both win epoch 3?
@@ -293,9 +325,8 @@ fn two_win_one_epoch() -> bool {
     reach(&register, 2);
     let other = FileRegister::open(directory.path()).unwrap();
     let views = [(&register, view(3, 33)), (&other, view(3, 44))];
-    let unfinished = views.map(|(swapper, view)| (swapper, swapper.write_unfinished(&view).unwrap(), view));
-    unfinished.map(|(swapper, (path, file), view)| swapper.publish(&path, file, &view).is_ok())
-        == [true, true]
+    let unfinished = views.map(|(swapper, view)| (swapper, unfinished(swapper, &view), view));
+    unfinished.map(|(swapper, file, view)| swapper.publish(file, reached(2), &view).is_ok()) == [true, true]
 }
 
 #[test]

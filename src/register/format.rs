@@ -13,15 +13,22 @@
 //! crc32c 1b2f00aa
 //! ```
 //!
-//! A line `recovered 4` after the floor stands only where an operator has made such a view.
+//! A line `recovered 4` after the floor stands only where an operator has made such a view. A line `previous` and a
+//! checksum stands where the view names the one before it; builds that do not know it cannot read such a view, so views
+//! get it only once every member knows it (R37).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use crate::view::{AddressError, ClusterId, Epoch, Incarnation, Index, NodeId, View};
+use crate::view::{
+    AddressError, Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, VIEW_BYTES_MAX, View,
+};
 
 const FIRST_LINE: &str = "replcluster view ";
 const VERSION: u32 = 1;
+
+/// The longest text that every place has room for that keeps a view: the register and a node's promise.
+pub const TEXT_BYTES_MAX: usize = VIEW_BYTES_MAX;
 
 /// Why bytes are not a view.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +77,9 @@ pub fn encode(view: &View) -> String {
     );
     if view.recovered > Epoch(0) {
         writeln!(text, "recovered {}", view.recovered).expect("a String takes every write");
+    }
+    if view.previous != Checksum(0) {
+        writeln!(text, "previous {}", view.previous).expect("a String takes every write");
     }
     for (word, nodes) in [("in-sync", &view.in_sync), ("member", &view.members)] {
         for (node, incarnation) in nodes {
@@ -127,6 +137,7 @@ struct Parts {
     led_since: Option<Epoch>,
     floor: Option<Index>,
     recovered: Epoch,
+    previous: Checksum,
     in_sync: BTreeMap<NodeId, Incarnation>,
     members: BTreeMap<NodeId, Incarnation>,
 }
@@ -139,6 +150,7 @@ impl Parts {
             "epoch" => self.epoch = Some(Epoch(decimal(rest)?)),
             "floor" => self.floor = Some(Index(decimal(rest)?)),
             "recovered" => self.recovered = Epoch(decimal(rest)?),
+            "previous" => self.previous = Checksum(hexadecimal(rest)?),
             "led-since" => self.led_since = Some(Epoch(decimal(rest)?)),
             "leader" => self.leader = Some(address(rest)?),
             "in-sync" => enter(&mut self.in_sync, rest)?,
@@ -159,7 +171,7 @@ impl Parts {
             led_since: self.led_since.ok_or(BadView::Missing("led-since"))?,
             floor: self.floor.ok_or(BadView::Missing("floor"))?,
             recovered: self.recovered,
-            previous: crate::view::Checksum(0),
+            previous: self.previous,
             in_sync: self.in_sync,
             members: self.members,
         })
@@ -201,7 +213,7 @@ pub(crate) mod tests {
             members: [(node(2379), Incarnation(0xa1)), (node(2380), Incarnation(0xa2))].into(),
             floor: Index(mark),
             recovered: Epoch(0),
-            previous: crate::view::Checksum(0),
+            previous: Checksum(0),
         }
     }
 
@@ -209,8 +221,29 @@ pub(crate) mod tests {
     fn a_view_comes_back_as_it_was() {
         let written = view(4, 18204);
         assert_eq!(decode(encode(&written).as_bytes()), Ok(written.clone()));
-        let recovered = View { recovered: Epoch(3), ..written };
+        let recovered = View { recovered: Epoch(3), ..written.clone() };
         assert_eq!(decode(encode(&recovered).as_bytes()), Ok(recovered));
+        let chained = View { previous: Checksum(0xfeed), ..written };
+        assert!(encode(&chained).contains("\nprevious 000000000000feed\n"));
+        assert_eq!(decode(encode(&chained).as_bytes()), Ok(chained));
+    }
+
+    #[test]
+    fn a_view_that_names_none_before_it_is_written_as_older_builds_do() {
+        let text = encode(&view(4, 18204));
+        let words: Vec<&str> = text.lines().filter_map(|line| line.split(' ').next()).collect();
+        let known = [
+            "replcluster",
+            "cluster",
+            "epoch",
+            "leader",
+            "led-since",
+            "floor",
+            "in-sync",
+            "member",
+            "crc32c",
+        ];
+        assert!(words.iter().all(|word| known.contains(word)), "{words:?}");
     }
 
     #[test]

@@ -8,12 +8,17 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use super::lineage::read_from;
 use super::lock::{NODES, path_of};
+use crate::disk::Disk;
 use crate::view::{Epoch, Incarnation, Index, NodeId, View};
 
 const HELD: &str = "held";
+/// No mark is longer.
+const MARK_BYTES: u64 = 256;
 
 /// What a node is known to have held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,26 +64,60 @@ impl Held {
 /// Where a running node notes what it holds.
 #[derive(Debug)]
 pub struct HeldMark {
-    file: File,
+    path: PathBuf,
+    /// Opened when it is first needed, and again after it failed.
+    file: Option<File>,
+    noted: Option<Held>,
+    /// When a note last failed: it is tried again after [`RETRY`], and said once.
+    failed_at: Option<Instant>,
 }
 
+/// How long nothing is noted after a failure: what ran out comes back, and the log is not filled with it (R34).
+const RETRY: Duration = Duration::from_secs(10);
+
 impl HeldMark {
-    /// Opens the mark of a node whose lock is held by this process. What stands there stays until the first note.
-    ///
-    /// # Errors
-    /// From the system.
-    pub fn open(register: &Path, node: &NodeId) -> io::Result<HeldMark> {
-        let path = path_of(register, node, HELD);
-        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        Ok(HeldMark { file })
+    /// The mark of a node whose lock is held by this process. What stands there stays until the first note. `noted` is
+    /// what this node is known to have held, with the directory that it has now.
+    #[must_use]
+    pub fn new(register: &Path, node: &NodeId, noted: Option<Held>) -> HeldMark {
+        HeldMark { path: path_of(register, node, HELD), file: None, noted, failed_at: None }
     }
 
-    /// Notes it, in one write and without a sync.
+    /// Notes it where it is news, in one write and without a sync. After a start less is known to be committed for a
+    /// moment than was noted before. What cannot be noted stops nothing: it is said once, and tried again after a time.
     ///
     /// # Errors
-    /// From the system.
-    pub fn note(&self, held: &Held) -> io::Result<()> {
-        self.file.write_all_at(held.encode().as_bytes(), 0)
+    /// From the system, once for each time in which nothing can be noted.
+    pub fn note(&mut self, held: Held, now: Instant) -> io::Result<()> {
+        let before = self.noted.map_or(Index(0), |noted| noted.commit);
+        let held = Held { commit: held.commit.max(before), ..held };
+        let waits = self.failed_at.is_some_and(|failed| now.duration_since(failed) < RETRY);
+        if self.noted == Some(held) || held.commit == Index(0) || waits {
+            return Ok(());
+        }
+        match self.write(&held) {
+            Ok(()) => {
+                self.noted = Some(held);
+                self.failed_at = None;
+                Ok(())
+            }
+            Err(error) => {
+                self.file = None;
+                if self.failed_at.replace(now).is_none() { Err(error) } else { Ok(()) }
+            }
+        }
+    }
+
+    fn write(&mut self, held: &Held) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => {
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(false).mode(0o600);
+                none.insert(options.open(&self.path)?)
+            }
+        };
+        file.write_all_at(held.encode().as_bytes(), 0)
     }
 }
 
@@ -92,12 +131,13 @@ pub fn read(register: &Path, node: &NodeId) -> Option<Held> {
 ///
 /// # Errors
 /// From the system.
-pub fn newest_epoch(register: &Path) -> io::Result<Epoch> {
+pub fn newest_epoch(disk: &impl Disk, register: &Path) -> io::Result<Epoch> {
+    let nodes = register.join(NODES);
     let mut newest = Epoch(0);
-    for entry in fs::read_dir(register.join(NODES))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == HELD) {
-            let held = fs::read_to_string(&path).ok().and_then(|line| Held::decode(&line));
+    for name in disk.list(&nodes)? {
+        if name.strip_suffix(HELD).is_some_and(|name| name.ends_with('.')) {
+            let read = disk.open_to_read(&nodes.join(name)).and_then(|file| read_from(&*file, 0, MARK_BYTES));
+            let held = read.ok().and_then(|line| Held::decode(std::str::from_utf8(&line).ok()?));
             newest = newest.max(held.map_or(Epoch(0), |held| held.epoch));
         }
     }
@@ -120,13 +160,31 @@ mod tests {
         fs::create_dir(register.join("nodes")).unwrap();
         let node = NodeId::parse("127.0.0.1:2380").unwrap();
         assert_eq!(read(register, &node), None);
-        let mark = HeldMark::open(register, &node).unwrap();
-        mark.note(&held(u64::MAX, u64::MAX)).unwrap();
+        let now = crate::clock::now();
+        let noted = |held| HeldMark::new(register, &node, None).note(held, now).unwrap();
+        noted(held(u64::MAX, u64::MAX));
         assert_eq!(read(register, &node), Some(held(u64::MAX, u64::MAX)));
-        mark.note(&held(4, 7)).unwrap();
+        noted(held(4, 7));
         assert_eq!(read(register, &node), Some(held(4, 7)));
-        mark.file.write_all_at(b"x", 3).unwrap();
+        let path = path_of(register, &node, HELD);
+        OpenOptions::new().write(true).open(path).unwrap().write_all_at(b"x", 3).unwrap();
         assert_eq!(read(register, &node), None);
+    }
+
+    #[test]
+    fn what_cannot_be_noted_is_said_once_and_noted_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let (register, node) = (directory.path(), NodeId::parse("127.0.0.1:2380").unwrap());
+        let mut mark = HeldMark::new(register, &node, Some(held(2, 9)));
+        let begun = crate::clock::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        mark.note(held(3, 7), at(0)).expect_err("there is no directory for marks");
+        for seconds in 0..60 {
+            mark.note(held(3, 7), at(seconds)).expect("it was said already");
+        }
+        fs::create_dir(register.join("nodes")).unwrap();
+        mark.note(held(3, 7), at(61)).unwrap();
+        assert_eq!(read(register, &node), Some(held(3, 9)), "and never less than was known before");
     }
 
     #[test]
@@ -134,16 +192,18 @@ mod tests {
         use super::super::{FileRegister, Register as _, RegisterError};
         let directory = tempfile::tempdir().unwrap();
         let register = FileRegister::open(directory.path()).unwrap();
+        let mut known = None;
         for epoch in 1..=3 {
-            register.swap(Epoch(epoch - 1), &view(epoch, 1)).unwrap();
+            register.swap(known, &view(epoch, 1)).unwrap();
+            known = Some(view(epoch, 1).id());
         }
         let node = NodeId::parse("127.0.0.1:2380").unwrap();
-        HeldMark::open(directory.path(), &node).unwrap().note(&held(3, 7)).unwrap();
+        HeldMark::new(directory.path(), &node, None).note(held(3, 7), crate::clock::now()).unwrap();
         let again = FileRegister::open(directory.path()).unwrap();
-        assert_eq!(again.read().unwrap(), Some(view(3, 1)));
+        assert_eq!(again.read(None).unwrap(), Some(view(3, 1)));
         fs::remove_file(directory.path().join("view-00000000000000000003")).unwrap();
         let again = FileRegister::open(directory.path()).unwrap();
-        let found = again.read();
+        let found = again.read(None);
         assert!(
             matches!(found, Err(RegisterError::Backwards { held: Epoch(2), known: Epoch(3), .. })),
             "{found:?}"

@@ -1,14 +1,19 @@
 //! One lock per node, held for the life of its process: `nodes/<address>.lock` in the register's directory.
 //! A lock that is free is proof that the process which held it is gone (R28); nothing else here is.
 //!
+//! Which process that was is known by its session, a random number (R32). Process ids come again: in containers every
+//! node is process 1. What `/proc` says of an id counts only within the pid namespace in which the id was given.
+//! The text names the lock file itself, by its inode: a copy of the file is free too, and proves nothing.
+//!
 //! The locks belong to the open file (OFD locks), not to the process: no other descriptor of ours can lose them by
 //! being closed, and looking who holds one takes nothing. The descriptors are close-on-exec (R27). What stands
 //! *in* the file tells people and [`super::watch`] whom to look at; it is a hint, the lock is the fact.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -27,15 +32,32 @@ pub(super) const LOCK: &str = "lock";
 /// A lock file may be replaced between opening and locking it; each round takes microseconds.
 const ATTEMPTS: u32 = 64;
 
+/// Identifies this process: random, never zero, made once. It stands in the node's lock, in its greeting to peers and in
+/// a proof of its death (R32).
+#[must_use]
+pub fn session() -> u64 {
+    static SESSION: OnceLock<u64> = OnceLock::new();
+    *SESSION.get_or_init(|| rand::random::<u64>().max(1))
+}
+
 /// The process that holds a node's lock, as written in the lock file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
+    /// See [`session`]; zero in the lock of an older build.
+    #[serde(default)]
+    session: u64,
     /// Its process id, as it sees itself.
     pub pid: u32,
     /// When it started, in clock ticks since boot (`/proc/<pid>/stat`): tells it from a later process with its id.
     pub start_time: u64,
     /// The boot it runs in (`/proc/sys/kernel/random/boot_id`).
     pub boot_id: String,
+    /// The pid namespace in which it has its id (`/proc/self/ns/pid`); zero: not known.
+    #[serde(default)]
+    pid_namespace: u64,
+    /// Device and inode of the lock file; zeros in the lock of an older build.
+    #[serde(default)]
+    lock_file: (u64, u64),
     /// The node's address.
     pub address: String,
     /// Where it keeps its data.
@@ -49,23 +71,56 @@ impl Holder {
     /// Where `/proc` cannot be read.
     pub fn this_process(node: &NodeId, data_dir: &Path) -> io::Result<Holder> {
         let pid = std::process::id();
-        let start_time = start_time(pid)?.ok_or_else(|| {
-            io::Error::new(io::ErrorKind::NotFound, format!("/proc/{pid}/stat is not there"))
-        })?;
+        // Not by the id: `/proc` may be that of another pid namespace.
+        let start_time = start_time_of("self")?
+            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "/proc/self/stat is not there"))?;
         Ok(Holder {
+            session: session(),
             pid,
             start_time,
             boot_id: boot_id()?,
+            pid_namespace: pid_namespace(),
+            // Written with the lock.
+            lock_file: (0, 0),
             address: node.as_str().to_owned(),
             data_dir: data_dir.to_owned(),
         })
+    }
+
+    /// What identifies the process to its peers. An older build greets them with its process id.
+    #[must_use]
+    pub fn session(&self) -> u64 {
+        if breaks(Rule::RandomSession) || self.session == 0 { u64::from(self.pid) } else { self.session }
+    }
+
+    /// True where its process id means the same process here and there. A lock that does not name its pid namespace is
+    /// of an older build, or of a system that shows none.
+    pub(super) fn shares_our_processes(&self) -> bool {
+        breaks(Rule::SamePidNamespace)
+            || boot_id().is_ok_and(|ours| ours == self.boot_id)
+                && (self.pid_namespace == 0 || self.pid_namespace == pid_namespace())
+    }
+
+    /// The same process as it is seen from elsewhere.
+    #[cfg(test)]
+    pub(super) fn of_another_pid_namespace(self) -> Holder {
+        Holder { pid_namespace: self.pid_namespace + 1, ..self }
+    }
+
+    /// True where it was written into this very file, not into one that this is a copy of.
+    fn wrote(&self, file: &Metadata) -> bool {
+        let (device, inode) = self.lock_file;
+        // Devices are numbered anew at each boot.
+        let same_device = device == file.dev() || boot_id().is_ok_and(|ours| ours != self.boot_id);
+        breaks(Rule::NameLockFile) || inode == 0 || (inode == file.ino() && same_device)
     }
 
     /// The name of its program, where it can be seen from here.
     #[must_use]
     pub fn program(&self) -> Option<String> {
         // Looked up before and after, so that the name is not that of a later process with the same id.
-        let alive = || start_time(self.pid).ok().flatten() == Some(self.start_time);
+        let alive =
+            || self.shares_our_processes() && start_time(self.pid).ok().flatten() == Some(self.start_time);
         let name = alive().then(|| fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()).flatten()?;
         alive().then(|| name.trim_end().to_owned())
     }
@@ -170,7 +225,8 @@ impl NodeLock {
     }
 
     fn write(&self, holder: &Holder) -> io::Result<()> {
-        let mut text = serde_json::to_vec(holder)?;
+        let file = self.file.metadata()?;
+        let mut text = serde_json::to_vec(&Holder { lock_file: (file.dev(), file.ino()), ..holder.clone() })?;
         text.push(b'\n');
         self.file.write_all_at(&text, 0)?;
         self.file.set_len(text.len() as u64)
@@ -216,7 +272,12 @@ fn look(path: &Path) -> io::Result<Option<Liveness>> {
         let holder = read_holder(&file).map(Liveness::Alive);
         return Ok(Some(holder.unwrap_or_else(|| unreadable("is held, but does not say by whom"))));
     }
-    let dead = last.map_or_else(|| unreadable("is free, but does not say who held it"), Liveness::Dead);
+    let metadata = file.metadata()?;
+    let dead = match last {
+        None => unreadable("is free, but does not say who held it"),
+        Some(last) if !last.wrote(&metadata) => unreadable("is free, but a copy of another lock"),
+        Some(last) => Liveness::Dead(last),
+    };
     Ok(names(path, &file)?.then_some(dead))
 }
 
@@ -264,6 +325,10 @@ pub(super) fn path_of(register: &Path, node: &NodeId, extension: &str) -> PathBu
 
 /// When a process started, in clock ticks since boot; `None`: there is none with this id.
 pub(super) fn start_time(pid: u32) -> io::Result<Option<u64>> {
+    start_time_of(&pid.to_string())
+}
+
+fn start_time_of(pid: &str) -> io::Result<Option<u64>> {
     let text = match fs::read_to_string(format!("/proc/{pid}/stat")) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -276,6 +341,11 @@ pub(super) fn start_time(pid: u32) -> io::Result<Option<u64>> {
     field
         .map(Some)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {text}")))
+}
+
+/// Numbers the pid namespace of this process; zero where the system does not say.
+fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
 /// Names this boot of the machine.

@@ -230,3 +230,52 @@ fn no_child_keeps_a_lock_and_without_close_on_exec_one_would() {
     assert!(!outlives_its_holder_in_a_child());
     assert!(crate::rules::without(Some(crate::rules::Rule::CloseOnExec), outlives_its_holder_in_a_child));
 }
+
+/// A node is started again and gets the process id that it had: is the new process dead to those who have a proof that
+/// the first one is?
+fn is_dead_to_its_peers_after_a_restart() -> bool {
+    let directory = register();
+    let first = Holder { session: 7, ..Holder::this_process(&node(1), Path::new("data")).unwrap() };
+    let second = Holder { session: 8, ..first.clone() };
+    drop(NodeLock::take(directory.path(), &node(1), &first).unwrap());
+    let Liveness::Dead(dead) = probe(directory.path(), &node(1)) else { panic!("its lock is free") };
+    let _lock = NodeLock::take(directory.path(), &node(1), &second).unwrap();
+    let Liveness::Alive(alive) = probe(directory.path(), &node(1)) else { panic!("it is held again") };
+    dead.session() == alive.session()
+}
+
+#[test]
+fn a_process_with_the_pid_of_a_dead_one_is_another_and_by_its_pid_it_is_not() {
+    assert!(!is_dead_to_its_peers_after_a_restart());
+    assert!(crate::rules::without(
+        Some(crate::rules::Rule::RandomSession),
+        is_dead_to_its_peers_after_a_restart
+    ));
+}
+
+#[test]
+fn a_lock_of_an_older_build_names_its_process_by_the_pid_that_it_greets_with() {
+    let directory = register();
+    let path = path_of(directory.path(), &node(1), LOCK);
+    let older = r#"{"pid":77,"start_time":5,"boot_id":"b","address":"127.0.0.1:1","data_dir":"data"}"#;
+    fs::write(&path, format!("{older}\n")).unwrap();
+    let Liveness::Dead(last) = probe(directory.path(), &node(1)) else { panic!("it is free") };
+    assert_eq!(last.session(), 77);
+    assert_ne!(session(), 0);
+    assert_eq!(Holder::this_process(&node(1), Path::new("data")).unwrap().session(), session());
+}
+
+/// A node runs and the register's directory is copied: is the node dead by the copy?
+fn is_dead_by_a_copy_of_its_lock() -> bool {
+    let (directory, copy) = (register(), register());
+    let _held = take(directory.path(), &node(1)).unwrap();
+    let [from, to] = [&directory, &copy].map(|register| path_of(register.path(), &node(1), LOCK));
+    fs::copy(from, to).unwrap();
+    matches!(probe(copy.path(), &node(1)), Liveness::Dead(_))
+}
+
+#[test]
+fn a_copied_lock_proves_nothing_and_without_its_inode_a_living_process_is_dead() {
+    assert!(!is_dead_by_a_copy_of_its_lock());
+    assert!(crate::rules::without(Some(crate::rules::Rule::NameLockFile), is_dead_by_a_copy_of_its_lock));
+}

@@ -7,13 +7,15 @@
 //! slept through all this must not find the view that it knows.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::lock::{LOCK, NODES};
 use super::{FileRegister, Holder, LockError, NodeLock, Register, RegisterError};
-use crate::view::{Epoch, NodeId, View};
+use crate::disk::{Disk, RealDisk};
+use crate::rules::{Rule, breaks};
+use crate::view::{Checksum, Epoch, NodeId, View};
 
 /// What a register holds.
 #[derive(Debug)]
@@ -80,12 +82,13 @@ pub fn look(directory: &Path) -> Look {
         }
         Err(error) => return unreadable(format!("{}: {error}", directory.display())),
     }
-    let register = FileRegister::existing(directory);
-    let epochs = match register.epochs() {
-        Ok(epochs) => epochs,
+    let opened =
+        FileRegister::on(RealDisk, directory).and_then(|register| Ok((register.epochs()?, register)));
+    let (epochs, register) = match opened {
+        Ok(opened) => opened,
         Err(error) => return unreadable(error.to_string()),
     };
-    let found = match register.read() {
+    let found = match register.read(None) {
         Ok(Some(view)) => Found::Holds(view),
         Ok(None) => Found::Empty,
         Err(RegisterError::Damaged { path, why }) => {
@@ -141,24 +144,41 @@ impl Hold {
     /// # Errors
     /// [`OperatorError`]; where the view became the newest all the same, the next [`look`] says so.
     pub fn declare(&self, view: &View) -> Result<Option<PathBuf>, OperatorError> {
-        let highest = self.register.epochs()?.highest;
-        if highest >= view.epoch || !self.register.declare(view)? {
-            return Err(OperatorError::Overtaken(highest.max(view.epoch)));
+        self.register.replace_all(view)
+    }
+}
+
+impl<D: Disk> FileRegister<D> {
+    /// See [`Hold::declare`]. Where views name the ones before them, this one names the newest that can be read.
+    pub(super) fn replace_all(&self, view: &View) -> Result<Option<PathBuf>, OperatorError> {
+        let epochs = self.epochs()?;
+        let replaced = epochs.views.iter().rev().find_map(|epoch| self.view_of(*epoch));
+        let previous = replaced.filter(|view| view.previous != Checksum(0)).map(|view| view.checksum());
+        let view = View { previous: previous.unwrap_or(view.previous), ..view.clone() };
+        if epochs.highest >= view.epoch || !self.declare(&view)? {
+            return Err(OperatorError::Overtaken(epochs.highest.max(view.epoch)));
         }
-        let directory = self.register.directory();
-        let older: Vec<String> = self.register.names_below(view.epoch)?;
+        let (disk, directory) = (self.disk(), self.directory());
+        let older: Vec<String> = self.names_below(view.epoch)?;
         if older.is_empty() {
             return Ok(None);
         }
-        let aside = free(|number| directory.join(format!("aside-{number}")));
-        fs::create_dir(&aside).map_err(failed("creating", &aside))?;
+        let aside = (1..)
+            .map(|number| directory.join(format!("aside-{number}")))
+            .find(|path| disk.identity(path).is_err())
+            .expect("some number is free");
+        disk.make_directory(&aside).map_err(failed("creating", &aside))?;
+        // On the disk before anything is moved into it: else a power cut could take what was moved along.
+        self.sync_names(Rule::SyncAsideName)?;
         // The lowest first: what is left after a crash is still without a gap, as after pruning.
         for name in &older {
-            rename(&directory.join(name), &aside.join(name))?;
+            let from = directory.join(name);
+            disk.rename(&from, &aside.join(name)).map_err(failed("setting aside", &from))?;
         }
-        for changed in [aside.as_path(), directory] {
-            File::open(changed).and_then(|opened| opened.sync_all()).map_err(failed("syncing", changed))?;
+        if !breaks(Rule::SyncAside) {
+            disk.sync_directory(&aside).map_err(failed("syncing", &aside))?;
         }
+        self.sync_names(Rule::SyncAside)?;
         Ok(Some(aside))
     }
 }

@@ -11,7 +11,7 @@ fn nodes() -> BTreeMap<NodeId, PathBuf> {
 fn filled(directory: &Path, views: u64) -> FileRegister {
     let register = FileRegister::open(directory).unwrap();
     for epoch in 1..=views {
-        register.swap(Epoch(epoch - 1), &view(epoch, 1)).unwrap();
+        register.swap((epoch > 1).then(|| view(epoch - 1, 1).id()), &view(epoch, 1)).unwrap();
     }
     register
 }
@@ -40,11 +40,11 @@ fn what_an_operator_declares_is_the_newest_and_everything_older_is_kept() {
     assert!(matches!(look(parent.path()).found, Found::Holds(view) if view == recovered(1003)));
     // Whoever slept through it finds out, although no view has the next number.
     assert!(sleeper.has_newer(Epoch(3)).unwrap());
-    let late = sleeper.swap(Epoch(3), &view(4, 1));
+    let late = sleeper.swap(Some(view(3, 1).id()), &view(4, 1));
     assert!(matches!(late, Err(SwapError::Conflict(view)) if view == recovered(1003)));
     // And the cluster goes on from there.
     drop(hold);
-    FileRegister::open(parent.path()).unwrap().swap(Epoch(1003), &view(1004, 1)).unwrap();
+    FileRegister::open(parent.path()).unwrap().swap(Some(recovered(1003).id()), &view(1004, 1)).unwrap();
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn a_register_that_is_gone_is_made_anew_and_what_is_none_is_set_aside() {
 fn a_recovery_killed_before_it_tidied_up_has_happened() {
     let parent = tempfile::tempdir().unwrap();
     filled(parent.path(), 3);
-    let register = FileRegister::existing(parent.path());
+    let register = FileRegister::on(RealDisk, parent.path()).unwrap();
     assert!(register.declare(&recovered(1003)).unwrap());
     assert!(matches!(look(parent.path()).found, Found::Holds(view) if view == recovered(1003)));
     assert_eq!(held::read(parent.path(), &nodes().into_keys().next().unwrap()), None);

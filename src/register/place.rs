@@ -10,13 +10,16 @@ use rustix::fs::{Access, AtFlags};
 /// Why a directory will not do.
 #[derive(Debug, thiserror::Error)]
 pub enum PlaceError {
-    /// Locks prove nothing there (R27).
-    #[error("{} is on a network file system ({kind}), where locks prove nothing: put it on a disk of this host", path.display())]
-    Network {
+    /// Locks may prove nothing there (R27).
+    #[error(
+        "{} is on {kind}, which is not known as a file system of this host's own disks: elsewhere locks prove nothing; put it on one of these: {}",
+        path.display(), local_names()
+    )]
+    NotLocal {
         /// The directory.
         path: PathBuf,
-        /// The file system's name.
-        kind: &'static str,
+        /// The file system's type.
+        kind: String,
     },
     /// It exists, but nothing can be written in it.
     #[error("{} cannot be written to: {source}; give this user write access or choose another directory", path.display())]
@@ -53,8 +56,8 @@ pub fn private_directory(path: &Path) -> Result<File, PlaceError> {
     })?;
     let directory = File::open(path).map_err(io("opening the directory"))?;
     let status = rustix::fs::fstatfs(&directory).map_err(|error| io("asking about")(error.into()))?;
-    if let Some(kind) = network_file_system(status.f_type as u64) {
-        return Err(PlaceError::Network { path: path.to_owned(), kind });
+    if let Some(kind) = not_local(status.f_type as u64) {
+        return Err(PlaceError::NotLocal { path: path.to_owned(), kind });
     }
     rustix::fs::accessat(&directory, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|error| PlaceError::ReadOnly { path: path.to_owned(), source: error.into() })?;
@@ -64,22 +67,60 @@ pub fn private_directory(path: &Path) -> Result<File, PlaceError> {
     Ok(directory)
 }
 
-/// The name of the network file system with this magic number (statfs(2)); `None` for what is local.
-/// FUSE counts as one: what stands behind it cannot be told.
-fn network_file_system(magic: u64) -> Option<&'static str> {
-    match magic & 0xffff_ffff {
-        0x6969 => Some("NFS"),
-        0x517b | 0xff53_4d42 | 0xfe53_4d42 => Some("SMB"),
-        0x0102_1997 => Some("9p"),
-        0x6573_5546 => Some("FUSE"),
-        0x5346_414f | 0x6b41_4653 => Some("AFS"),
-        0x00c3_6400 => Some("Ceph"),
-        0x7375_7245 => Some("Coda"),
-        0x0116_1970 => Some("GFS2"),
-        0x7461_636f => Some("OCFS2"),
-        0x0bd0_0bd0 => Some("Lustre"),
-        _ => None,
+/// File systems on which locks, links, renames and syncs do what they should, by their magic numbers (statfs(2)). All
+/// others are refused, known ones by their names: new ways to share files come up all the time.
+const LOCAL: &[(u32, &str)] = &[
+    (0xef53, "ext2, ext3 or ext4"),
+    (0x5846_5342, "xfs"),
+    (0x9123_683e, "btrfs"),
+    (0x0102_1994, "tmpfs"),
+    (0xf2f5_2010, "f2fs"),
+    (0x2fc1_2fc1, "zfs"),
+    (0x794c_7630, "overlayfs"),
+    (0xca45_1a4e, "bcachefs"),
+    (0x3153_464a, "jfs"),
+    (0x3434, "nilfs2"),
+    (0x2405_1905, "ubifs"),
+    (0x8584_58f6, "ramfs"),
+];
+
+/// What people have that does not do.
+const ELSEWHERE: &[(u32, &str)] = &[
+    (0x6969, "NFS"),
+    (0x517b, "SMB"),
+    (0xff53_4d42, "SMB"),
+    (0xfe53_4d42, "SMB"),
+    (0x0102_1997, "9p"),
+    (0x6573_5546, "FUSE"),
+    (0x5346_414f, "AFS"),
+    (0x6b41_4653, "AFS"),
+    (0x00c3_6400, "Ceph"),
+    (0x7375_7245, "Coda"),
+    (0x0116_1970, "GFS2"),
+    (0x7461_636f, "OCFS2"),
+    (0x0bd0_0bd0, "Lustre"),
+    (0x4750_4653, "GPFS"),
+    (0x786f_4256, "a VirtualBox shared folder"),
+    (0x4d44, "FAT"),
+    (0x2011_bab0, "exFAT"),
+    (0x7366_746e, "NTFS"),
+    (0xf15f, "eCryptfs"),
+];
+
+fn local_names() -> String {
+    LOCAL.iter().map(|(_, name)| *name).collect::<Vec<_>>().join(", ")
+}
+
+/// The type of a file system that is not known to be local; `None` for one that is.
+fn not_local(magic: u64) -> Option<String> {
+    // A 32-bit number with its top bit set arrives sign-extended.
+    let magic = u32::try_from(magic & 0xffff_ffff).unwrap_or_default();
+    let named =
+        |list: &[(u32, &'static str)]| list.iter().find(|(of, _)| *of == magic).map(|(_, name)| *name);
+    if named(LOCAL).is_some() {
+        return None;
     }
+    Some(named(ELSEWHERE).map_or_else(|| format!("a file system of type {magic:#x}"), str::to_owned))
 }
 
 #[cfg(test)]
@@ -110,22 +151,28 @@ mod tests {
         // /proc is there on every Linux host, takes no directory from anyone, and needs no root to show it.
         let error = private_directory(Path::new("/proc/self/new")).unwrap_err();
         assert!(error.to_string().contains("/proc/self/new"), "{error}");
+        // Nor is it a place for locks.
         let error = private_directory(Path::new("/proc/self")).unwrap_err();
-        assert!(matches!(error, PlaceError::ReadOnly { .. }), "{error}");
+        assert!(matches!(error, PlaceError::NotLocal { .. }), "{error}");
     }
 
     #[test]
-    fn network_file_systems_are_known_and_local_ones_are_not_taken_for_them() {
+    fn only_file_systems_that_are_known_to_be_local_are_taken() {
+        for (magic, _) in LOCAL {
+            assert_eq!(not_local(u64::from(*magic)), None, "{magic:x}");
+        }
         for (magic, kind) in
-            [(0x6969, "NFS"), (0xfe53_4d42, "SMB"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE")]
+            [(0x6969, "NFS"), (0xffff_ffff_ff53_4d42, "SMB"), (0x0102_1997, "9p"), (0x6573_5546, "FUSE")]
         {
-            assert_eq!(network_file_system(magic), Some(kind));
+            assert_eq!(not_local(magic).as_deref(), Some(kind));
         }
-        // A 32-bit magic number with its top bit set arrives sign-extended.
-        assert_eq!(network_file_system(0xffff_ffff_ff53_4d42), Some("SMB"));
-        // ext4, xfs, btrfs, tmpfs, overlayfs
-        for magic in [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630] {
-            assert_eq!(network_file_system(magic), None, "{magic:x}");
-        }
+        let unknown = not_local(0x1234).unwrap();
+        let error = PlaceError::NotLocal { path: PathBuf::from("/r"), kind: unknown }.to_string();
+        assert!(error.contains("type 0x1234") && error.contains("ext4") && error.contains("/r"), "{error}");
+    }
+
+    #[test]
+    fn the_places_of_the_tests_are_taken() {
+        private_directory(tempfile::tempdir().unwrap().path()).unwrap();
     }
 }

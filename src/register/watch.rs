@@ -42,8 +42,8 @@ const CONFIRM_LOOKS: u32 = 40;
 
 /// What is called, on the watching thread, for each process that was found dead: the one that was watched, and the one
 /// that last held the lock where that is another. It must be quick; the next death waits for it.
-/// Told which process died, where that is known: another process of the same node may live.
-pub type OnDeath = Box<dyn Fn(NodeId, Option<u32>) + Send>;
+/// Takes the session of the process that died (R32): another process of the same node may live.
+pub type OnDeath = Box<dyn Fn(NodeId, u64) + Send>;
 
 /// The watch; dropping it ends its thread.
 #[derive(Debug)]
@@ -204,37 +204,40 @@ impl Watcher {
                 Watched::Looking => look(&self.register, node),
                 Watched::Confirming { looks, holder } => confirm(&self.register, node, *looks, holder),
             };
-            for pid in dead {
-                (self.on_death)(node.clone(), Some(pid));
+            for session in dead {
+                (self.on_death)(node.clone(), session);
             }
             *watched = next;
         }
     }
 }
 
-/// What comes next, and the processes that are dead: none unless it is `Reported`.
-type Found = (Watched, Vec<u32>);
+/// What comes next, and the sessions of the processes that are dead: none unless it is `Reported`.
+type Found = (Watched, Vec<u64>);
 
 fn look(register: &Path, node: &NodeId) -> Found {
     match lock::probe(register, node) {
-        Liveness::Dead(last) => (Watched::Reported, vec![last.pid]),
+        Liveness::Dead(last) => (Watched::Reported, vec![last.session()]),
         Liveness::Unknown(_) => (Watched::Looking, Vec::new()),
         Liveness::Alive(holder) => arm(register, node, holder),
     }
 }
 
-/// Opens the holder's pidfd and then makes sure that it is the holder's: the same start, and it still has the lock.
+/// Opens the holder's pidfd and then makes sure that it is the holder's: the same start, and it still has the lock. A
+/// process id of another pid namespace is the id of another process here.
 fn arm(register: &Path, node: &NodeId, holder: Holder) -> Found {
+    if !holder.shares_our_processes() {
+        return (Watched::Looking, Vec::new());
+    }
     let exit = i32::try_from(holder.pid)
         .ok()
         .filter(|pid| *pid > 0)
         .and_then(Pid::from_raw)
         .and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(exit) = exit else { return (Watched::Looking, Vec::new()) };
-    let is_the_holder = lock::start_time(holder.pid).ok().flatten() == Some(holder.start_time)
-        && lock::boot_id().is_ok_and(|boot_id| boot_id == holder.boot_id);
+    let is_the_holder = lock::start_time(holder.pid).ok().flatten() == Some(holder.start_time);
     match lock::probe(register, node) {
-        Liveness::Dead(last) => (Watched::Reported, vec![last.pid]),
+        Liveness::Dead(last) => (Watched::Reported, vec![last.session()]),
         Liveness::Alive(now) if is_the_holder && now == holder => {
             (Watched::Armed { exit, holder }, Vec::new())
         }
@@ -244,11 +247,11 @@ fn arm(register: &Path, node: &NodeId, holder: Holder) -> Found {
 
 fn confirm(register: &Path, node: &NodeId, looks: u32, holder: &Holder) -> Found {
     match lock::probe(register, node) {
-        Liveness::Dead(last) if last == *holder => (Watched::Reported, vec![holder.pid]),
+        Liveness::Dead(last) if last == *holder => (Watched::Reported, vec![holder.session()]),
         // A later process of the node has died as well.
-        Liveness::Dead(last) => (Watched::Reported, vec![holder.pid, last.pid]),
+        Liveness::Dead(last) => (Watched::Reported, vec![holder.session(), last.session()]),
         // Started again already: it could only get the lock because the one we watched had lost it.
-        Liveness::Alive(now) if now != *holder => (Watched::Reported, vec![holder.pid]),
+        Liveness::Alive(now) if now != *holder => (Watched::Reported, vec![holder.session()]),
         Liveness::Alive(now) if looks < CONFIRM_LOOKS => {
             (Watched::Confirming { looks: looks + 1, holder: now }, Vec::new())
         }

@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 fn watch(directory: &Path) -> (DeathWatch, Receiver<(NodeId, Instant)>) {
     let (tx, rx) = mpsc::channel();
-    let report = Box::new(move |node, _pid| tx.send((node, Instant::now())).unwrap());
+    let report = Box::new(move |node, _session| tx.send((node, Instant::now())).unwrap());
     (DeathWatch::start(directory, report).unwrap(), rx)
 }
 
@@ -118,15 +118,15 @@ fn a_dead_process_whose_lock_lives_on_is_not_reported_before_the_lock_is_free() 
     };
     // The lock of node 1 says that the other process holds it, but we do: as a child would that inherited it.
     let lock = NodeLock::take(directory.path(), &node(1), &of_the_dead).unwrap();
+    let lock::Liveness::Alive(as_written) = lock::probe(directory.path(), &node(1)) else {
+        panic!("we hold it")
+    };
     let (deaths, reports) = watch(directory.path());
     deaths.watch(node(1));
     deaths.watch(node(2));
     other.kill();
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap().0, node(2));
-    assert!(matches!(
-        confirm(directory.path(), &node(1), CONFIRM_LOOKS, &of_the_dead),
-        (Watched::Looking, _)
-    ));
+    assert!(matches!(confirm(directory.path(), &node(1), CONFIRM_LOOKS, &as_written), (Watched::Looking, _)));
     assert!(reports.try_recv().is_err());
     drop(lock);
     assert_eq!(reports.recv_timeout(PATIENCE).unwrap().0, node(1));
@@ -142,8 +142,30 @@ fn a_process_replaced_by_a_new_one_is_reported() {
     first.kill();
     let mut second = HoldingProcess::start(directory.path(), &node(1));
     let (next, dead) = confirm(directory.path(), &node(1), 0, &holder);
-    assert!(matches!(next, Watched::Reported) && dead == [holder.pid], "{dead:?}");
+    assert!(matches!(next, Watched::Reported) && dead == [holder.session()], "{dead:?}");
+    let lock::Liveness::Alive(later) = lock::probe(directory.path(), &node(1)) else { panic!("it holds it") };
     second.kill();
     let (next, dead) = confirm(directory.path(), &node(1), 0, &holder);
-    assert!(matches!(next, Watched::Reported) && dead == [holder.pid, second.pid()], "both: {dead:?}");
+    let both = [holder.session(), later.session()];
+    assert!(matches!(next, Watched::Reported) && dead == both, "both: {dead:?}");
+}
+
+/// The lock's process lives in another pid namespace, where its id is that of a process that also lives here: is the
+/// wrong one watched, so that the death goes unnoticed?
+fn watches_another_process_of_that_pid() -> bool {
+    let directory = register();
+    let holder = Holder::this_process(&node(1), Path::new("data")).unwrap().of_another_pid_namespace();
+    let lock = NodeLock::take(directory.path(), &node(1), &holder).unwrap();
+    let (watched, _) = look(directory.path(), &node(1));
+    drop(lock);
+    matches!(watched, Watched::Armed { .. })
+}
+
+#[test]
+fn a_pid_of_another_namespace_is_watched_by_its_lock_and_else_another_process_is() {
+    assert!(!watches_another_process_of_that_pid());
+    assert!(crate::rules::without(
+        Some(crate::rules::Rule::SamePidNamespace),
+        watches_another_process_of_that_pid
+    ));
 }

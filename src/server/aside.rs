@@ -17,7 +17,7 @@ use crate::node::log::LogError;
 use crate::node::{Ended, StartError};
 use crate::protocol::Halt;
 use crate::register::{Liveness, Register, probe};
-use crate::view::{Epoch, Incarnation, NodeId, View};
+use crate::view::{Epoch, Incarnation, NodeId, View, ViewId};
 
 /// The copy of the data that this process works on, and whom to ask what it is worth.
 pub(super) struct Copy {
@@ -29,6 +29,8 @@ pub(super) struct Copy {
     pub(super) register: Arc<dyn Register>,
     /// Knows who lives.
     pub(super) register_path: PathBuf,
+    /// The newest view that it had seen when it was opened.
+    pub(super) known: Option<ViewId>,
     /// It is to join, and was a member no more before it was started: it belongs to the cluster's past.
     pub(super) is_of_the_past: bool,
 }
@@ -49,9 +51,10 @@ enum Worth {
 }
 
 impl Copy {
-    /// `since`: a leader counts only if its view is newer than this.
-    fn worth(&self, since: Epoch) -> Worth {
-        match self.register.read() {
+    /// `since`: a leader counts only if its view is newer than this. A register that does not hold the view that this
+    /// copy knows says nothing about it (R11): it may have been put back to an older one, with leaders made since.
+    fn worth(&self, since: Epoch, known: Option<ViewId>) -> Worth {
+        match self.register.read(known) {
             Ok(Some(view)) => worth(&view, &self.address, self.incarnation, |leader| {
                 view.epoch > since && matches!(probe(&self.register_path, leader), Liveness::Alive(_))
             }),
@@ -64,10 +67,10 @@ impl Copy {
     fn give_up(
         &self,
         why: &dyn Display,
-        since: Epoch,
+        (since, known): (Epoch, Option<ViewId>),
         set_aside: impl FnOnce() -> Result<PathBuf, String>,
     ) -> Failure {
-        let text = match self.worth(since) {
+        let text = match self.worth(since, known) {
             Worth::Last => format!(
                 "{why}\nit is the only in-sync copy: nothing was changed; bring the newer data back, or see what is left with `replcluster recover`"
             ),
@@ -112,7 +115,8 @@ pub(super) fn conclude(
     exit: Exit,
 ) -> Result<Exit, Failure> {
     let give_up = |why: String, since: Epoch| {
-        Err(copy.give_up(&why, since, || directory.set_aside().map_err(|error| error.to_string())))
+        let known = directory.promise().view.map(|view| view.id());
+        Err(copy.give_up(&why, (since, known), || directory.set_aside().map_err(|error| error.to_string())))
     };
     let halt = match end {
         Ended::Stopped => return Ok(exit),
@@ -174,7 +178,7 @@ pub(super) fn refused_to_start(error: &StartError, copy: &Copy, data: &Path) -> 
             // The first line says what is wrong; what to do depends on who else is there.
             let text = error.to_string();
             let why = text.lines().next().unwrap_or_default();
-            return copy.give_up(&why, Epoch(0), || {
+            return copy.give_up(&why, (Epoch(0), copy.known), || {
                 let again = DataDirectory::open(data, &copy.address).map_err(|error| error.to_string())?;
                 again.set_aside().map_err(|error| error.to_string())
             });

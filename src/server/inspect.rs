@@ -8,10 +8,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use super::Exit;
-use crate::inspection::{At, Inspection, KeptView, LogHeld, StateHeld};
-use crate::node::inspect::{Found, inspect, inspect_promise};
+use crate::inspection::{At, EntryHeld, Inspection, KeptView, LogHeld, StateHeld};
+use crate::node::inspect::{Found, inspect_entry, inspect_promise};
 use crate::node::log::Position;
+use crate::skips::Skips;
 use crate::telemetry;
+use crate::view::Index;
 
 /// The word on the command line.
 pub(super) const VERB: &str = "inspect";
@@ -29,6 +31,9 @@ struct Arguments {
     /// Look only at what the node has promised and seen, not at its log and state.
     #[arg(long)]
     brief: bool,
+    /// Show this entry of the log too.
+    #[arg(long, value_name = "INDEX", conflicts_with = "brief")]
+    entry: Option<u64>,
 }
 
 /// The whole verb; `arguments` are those of the program.
@@ -40,8 +45,12 @@ pub(super) fn main(arguments: &[OsString]) -> ExitCode {
             return ExitCode::from(if error.use_stderr() { Exit::Usage as u8 } else { Exit::Done as u8 });
         }
     };
-    let look = if arguments.brief { inspect_promise } else { inspect };
-    let found = match look(&arguments.data_dir) {
+    let directory = &arguments.data_dir;
+    let look = match arguments.brief {
+        true => inspect_promise(directory),
+        false => inspect_entry(directory, arguments.entry.map(Index)),
+    };
+    let found = match look {
         Ok(found) => found,
         Err(error) => {
             eprintln!("replserver: {error}");
@@ -87,11 +96,27 @@ fn told(found: &Found) -> Inspection {
             .state
             .as_ref()
             .map(|state| StateHeld { applied: at(state.applied), revision: state.revision }),
+        entries: entries(found),
         written_at: found.written_at.map(telemetry::stamp),
         damage: found.damage.clone(),
         usable: found.is_usable(),
         aside: found.aside.iter().map(told).collect(),
     }
+}
+
+fn entries(found: &Found) -> Vec<EntryHeld> {
+    // Only the node's own list: the register's is not known here.
+    let skips = Skips::read([found.path.as_path()]).unwrap_or_default();
+    let held = |entry: &crate::node::inspect::EntryFound| EntryHeld {
+        index: entry.position.index.0,
+        epoch: entry.position.epoch.0,
+        chain: entry.position.chain,
+        bytes: entry.bytes as u64,
+        what: entry.what.to_owned(),
+        refused: entry.refused.clone(),
+        skipped: skips.contain(entry.position),
+    };
+    found.entries.iter().map(held).collect()
 }
 
 /// One line a fact.
@@ -131,6 +156,9 @@ fn text(found: &Inspection) -> String {
             ),
         ),
         None => line("state", "none that can be read".to_owned()),
+    }
+    for (number, entry) in found.entries.iter().enumerate() {
+        line(if number == 0 { "entries" } else { "" }, entry.to_string());
     }
     let written = found.written_at.as_ref().map_or("unknown".to_owned(), |time| {
         format!("{time} by the times of its files, which prove nothing")

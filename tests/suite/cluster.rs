@@ -56,10 +56,15 @@ pub fn free_ports(count: u16) -> Vec<u16> {
     }
 }
 
+/// For `unshare`: the process inside ends with the one outside.
+const CONTAINER: [&str; 4] = ["--pid", "--fork", "--kill-child", "--mount-proc"];
+
 pub struct Cluster {
     pub directory: tempfile::TempDir,
     pub nodes: BTreeMap<String, Process>,
     pub flags: Vec<String>,
+    /// So many descriptors and no more, for each node that is started.
+    pub descriptors: Option<u64>,
 }
 
 pub struct Process {
@@ -153,10 +158,19 @@ impl Cluster {
         Cluster::start_with(count, &[]).await
     }
 
+    /// As `start`, each node with so many descriptors and no more.
+    pub async fn start_limited(count: usize, descriptors: u64) -> Cluster {
+        Cluster::start_as(count, &[], Some(descriptors)).await
+    }
+
     pub async fn start_with(count: usize, flags: &[&str]) -> Cluster {
+        Cluster::start_as(count, flags, None).await
+    }
+
+    async fn start_as(count: usize, flags: &[&str], descriptors: Option<u64>) -> Cluster {
         let directory = tempfile::tempdir().unwrap();
         let flags = flags.iter().map(ToString::to_string).collect();
-        let mut cluster = Cluster { directory, nodes: BTreeMap::new(), flags };
+        let mut cluster = Cluster { directory, nodes: BTreeMap::new(), flags, descriptors };
         let mut addresses: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
         addresses.sort();
         for address in &addresses {
@@ -175,7 +189,15 @@ impl Cluster {
     }
 
     pub fn command(&self, address: &str, data: &Path) -> Command {
-        let mut command = Command::new(replserver());
+        let mut command = match self.descriptors {
+            None => Command::new(replserver()),
+            Some(most) => {
+                let script = format!("ulimit -Sn {}; ulimit -Hn {most}; exec \"$0\" \"$@\"", most / 2);
+                let mut limited = Command::new("sh");
+                limited.arg("-c").arg(script).arg(replserver());
+                limited
+            }
+        };
         command.args(["--address", address, "--cluster", "test", "--register"]);
         command.arg(format!("file:{}", self.register().display())).arg("--data-dir").arg(data);
         if let Some(first) = self.nodes.keys().find(|other| *other != address) {
@@ -187,17 +209,51 @@ impl Cluster {
 
     /// Starts a node, new or again.
     pub fn spawn(&mut self, address: &str) {
-        self.spawn_program(address, replserver());
+        self.spawn_as(address, |command| command);
     }
 
     /// Starts a node with another build of the server.
     pub fn spawn_program(&mut self, address: &str, program: &Path) {
+        self.spawn_as(address, |inner| {
+            let mut command = Command::new(program);
+            command.args(inner.get_args()).env("RUST_LOG", "info").stdin(Stdio::null());
+            command
+        });
+    }
+
+    /// The same, as process 1 of a pid namespace of its own, with its own `/proc`.
+    pub fn spawn_in_container(&mut self, address: &str) {
+        self.spawn_as(address, |inner| {
+            let mut command = Command::new("unshare");
+            command.args(CONTAINER).arg(inner.get_program()).args(inner.get_args());
+            command.env("RUST_LOG", "info").stdin(Stdio::null());
+            command
+        });
+    }
+
+    /// As [`Cluster::start`], each node in a container. `None` where that is not permitted.
+    pub async fn start_in_containers(count: usize) -> Option<Cluster> {
+        let tried = Command::new("unshare").args(CONTAINER).arg("true").output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            println!("skipped, no pid namespace can be made: {tried:?}");
+            return None;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster { directory, nodes: BTreeMap::new(), flags: Vec::new(), descriptors: None };
+        let mut addresses: Vec<String> = (0..count).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        addresses.sort();
+        for address in &addresses {
+            cluster.spawn_in_container(address);
+        }
+        cluster.wait_in_sync().await;
+        Some(cluster)
+    }
+
+    fn spawn_as(&mut self, address: &str, wrap: impl FnOnce(Command) -> Command) {
         let data = self.directory.path().join(address.replace(':', "_"));
         let log = self.directory.path().join(format!("{}.log", address.replace(':', "_")));
         let file = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
-        let ours = self.command(address, &data);
-        let mut command = Command::new(program);
-        command.args(ours.get_args()).env("RUST_LOG", "info").stdin(Stdio::null());
+        let mut command = wrap(self.command(address, &data));
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let child = Some(command.spawn().unwrap());
         self.nodes.insert(address.to_owned(), Process { address: address.to_owned(), data, log, child });
@@ -239,10 +295,17 @@ impl Cluster {
     }
 
     /// True while the node's process has not ended by itself.
-    #[cfg(feature = "full-tests")]
     pub fn has_not_ended(&mut self, address: &str) -> bool {
         let child = self.nodes.get_mut(address).and_then(|process| process.child.as_mut());
         child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
+    /// The exit code of a node that has ended by itself, where it has; `Some(None)` where a signal ended it.
+    pub fn exit_code(&mut self, address: &str) -> Option<Option<i32>> {
+        let process = self.nodes.get_mut(address)?;
+        let status = process.child.as_mut()?.try_wait().unwrap()?;
+        process.child = None;
+        Some(status.code())
     }
 
     /// Waits until the node is in sync (true), or has ended by itself (false).

@@ -1,10 +1,15 @@
-//! Disks that are really full: each node's directory is a small tmpfs of its own, and somebody else's file takes what is
-//! left of it (R25, T16). Needs the right to mount; where that is refused the tests say so and claim nothing.
+//! Disks that are really full (R25, R34, T16, T29). First each node's directory is a small tmpfs of its own; then all of
+//! them and the register lie on one disk, tmpfs or ext4, that another program keeps filled to its last byte or inode.
+//! Needs the right to mount; where that is refused the tests say so and claim nothing.
 
 use std::io::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use replcluster::client::Options;
@@ -16,9 +21,9 @@ use super::cluster::{Cluster, PATIENCE, free_port, get, put_request};
 use super::ledger::{Load, OnError, connection, kv};
 
 /// What each node has: ample for what is written here, history and all, where nobody else takes it.
-const MEBIBYTES: u32 = 256;
+const MEBIBYTES: u32 = 384;
 
-/// A mounted tmpfs; gone with this value.
+/// A mounted disk; gone with this value.
 struct Mount(PathBuf);
 
 impl Mount {
@@ -26,8 +31,12 @@ impl Mount {
     fn tmpfs(at: &Path) -> Option<Mount> {
         std::fs::create_dir_all(at).unwrap();
         let size = format!("size={MEBIBYTES}m,mode=0700");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at).output().unwrap();
+        Mount::with(at, &["-t", "tmpfs", "-o", &size, "tmpfs"])
+    }
+
+    fn with(at: &Path, arguments: &[&str]) -> Option<Mount> {
+        std::fs::create_dir_all(at).unwrap();
+        let mounted = Command::new("mount").args(arguments).arg(at).output().unwrap();
         if mounted.status.success() {
             return Some(Mount(at.to_owned()));
         }
@@ -75,7 +84,8 @@ impl Scene {
             disks.push(Mount::tmpfs(&directory.path().join(address.replace(':', "_")))?);
         }
         let flags = ["--handback-after", "never", "--log-keep-bytes", "8000000"].map(str::to_owned).to_vec();
-        let mut cluster = Cluster { directory, nodes: std::collections::BTreeMap::new(), flags };
+        let mut cluster =
+            Cluster { directory, nodes: std::collections::BTreeMap::new(), flags, descriptors: None };
         addresses.iter().for_each(|address| cluster.spawn(address));
         cluster.wait_in_sync().await;
         Some(Scene { cluster, addresses, disks })
@@ -210,4 +220,234 @@ async fn where_all_disks_are_full_writes_are_refused_and_reads_deletes_and_compa
     scene.cluster.wait_in_sync().await;
     assert_eq!(get(&client, "kept").await.as_deref(), Some("through all of it"));
     assert_eq!(get(&client, "again").await.as_deref(), Some("there is room"));
+}
+
+/// What all nodes and the register share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Tmpfs,
+    Ext4,
+    /// A tmpfs with few inodes: these are what is used up.
+    Inodes,
+}
+
+impl Kind {
+    fn mount(self, directory: &Path) -> Option<Mount> {
+        let at = directory.join("disk");
+        match self {
+            Kind::Tmpfs => Mount::with(&at, &["-t", "tmpfs", "-o", "size=600m,mode=0700", "tmpfs"]),
+            Kind::Inodes => {
+                Mount::with(&at, &["-t", "tmpfs", "-o", "size=600m,mode=0700,nr_inodes=160", "tmpfs"])
+            }
+            Kind::Ext4 => {
+                let image = directory.join("image");
+                let file = std::fs::File::create(&image).unwrap();
+                file.set_len(700 << 20).unwrap();
+                let made = Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0"]).arg(&image).status();
+                if !made.is_ok_and(|status| status.success()) {
+                    eprintln!("SKIPPED, NOTHING IS SHOWN: there is no mkfs.ext4");
+                    return None;
+                }
+                Mount::with(&at, &["-o", "loop", image.to_str().unwrap()])
+            }
+        }
+    }
+}
+
+/// Numbers that a seed repeats.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
+    }
+}
+
+/// Another program that takes all that is free, again and again, until it is ended.
+struct Filler {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Filler {
+    /// Returns when the disk is full for the first time.
+    fn start(kind: Kind, disk: &Path, seed: u64) -> Filler {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (full, is_full) = std::sync::mpsc::channel();
+        let (stopped, disk) = (stop.clone(), disk.to_owned());
+        let thread = std::thread::spawn(move || {
+            let mut random = Random(seed);
+            let bytes = disk.join("of-somebody-else");
+            let mut file = std::fs::File::create(&bytes).unwrap();
+            let mut files = Vec::new();
+            while !stopped.load(Ordering::SeqCst) {
+                if kind == Kind::Inodes {
+                    let path = disk.join(format!("of-somebody-else-{}", files.len()));
+                    if std::fs::File::create(&path).is_ok() {
+                        files.push(path);
+                        continue;
+                    }
+                } else {
+                    // Great steps and small ones, and at last single bytes.
+                    let mut steps: Vec<usize> = (0..3).map(|_| 1 << (12 + random.below(12))).collect();
+                    steps.extend([4096, 1]);
+                    for step in steps {
+                        while !stopped.load(Ordering::SeqCst) && file.write_all(&vec![b'x'; step]).is_ok() {
+                            if random.below(40) == 0 {
+                                std::thread::yield_now();
+                            }
+                        }
+                    }
+                }
+                let _ = full.send(());
+                std::thread::yield_now();
+            }
+            drop(file);
+            files.push(bytes);
+            files.iter().for_each(|path| std::fs::remove_file(path).unwrap());
+        });
+        is_full.recv().unwrap();
+        Filler { stop, thread: Some(thread) }
+    }
+
+    /// There is room again when this returns.
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Filler {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Three nodes and their register on one disk.
+struct Shared {
+    cluster: Cluster,
+    addresses: Vec<String>,
+    disk: Mount,
+}
+
+impl Shared {
+    async fn start(kind: Kind) -> Option<Shared> {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = kind.mount(directory.path())?;
+        let mut addresses: Vec<String> = (0..3).map(|_| format!("127.0.0.1:{}", free_port())).collect();
+        addresses.sort();
+        let names = addresses.iter().map(|address| address.replace(':', "_"));
+        for name in names.chain(["register".to_owned()]) {
+            let there = disk.0.join(&name);
+            std::fs::DirBuilder::new().mode(0o700).create(&there).unwrap();
+            std::os::unix::fs::symlink(there, directory.path().join(name)).unwrap();
+        }
+        let flags = ["--handback-after", "never"].map(str::to_owned).to_vec();
+        let mut cluster =
+            Cluster { directory, nodes: std::collections::BTreeMap::new(), flags, descriptors: None };
+        addresses.iter().for_each(|address| cluster.spawn(address));
+        cluster.wait_in_sync().await;
+        Some(Shared { cluster, addresses, disk })
+    }
+
+    async fn wait_for_the_whole_set(&self) -> String {
+        self.cluster.wait_until("three in sync", |said| said.in_sync.len() == 3).await
+    }
+
+    /// Deletes a key through each of these nodes, and reads through each.
+    async fn serves(&self, through: &[String], round: usize) {
+        for (number, address) in through.iter().enumerate() {
+            let client = self.cluster.client(std::slice::from_ref(address));
+            assert_eq!(get(&client, "kept").await.as_deref(), Some("through all of it"), "{address}");
+            let key = Bytes::from(format!("key-{}", 3 * round + number));
+            let delete = pb::DeleteRangeRequest { key, ..Default::default() };
+            let deleted = client.delete(delete).await.unwrap_or_else(|error| panic!("{address}: {error}"));
+            assert_eq!(deleted.deleted, 1, "{address}");
+        }
+    }
+
+    fn all_run(&mut self) {
+        for address in self.addresses.clone() {
+            let process = &self.cluster.nodes[&address];
+            let tail = process.tail();
+            assert!(!process.runs() || self.cluster.has_not_ended(&address), "{address} has ended: {tail}");
+        }
+    }
+}
+
+/// Everything that must still work on a disk without a free byte, and the time from the leader's death to the next
+/// answer.
+async fn asks_all_of_a_full_disk(kind: Kind, seed: u64) -> Option<Duration> {
+    let mut scene = Shared::start(kind).await?;
+    let client = scene.cluster.client(&scene.addresses);
+    client.put(put_request("kept", "through all of it")).await.unwrap();
+    for number in 0..30 {
+        client.put(put_request(&format!("key-{number}"), &"v".repeat(1000))).await.unwrap();
+    }
+    let mut filler = Filler::start(kind, &scene.disk.0, seed);
+    if kind != Kind::Inodes {
+        // Growth is refused as etcd refuses it, and no sooner is anything else.
+        let start = Instant::now();
+        let value = "v".repeat(100_000);
+        let refused = loop {
+            match client.put(put_request("much", &value)).await {
+                Ok(_) => assert!(start.elapsed() < PATIENCE, "the disk is full, and writes go on"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(refused.contains("etcdserver: mvcc: database space exceeded"), "{refused}");
+    }
+    scene.serves(&scene.addresses, 0).await;
+    let members = pb::RangeRequest { key: Bytes::from_static(b"kept"), ..Default::default() };
+    let revision = client.range(members).await.unwrap().header.unwrap().revision;
+    client.compact(revision, true).await.expect("compaction makes room");
+    let leader = scene.wait_for_the_whole_set().await;
+    scene.all_run();
+    scene.cluster.nodes.get_mut(&leader).unwrap().kill();
+    let died = Instant::now();
+    let others: Vec<String> = scene.addresses.iter().filter(|address| **address != leader).cloned().collect();
+    scene.serves(&others, 1).await;
+    let gap = died.elapsed();
+    scene.cluster.spawn(&leader);
+    scene.wait_for_the_whole_set().await;
+    scene.serves(&scene.addresses, 2).await;
+    scene.all_run();
+    filler.end();
+    let start = Instant::now();
+    while let Err(error) = client.put(put_request("again", "there is room")).await {
+        assert!(start.elapsed() < PATIENCE, "there is room, and writes are refused: {error}");
+    }
+    scene.cluster.wait_in_sync().await;
+    scene.serves(&scene.addresses, 3).await;
+    scene.all_run();
+    Some(gap)
+}
+
+async fn ask_many_times(kind: Kind, seeds: std::ops::Range<u64>) {
+    for seed in seeds {
+        let Some(gap) = asks_all_of_a_full_disk(kind, seed).await else { return };
+        println!("{kind:?}, seed {seed}: {} ms without a leader", gap.as_millis());
+        assert!(gap < Duration::from_secs(10), "{kind:?}, seed {seed}: {gap:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_tmpfs_filled_to_its_last_byte_stops_nothing_but_growth() {
+    ask_many_times(Kind::Tmpfs, 0..5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_ext4_filled_to_its_last_byte_stops_nothing_but_growth() {
+    ask_many_times(Kind::Ext4, 10..13).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_disk_without_inodes_stops_nothing_that_needs_none() {
+    ask_many_times(Kind::Inodes, 20..22).await;
 }

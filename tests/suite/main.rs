@@ -2,9 +2,12 @@
 #![allow(clippy::disallowed_methods, reason = "tests measure real time")]
 #![allow(missing_docs, reason = "a test's name is its claim")]
 
+mod admission;
+mod big;
 mod cli;
 mod cluster;
 mod completions;
+mod containers;
 mod disaster;
 mod elsewhere;
 #[cfg(feature = "full-tests")]
@@ -12,6 +15,8 @@ mod etcdctl;
 mod failover;
 #[cfg(feature = "full-tests")]
 mod full_disk;
+mod fuzz;
+mod hoarders;
 mod hung;
 mod inherited;
 mod kernel;
@@ -23,6 +28,7 @@ mod operator;
 mod outputs;
 mod packaging;
 mod place;
+mod port;
 mod readme;
 mod refusals;
 mod signals;

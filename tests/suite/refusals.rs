@@ -138,3 +138,20 @@ fn bad_arguments_are_refused_with_what_was_expected() {
         .unwrap();
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
+
+#[test]
+fn requests_larger_than_an_entry_of_the_log_are_a_usage_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = std::process::Command::new(replserver())
+        .args(["--address", "127.0.0.1:1", "--max-request-bytes", "16777217", "--register"])
+        .arg(format!("file:{}", directory.path().join("register").display()))
+        .arg("--data-dir")
+        .arg(directory.path().join("data"))
+        .output()
+        .unwrap();
+    let (code, text) = said(&output);
+    assert!(code == 2, "{code} {text}");
+    assert!(text.contains("--max-request-bytes is 16777217"), "{text}");
+    assert!(text.contains("at most 16777216 bytes"), "{text}");
+    assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none(), "something was made");
+}

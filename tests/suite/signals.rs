@@ -1,10 +1,16 @@
-//! A signal without a decision would end a supervisor by its default, without a word.
+//! Every signal whose default is death has its decision, in a node and in a supervisor: it is ignored and logged, or ends
+//! the process gracefully.
 
+use std::time::Instant;
+
+use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use replcluster::signals::{Decision, all};
+
 use super::cli::Scene;
-use super::cluster::until;
+use super::cluster::{Cluster, PATIENCE, put_request, until};
 
 fn supervisor(scene: &Scene) -> Pid {
     let pid = scene.status()["supervisor"]["pid"].as_i64().unwrap();
@@ -48,5 +54,48 @@ fn a_signal_that_asks_for_an_end_ends_a_supervisor_gracefully_and_no_node() {
             "it said that it ended: {events}"
         );
         assert_eq!(scene.status()["leader"], scene.address(0), "the nodes go on");
+    }
+}
+
+/// Sends a signal by number: real-time signals have no name in `nix`.
+fn send(pid: nix::unistd::Pid, number: i32) {
+    let status =
+        std::process::Command::new("kill").arg(format!("-{number}")).arg(pid.to_string()).status().unwrap();
+    assert!(status.success(), "signal {number}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_ignores_every_signal_that_asks_for_nothing() {
+    let mut cluster = Cluster::start(1).await;
+    let address = cluster.addresses().remove(0);
+    let ignored: Vec<_> =
+        all().filter(|entry| matches!(entry.decision, Decision::Ignore | Decision::IgnoreQuietly)).collect();
+    assert!(ignored.iter().any(|entry| entry.number == libc::SIGHUP));
+    for entry in &ignored {
+        send(cluster.nodes[&address].pid(), entry.number);
+    }
+    let client = cluster.client(std::slice::from_ref(&address));
+    client.put(put_request("after", "signals")).await.unwrap();
+    let process = cluster.nodes.get_mut(&address).unwrap();
+    let said = || std::fs::read_to_string(&process.log).unwrap();
+    until("a line in the log", || said().contains("signal HUP (1) is ignored"));
+    assert!(!said().contains("signal PIPE"), "{}", said());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_that_asks_for_an_end_ends_a_node_gracefully() {
+    for entry in all().filter(|entry| matches!(entry.decision, Decision::Stop | Decision::StopOrForce)) {
+        let mut cluster = Cluster::start(1).await;
+        let address = cluster.addresses().remove(0);
+        send(cluster.nodes[&address].pid(), entry.number);
+        let start = Instant::now();
+        let code = loop {
+            if let Some(code) = cluster.exit_code(&address) {
+                break code;
+            }
+            assert!(start.elapsed() < PATIENCE, "signal {} does not end it", entry.name);
+            tokio::task::yield_now().await;
+        };
+        assert_eq!(code, Some(if entry.decision == Decision::Stop { 0 } else { 130 }), "{}", entry.name);
     }
 }

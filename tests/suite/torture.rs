@@ -28,6 +28,48 @@ fn nothing_acknowledged_is_lost_and_every_answer_fits_whoever_is_killed_or_stopp
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0, "it cleans up");
 }
 
+/// The machine's own stalls make a run inconclusive and never violated.
+fn assert_not_violated(output: &Output, faults: &[&str]) {
+    let said = verdict(output);
+    let is_fine = said["verdict"] == "proved" || said["machine"]["disk_ms"].as_u64() > Some(5000);
+    assert!(is_fine && output.status.code() != Some(6), "{said:#}");
+    for fault in faults {
+        assert!(said["faults"][fault]["times"].as_u64() > Some(0), "{fault} did not strike: {said:#}");
+    }
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_when_the_register_is_put_back_or_descriptors_run_out() {
+    let directory = tempfile::tempdir().unwrap();
+    let faults = "no-descriptors,register-rollback";
+    let output = torture(directory.path(), &["--cycles", "6", "--faults", faults]);
+    assert_not_violated(&output, &["no-descriptors", "register-rollback"]);
+}
+
+#[test]
+fn a_follower_that_flaps_keeps_writers_for_less_than_half_of_the_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let output = torture(directory.path(), &["--cycles", "1", "--faults", "flapping"]);
+    assert_not_violated(&output, &["flapping"]);
+    assert!(verdict(&output)["stalled_percent"].as_f64().unwrap() < 50.0);
+}
+
+#[cfg(feature = "full-tests")]
+#[test]
+fn a_full_disk_keeps_reads_and_deletes_going_and_loses_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED, NOTHING IS SHOWN: only root can mount a disk to fill");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let output = torture(directory.path(), &["--cycles", "5", "--faults", "full-disk"]);
+    if String::from_utf8_lossy(&output.stderr).contains("none can be mounted") {
+        eprintln!("SKIPPED, NOTHING IS SHOWN: {}", String::from_utf8_lossy(&output.stderr));
+        return;
+    }
+    assert_not_violated(&output, &["full-disk"]);
+}
+
 #[test]
 fn clients_of_surviving_nodes_see_no_error_when_leaders_are_killed() {
     let directory = tempfile::tempdir().unwrap();

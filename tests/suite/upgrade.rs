@@ -26,7 +26,8 @@ fn old() -> Option<PathBuf> {
 async fn start(program: &Path) -> (Cluster, Vec<String>) {
     let directory = tempfile::tempdir().unwrap();
     let flags = ["--handback-after", "never"].map(str::to_owned).to_vec();
-    let mut cluster = Cluster { directory, nodes: std::collections::BTreeMap::new(), flags };
+    let mut cluster =
+        Cluster { directory, nodes: std::collections::BTreeMap::new(), flags, descriptors: None };
     let mut addresses: Vec<String> = (0..3).map(|_| format!("127.0.0.1:{}", free_port())).collect();
     addresses.sort();
     addresses.iter().for_each(|address| cluster.spawn_program(address, program));

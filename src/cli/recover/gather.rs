@@ -206,18 +206,22 @@ async fn stopped(context: &Context, node: &NodeId) -> Result<(Held, Row), Failur
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
+pub(super) enum Depth {
     Brief,
     Everything,
+    /// And this entry of the log.
+    Entry(u64),
 }
 
 /// Through the program whose directory it is: this one knows nothing of what stands in there.
-async fn inspect(directory: &Path, depth: Depth) -> Result<Result<Inspection, String>, Failure> {
+pub(super) async fn inspect(directory: &Path, depth: Depth) -> Result<Result<Inspection, String>, Failure> {
     let program = spawn::find_server().map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let mut command = Command::new(&program);
     command.arg("inspect").arg("--json").arg("--data-dir").arg(directory);
-    if depth == Depth::Brief {
-        command.arg("--brief");
+    match depth {
+        Depth::Brief => drop(command.arg("--brief")),
+        Depth::Everything => {}
+        Depth::Entry(index) => drop(command.arg("--entry").arg(index.to_string())),
     }
     let output = tokio::task::spawn_blocking(move || command.output()).await;
     let output = match output {

@@ -49,6 +49,10 @@ pub(super) fn print_table(context: &Context, found: &Gathered) {
         anstream::println!("{line}");
     }
     for row in &found.rows {
+        let entries = row.inspection.iter().flat_map(|found| &found.entries);
+        for entry in entries.filter(|entry| entry.refused.is_some()) {
+            anstream::println!("{YELLOW}{}: {entry}{PLAIN}", row.node);
+        }
         for aside in row.inspection.iter().flat_map(|found| &found.aside) {
             anstream::println!("{DIM}{}: {}{PLAIN}", row.node, kept(aside));
         }
@@ -100,7 +104,7 @@ fn advice(report: &Report) -> (anstyle::Style, String, String) {
             (GREEN, format!("{leader} leads: nothing is to be recovered"), "replcluster status".to_owned())
         }
         (Verdict::Start(have), None) => {
-            (YELLOW, "nobody leads, but nothing is lost: no recovery is needed".to_owned(), start(have))
+            (YELLOW, "no node leads, but nothing is lost: no recovery is needed".to_owned(), start(have))
         }
         (Verdict::FindOut(unknown), _) => (
             RED,
@@ -237,6 +241,7 @@ fn json_copy(row: &Row, held: &Held) -> Value {
         "commit": row.commit(),
         "revision": row.revision(),
         "written_at": row.written_at(),
+        "entries": row.inspection.as_ref().map_or(Vec::new(), |found| found.entries.clone()),
         "aside": row.inspection.as_ref().map_or(Vec::new(), |found| found.aside.clone()),
     })
 }

@@ -45,7 +45,7 @@ pub(super) enum Kind {
     Strand,
     /// Fill the disk that holds the cluster to the last byte for a moment; sometimes kill the leader meanwhile
     FullDisk,
-    /// Leave a node next to no descriptors, and take the rest with idle connections
+    /// Take a node's descriptors with idle connections, and stop another meanwhile
     NoDescriptors,
     /// Put the register back to an older copy while the leader sleeps or is dead, and later the newer one
     RegisterRollback,
@@ -64,7 +64,7 @@ enum Fault {
     AllKill { back: Vec<usize> },
     Strand { lasting: Duration },
     FullDisk { lasting: Duration, kills_leader: bool },
-    NoDescriptors { node: usize, lasting: Duration },
+    NoDescriptors { node: usize, lowers_limit: bool, lasting: Duration },
     Rollback(Rollback),
     Flapping { follower: usize, rhythm: Rhythm },
     Leader,
@@ -147,6 +147,7 @@ impl Plan {
             },
             Kind::NoDescriptors => Fault::NoDescriptors {
                 node: all[0],
+                lowers_limit: random.random_bool(0.5),
                 lasting: Duration::from_millis(random.random_range(300..1500)),
             },
             Kind::RegisterRollback => Fault::Rollback(Rollback {
@@ -246,7 +247,9 @@ impl Torturer<'_> {
             }
             Fault::Strand { lasting } => self.strand(*lasting).await?,
             Fault::FullDisk { lasting, kills_leader } => self.fill_disk(*lasting, *kills_leader).await?,
-            Fault::NoDescriptors { node, lasting } => self.take_descriptors(*node, *lasting).await?,
+            Fault::NoDescriptors { node, lowers_limit, lasting } => {
+                self.take_descriptors(*node, *lowers_limit, *lasting).await?
+            }
             Fault::Rollback(rollback) => self.roll_back(*rollback).await?,
             Fault::Flapping { follower, rhythm } => self.flap(*follower, *rhythm).await?,
             Fault::Leader => self.kill_leader().await?,

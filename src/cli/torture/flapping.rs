@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 use super::faults::{Kind, Stop, Torturer};
 use crate::clock;
 
-/// How long it goes on.
-const LASTING: Duration = Duration::from_secs(10);
+/// How long it goes on: long enough that finding it out is a small part of it.
+const LASTING: Duration = Duration::from_secs(20);
 
 /// How long a follower is stopped, out of how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,14 +6,15 @@ use std::sync::{Arc, PoisonError};
 use bytes::{Bytes, BytesMut};
 
 use super::Engine;
-use crate::node::hands::{Hands, Snapshot};
-use crate::node::link::{Item, item};
+use crate::node::hands::Hands;
+use crate::node::link::{Item, item_of};
 use crate::node::log::{Position, Record, encode};
 use crate::node::registrar::Ask;
 use crate::node::wire::{Entries, body_of};
 use crate::node::writer::WriteOperation;
 use crate::protocol::{Effect, Message, Role, Warning, WriteId};
-use crate::view::{Epoch, Index, NodeId, View};
+use crate::rules::{Rule, breaks};
+use crate::view::{Checksum, Epoch, Index, NodeId, View};
 
 impl<H: Hands> Engine<H> {
     pub(super) fn carry_out(&mut self, effect: Effect, entries: Option<&Entries>) {
@@ -44,8 +45,8 @@ impl<H: Hands> Engine<H> {
                 self.shared.commit.store(to.0, Ordering::Release);
                 self.apply();
             }
-            Effect::Send { to, epoch, message } => self.send(&to, epoch, &message),
-            Effect::SendSnapshot(to) => self.send_snapshot(to),
+            Effect::Send { to, epoch, view, message } => self.send(&to, epoch, view, &message),
+            Effect::SendSnapshot(to) => self.snapshot_due(to),
             Effect::ReadRegister { known } => self.hands.ask(Ask::Read(known)),
             Effect::Prepare(next) => self.hands.ask(Ask::Prepare(next)),
             Effect::Swap { replaces, next } => {
@@ -64,7 +65,12 @@ impl<H: Hands> Engine<H> {
 
     fn append(&mut self, write: WriteId, epoch: Epoch, first: Index, last: Index, opening: bool) {
         let mut buffer = BytesMut::new();
-        let batch = if opening { vec![(0, 0, Bytes::new())] } else { std::mem::take(&mut self.batch) };
+        let batch: Vec<(u64, u64, Bytes)> = if opening {
+            vec![(0, 0, Bytes::new())]
+        } else {
+            let batch = std::mem::take(&mut self.batch).into_iter();
+            batch.map(|(origin, sequence, mutation)| (origin, sequence, mutation.into_bytes())).collect()
+        };
         assert_eq!(batch.len() as u64, last.0 - first.0 + 1, "the batch is what was proposed");
         let commit = self.node.log().commit();
         let mut chain = self.tail.chain;
@@ -77,7 +83,7 @@ impl<H: Hands> Engine<H> {
 
     fn put(&mut self, write: WriteId, first: Index, frames: Bytes, last: Position) {
         self.tail = last;
-        self.recent.push(first, frames.clone(), last, self.applied.index);
+        self.recent.push(first, frames.clone(), last, self.commit);
         self.hands.write(WriteOperation::Append { write, frames, last });
     }
 
@@ -112,12 +118,12 @@ impl<H: Hands> Engine<H> {
 
     // --- peers ---
 
-    fn send(&mut self, to: &NodeId, epoch: Epoch, message: &Message) {
+    fn send(&mut self, to: &NodeId, epoch: Epoch, view: Checksum, message: &Message) {
         let item = match message {
             Message::Append { previous, last, commit, runs, sent } if !runs.is_empty() => {
-                Item::Entries { epoch, previous: *previous, last: *last, commit: *commit, sent: *sent }
+                Item::Entries { epoch, view, previous: *previous, last: *last, commit: *commit, sent: *sent }
             }
-            other => item(epoch, body_of(other)),
+            other => item_of(epoch, view, body_of(other)),
         };
         self.queue(to, item);
     }
@@ -149,20 +155,6 @@ impl<H: Hands> Engine<H> {
         true
     }
 
-    fn send_snapshot(&mut self, to: NodeId) {
-        if self.sending_snapshot.contains(&to) {
-            return;
-        }
-        self.sending_snapshot.push(to.clone());
-        let reader = {
-            let store = self.shared.store.read().unwrap_or_else(PoisonError::into_inner);
-            store.backend().snapshot()
-        };
-        let (epoch, position) = (self.node.epoch(), self.applied);
-        tracing::info!("sending {to} a snapshot of everything up to {}", position.index);
-        self.hands.send_snapshot(&to, Snapshot { epoch, position, rows: reader });
-    }
-
     fn install(&mut self, write: WriteId, index: Index) {
         let snapshot = self.arrived.take().expect("a snapshot is installed as it arrives");
         assert_eq!(snapshot.position.index, index, "the snapshot that arrived is the one installed");
@@ -171,10 +163,39 @@ impl<H: Hands> Engine<H> {
         self.tail = snapshot.position;
         self.applied = snapshot.position;
         self.commit = index;
-        *self.shared.store.write().unwrap_or_else(PoisonError::into_inner) = snapshot.store;
+        self.applying.abandon();
+        let replaced = {
+            // Each holder of the lock holds it for a piece only.
+            let mut store = self.shared.store.write();
+            // The worker sees under the lock that its state is gone.
+            self.shared.working.store(0, Ordering::Release);
+            self.shared.replaced.fetch_add(1, Ordering::AcqRel);
+            std::mem::replace(&mut *store, snapshot.store)
+        };
+        // An index of millions of keys takes its time to go.
+        self.hands.discard(Box::new(replaced));
         self.flushing = false;
+        self.flush_done = None;
+        self.flush_rest = None;
         self.requests.fail_submitted();
         self.hands.write(WriteOperation::Install { write, base: snapshot.position, place: snapshot.place });
+        self.publish_installed();
+    }
+
+    /// What the installed state holds is seen at once, and not with the next commit.
+    fn publish_installed(&mut self) {
+        if breaks(Rule::PublishInstalled) {
+            return;
+        }
+        let shared = self.shared.clone();
+        let store = shared.store.read();
+        self.publish_state(&store);
+        drop(store);
+        self.compacting = true;
+        shared.commit.store(self.commit.0, Ordering::Release);
+        shared.applied.store(self.applied.index.0, Ordering::Release);
+        shared.changed.send_modify(|count| *count += 1);
+        self.reads.reached(self.applied.index);
     }
 }
 

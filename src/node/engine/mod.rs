@@ -7,11 +7,15 @@
 //!
 //! * this file: what comes in, and in which order
 //! * `effects`: what the protocol wants done
+//! * `apply`: committed entries, carried out at once or by a worker
 //! * `ordering`: requests of clients, from arrival to answer; reads
+//! * `level`: what the log may hold, raised once every member knows it
 //! * `operators`: commands, and a graceful end
 //! * `storage`: the state on disk, and how much of the log is kept
 
+mod apply;
 mod effects;
+mod level;
 mod operators;
 mod ordering;
 mod storage;
@@ -21,13 +25,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use self::apply::Applying;
+pub use self::apply::refusal_of;
+pub use self::level::FEATURE_LEVEL;
+use self::level::Levels;
 use self::operators::{Admin, Wish};
 use self::ordering::Taken;
+use self::storage::FlushRest;
 use super::Ended;
+use super::admission::Admitted;
 use super::event::{ArrivedSnapshot, Internal, Outcome, Request};
 use super::handle::Shared;
 use super::hands::Hands;
@@ -35,10 +44,12 @@ use super::log::Position;
 use super::reads::Reads;
 use super::recent::Recent;
 use super::requests::Requests;
+use super::state::FlushDone;
 use super::wire::Entries;
 use crate::proto::replcluster::{ReadIndex, frame::Body};
 use crate::protocol::{Halt, Input, Node, Role};
 use crate::rules::{Rule, breaks};
+use crate::skips::Skips;
 use crate::view::{Epoch, Index, NodeId};
 
 /// Requests that may wait for their entries; beyond it `too many requests` (etcd: 5,000 uncommitted proposals).
@@ -61,6 +72,12 @@ pub struct Options {
     pub space_reserve_bytes: u64,
     /// A random number for this life of the process, never zero: requests travel under it (R19).
     pub origin: u64,
+    /// What this build can do with entries of the log (R37): [`FEATURE_LEVEL`], but for tests of older builds.
+    pub feature_level: u32,
+    /// What a worker does of a heavy entry under the state's lock at a time; smaller in tests.
+    pub piece_units: u64,
+    /// Test switch: every so many entries one is heavy, however light it is; 0: none.
+    pub apart_every: u64,
 }
 
 /// What an engine starts from: see [`recovery`](super::recovery).
@@ -75,6 +92,8 @@ pub struct Parts {
     pub tail: Position,
     /// The last entry applied to the state.
     pub applied: Position,
+    /// Entries that are stepped over.
+    pub skips: Skips,
 }
 
 /// See the head of the module.
@@ -91,24 +110,44 @@ pub struct Engine<H: Hands> {
     /// The end of the log, written or on its way to the disk.
     tail: Position,
     applied: Position,
+    applying: Applying,
+    /// Entries applied in this turn, and their bytes.
+    turn_entries: u64,
+    turn_bytes: usize,
+    skips: Skips,
     commit: Index,
     requests: Requests,
     reads: Reads,
     admin: Vec<Admin>,
     /// Requests that followers forwarded and that wait to be ordered: origin, sequence, mutation.
-    forwarded: Vec<(u64, u64, Bytes)>,
+    forwarded: Vec<(u64, u64, Admitted)>,
     /// The sequences of each origin taken in this leadership.
     taken: BTreeMap<u64, Taken>,
     /// What the `Append` effect of the proposal just fed will write.
-    batch: Vec<(u64, u64, Bytes)>,
+    batch: Vec<(u64, u64, Admitted)>,
     /// Done, but a newer view was seen to exist: said once this node has caught up with it (R13).
     held_back: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     arrived: Option<ArrivedSnapshot>,
     sending_snapshot: Vec<NodeId>,
+    /// Peers that are to get a snapshot as soon as the state can be looked at.
+    snapshots_due: Vec<NodeId>,
     flushing: bool,
+    /// A flush that is durable, and that the state is to hear of.
+    flush_done: Option<FlushDone>,
     flushed_at: Instant,
+    /// The rest of the flush, and when it is tried again.
+    flush_rest: Option<FlushRest>,
+    /// How long the rest of a flush waits next.
+    flush_pause: Duration,
     /// The space alarm that is on its way into the log.
     alarm: Option<oneshot::Receiver<Outcome>>,
+    levels: Levels,
+    /// What has gathered waits for room on the disk (R25), as it was last seen.
+    flush_waits: bool,
+    /// When it was last said that room is short.
+    room_said_at: Option<Instant>,
+    /// It was said of the present shortness.
+    short_room_said: bool,
     /// Why the disk does not say how much room it has, as it was logged.
     room_untold: Option<String>,
     /// Told to end; leadership is being handed over until then.
@@ -123,6 +162,8 @@ pub struct Engine<H: Hands> {
     /// A swap of ours is on its way.
     swap_open: bool,
     compacting: bool,
+    /// A removal waits for a reader.
+    removal_held: bool,
     link_lost: bool,
     /// When what waits was last given again.
     given_again_at: Instant,
@@ -135,7 +176,7 @@ impl<H: Hands> Engine<H> {
     /// Nothing has happened yet. Time zero is when `shared` says that the node started.
     #[must_use]
     pub fn new(parts: Parts, options: Options, hands: H) -> Engine<H> {
-        let Parts { node, shared, recent, tail, applied } = parts;
+        let Parts { node, shared, recent, tail, applied, skips } = parts;
         let now = Instant::from_std(shared.started);
         let recovered = node.log().commit();
         Engine {
@@ -147,6 +188,10 @@ impl<H: Hands> Engine<H> {
             now,
             tail,
             applied,
+            applying: Applying::default(),
+            turn_entries: 0,
+            turn_bytes: 0,
+            skips,
             commit: Index(0),
             requests: Requests::new(options.origin),
             reads: Reads::numbered_from(options.origin >> 1),
@@ -158,9 +203,17 @@ impl<H: Hands> Engine<H> {
             held_back: Vec::new(),
             arrived: None,
             sending_snapshot: Vec::new(),
+            snapshots_due: Vec::new(),
             flushing: false,
+            flush_done: None,
             flushed_at: now,
+            flush_rest: None,
+            flush_pause: storage::FLUSH_RETRY_MIN,
             alarm: None,
+            levels: Levels::default(),
+            flush_waits: false,
+            room_said_at: None,
+            short_room_said: false,
             room_untold: None,
             stopping: None,
             healthy_at: None,
@@ -169,6 +222,7 @@ impl<H: Hands> Engine<H> {
             ended: None,
             swap_open: false,
             compacting: true,
+            removal_held: false,
             link_lost: false,
             given_again_at: now,
             swept_at: now,
@@ -185,7 +239,7 @@ impl<H: Hands> Engine<H> {
     /// True where a turn would find work although nothing has come in.
     #[must_use]
     pub fn is_busy(&self) -> bool {
-        self.applied.index < self.commit || self.compacting
+        self.can_apply() || self.compacting || self.flush_done.is_some() || !self.snapshots_due.is_empty()
     }
 
     /// One turn: everything that has come in by `now`, as one batch: one sync, one message to each follower. Answers
@@ -198,6 +252,7 @@ impl<H: Hands> Engine<H> {
         requests: impl Iterator<Item = Request>,
     ) -> Option<Ended> {
         self.now = now;
+        self.begin_applying();
         if tick {
             self.tick();
         }
@@ -208,6 +263,7 @@ impl<H: Hands> Engine<H> {
             self.request(request);
         }
         self.apply();
+        self.tend_state();
         self.release();
         self.turn_away();
         self.submit();
@@ -228,7 +284,13 @@ impl<H: Hands> Engine<H> {
 
     fn report(&mut self, report: Internal) {
         match report {
-            Internal::Persisted(write) => self.step(Input::Persisted(write)),
+            Internal::Persisted(write) => {
+                self.hands.written(write);
+                // The acknowledgement that follows says how the log stands after these very entries (R25).
+                self.note_short_log();
+                self.step(Input::Persisted(write));
+            }
+            Internal::PromiseKept(write) => self.step(Input::PromiseKept(write)),
             Internal::Diverged(at) => self.halt(&Halt::Diverged { at }),
             Internal::Dropped(index) => self.step(Input::Dropped(index)),
             Internal::RegisterRead(answer) => self.step(Input::RegisterAnswered(answer)),
@@ -239,11 +301,13 @@ impl<H: Hands> Engine<H> {
             }
             Internal::Died { node, session } => {
                 tracing::info!("{node} is dead: its lock is free");
+                self.levels.died(&node, session);
                 self.step(Input::Died { node, session });
             }
             Internal::Message { envelope, entries } => self.feed(Input::Received(envelope), entries.as_ref()),
             Internal::Frame { from, epoch, body } => self.frame(&from, epoch, body),
-            Internal::PeerArrived(node) => {
+            Internal::PeerArrived { node, session, level } => {
+                self.levels.greeted(node.clone(), session, level, self.now);
                 self.hands.dial(&node);
                 self.hands.ask(super::registrar::Ask::Watch(node));
             }
@@ -259,7 +323,9 @@ impl<H: Hands> Engine<H> {
                 self.arrived = None;
             }
             Internal::SnapshotSent(node) => self.sending_snapshot.retain(|other| *other != node),
-            Internal::Flushed(done) => self.flushed(&done),
+            Internal::Flushed(done) => self.flush_done = Some(done),
+            Internal::FlushWaits(rest, lack) => self.flush_lacks(rest, lack),
+            Internal::Applied(done) => self.worker_done(done),
             Internal::Failed(why) => self.fail(why),
             Internal::Stop => self.begin_stop(),
         }
@@ -313,6 +379,9 @@ impl<H: Hands> Engine<H> {
             self.pursue_wishes();
             self.maybe_flush();
             self.look_for_room();
+            self.compacting |= std::mem::take(&mut self.removal_held);
+            self.raise_level();
+            self.ensure_secret();
             self.confirm_health();
             // Also without a lost link: a leader drops what comes under another epoch than its own, and we may have read
             // a new view before the leader knew that its swap had won.
@@ -378,7 +447,12 @@ impl<H: Hands> Engine<H> {
             Ok(newer) => !newer,
             // A set that is whole goes on without the register (R10), and that is its own proof. A follower sees it by
             // what is committed.
-            Err(_) => self.node.is_followed() || (!leads && commit > self.swept_commit),
+            Err(error) => {
+                if error.is_of_another() {
+                    self.step(Input::RegisterDoubted);
+                }
+                self.node.is_followed() || (!leads && commit > self.swept_commit)
+            }
         };
         self.swept_commit = commit;
         if newest && moves && !self.node.is_unfit() {
@@ -391,6 +465,8 @@ impl<H: Hands> Engine<H> {
         let epoch = if serving { self.node.epoch().0 } else { 0 };
         let shared = &self.shared;
         let mut changed = shared.serving.swap(epoch, Ordering::AcqRel) != epoch;
+        shared.turned_at.store(self.now_ms(), Ordering::Release);
+        shared.proof_until.store(self.node.proof_until().unwrap_or(0), Ordering::Release);
         let log = self.node.log();
         shared.last.store(log.last().index.0, Ordering::Relaxed);
         shared.last_epoch.store(log.last().epoch.0, Ordering::Relaxed);
@@ -405,7 +481,6 @@ impl<H: Hands> Engine<H> {
         if changed {
             shared.changed.send_modify(|count| *count += 1);
         }
-        self.compact_some();
     }
 }
 

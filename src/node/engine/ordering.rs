@@ -1,36 +1,32 @@
-//! The way of a request: taken from a client, given to whoever leads, ordered, applied, answered. And reads (R17).
+//! The way of a request: taken from a client, given to the leader, ordered, answered once it is applied. And reads (R17).
 
 use std::collections::BTreeSet;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Engine;
-use crate::kv::{self, Backend as _};
+use crate::kv::Refusal;
+use crate::node::admission::Admitted;
 use crate::node::event::Outcome;
-use crate::node::handle::{StateStore, Unavailable};
+use crate::node::handle::Unavailable;
 use crate::node::hands::Hands;
 use crate::node::link::{ENTRIES_BYTES, item};
-use crate::node::log::{Position, decode};
-use crate::node::snapshot::{APPLIED, encode_position};
 use crate::proto::replcluster::{Forward, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
 use crate::rules::{Rule, breaks};
-use crate::view::{Index, NodeId};
+use crate::view::NodeId;
 
-/// Entries applied in one turn, so that a long replay does not stop the heartbeats.
-const TURN_APPLY: u64 = 16_384;
 /// Entries and bytes ordered in one batch.
 const BATCH_COUNT: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 /// How long the test switch keeps entries from followers.
 const KEPT_BACK: Duration = Duration::from_millis(100);
-/// Entries in memory, in bytes, beyond which nothing more is ordered.
-const UNCOMMITTED_BYTES: usize = 256 << 20;
+/// Entries in memory, in bytes, beyond which nothing more is ordered. With one batch more it is less than what each log
+/// has in reserve when its node first says that room is short (R25).
+const UNCOMMITTED_BYTES: usize = 24 << 20;
 /// Sequences of one origin remembered; far more than can wait for an answer within the longest deadline.
 const TAKEN_MAX: usize = 1 << 18;
 
@@ -58,7 +54,7 @@ impl Taken {
 impl<H: Hands> Engine<H> {
     // --- requests ---
 
-    pub(super) fn mutate(&mut self, mutation: Bytes, deadline: Instant, answer: oneshot::Sender<Outcome>) {
+    pub(super) fn mutate(&mut self, mutation: Admitted, deadline: Instant, answer: oneshot::Sender<Outcome>) {
         match self.too_few_in_sync() {
             // One that has gone away does not wait for its answer.
             Some((have, need)) => drop(answer.send(Err(Unavailable::TooFewInSync { have, need }))),
@@ -117,6 +113,9 @@ impl<H: Hands> Engine<H> {
     }
 
     fn order(&mut self) {
+        if self.orders_no_growth() && !self.leave_out_growth() {
+            return;
+        }
         // While nothing commits, requests wait in their bounded queue and not in the log.
         while self.node.can_propose()
             && self.recent.bytes() < UNCOMMITTED_BYTES
@@ -135,6 +134,25 @@ impl<H: Hands> Engine<H> {
         }
     }
 
+    /// What makes the state grow is not ordered: it is refused as the alarm will refuse it, or waits for a leader that
+    /// has room. True where the rest may be ordered. What others have forwarded is left out in silence: they give it again
+    /// to a leader that has room, or refuse it when they hear of the alarm.
+    fn leave_out_growth(&mut self) -> bool {
+        let taken = &mut self.taken;
+        self.forwarded.retain(|(origin, sequence, mutation)| {
+            let left_out = mutation.grows();
+            if left_out && let Some(taken) = taken.get_mut(origin) {
+                taken.seen.remove(sequence);
+            }
+            !left_out
+        });
+        if self.node.has_roomy_follower() {
+            return false;
+        }
+        self.requests.refuse_unsubmitted(Admitted::grows, &Refusal::SpaceExceeded);
+        true
+    }
+
     fn forward(&mut self) {
         let Some(leader) = self.node.view().map(|view| view.leader.clone()) else { return };
         if leader == self.shared.address {
@@ -146,11 +164,11 @@ impl<H: Hands> Engine<H> {
             // Sequence numbers have gaps where requests timed out: one frame for each stretch without a gap.
             let mut rest = submission.mutations.into_iter().peekable();
             while let Some((first_sequence, mutation)) = rest.next() {
-                let mut mutations = vec![mutation];
+                let mut mutations = vec![mutation.into_bytes()];
                 while let Some((_, mutation)) =
                     rest.next_if(|(sequence, _)| *sequence == first_sequence + mutations.len() as u64)
                 {
-                    mutations.push(mutation);
+                    mutations.push(mutation.into_bytes());
                 }
                 let forward = Forward { origin: self.requests.origin(), first_sequence, mutations };
                 self.queue(&leader, item(epoch, Body::Forward(forward)));
@@ -162,64 +180,24 @@ impl<H: Hands> Engine<H> {
         if !matches!(self.node.role(), Role::Leader(_)) {
             return;
         }
+        let level = self.shared.feature_level.load(Ordering::Acquire);
         let taken = self.taken.entry(forward.origin).or_default();
-        for (sequence, mutation) in (forward.first_sequence..).zip(forward.mutations) {
+        for (sequence, mutation) in (forward.first_sequence..=u64::MAX).zip(forward.mutations) {
+            // Not taken, so that it is looked at again when its node gives it again: by then what that node has applied
+            // may have been applied here too, the level among it.
+            let mutation = match Admitted::forwarded(mutation, level) {
+                Ok(mutation) => mutation,
+                Err(refusal) => {
+                    tracing::debug!("a forwarded request is not taken at feature level {level}: {refusal}");
+                    continue;
+                }
+            };
+            if mutation.is_for_the_leader() {
+                continue;
+            }
             if taken.take(sequence) || breaks(Rule::TakeOnce) {
                 self.forwarded.push((forward.origin, sequence, mutation));
             }
-        }
-    }
-
-    // --- applying ---
-
-    pub(super) fn apply(&mut self) {
-        if self.applied.index >= self.commit {
-            return;
-        }
-        let shared = self.shared.clone();
-        let mut store = shared.store.write().unwrap_or_else(PoisonError::into_inner);
-        let stop = Index(self.commit.0.min(self.applied.index.0 + TURN_APPLY));
-        let mut answers = Vec::new();
-        let mut failed = None;
-        while self.applied.index < stop && failed.is_none() {
-            let chunk = match self.recent.read(self.applied.index.next(), ENTRIES_BYTES) {
-                Ok(Some(chunk)) => chunk,
-                Ok(None) => {
-                    failed = Some("the log ends before its commit index".to_owned());
-                    break;
-                }
-                Err(error) => {
-                    failed = Some(format!("cannot read the log: {error}"));
-                    break;
-                }
-            };
-            let mut frames = chunk.frames;
-            while self.applied.index < stop {
-                let Ok(Some((record, chain))) = decode(&mut frames) else { break };
-                let own = record.origin == self.requests.origin();
-                let outcome = apply_to(&mut store, &record.payload, own);
-                self.applied = Position { index: record.index, epoch: record.epoch, chain };
-                if let Some(outcome) = outcome
-                    && own
-                {
-                    answers.push((record.sequence, Ok(outcome)));
-                }
-            }
-        }
-        store.backend_mut().put_meta(APPLIED, encode_position(self.applied));
-        self.compacting = true;
-        self.shared.revision.store(store.revision(), Ordering::Release);
-        drop(store);
-        self.shared.applied.store(self.applied.index.0, Ordering::Release);
-        self.recent.applied(self.applied.index);
-        for (sequence, outcome) in answers {
-            let answer = self.requests.applied(sequence);
-            self.held_back.extend(answer.map(|answer| (answer, outcome)));
-        }
-        self.release();
-        self.reads.reached(self.applied.index);
-        if let Some(why) = failed {
-            self.fail(why);
         }
     }
 
@@ -230,7 +208,12 @@ impl<H: Hands> Engine<H> {
             return;
         }
         let ours = if self.node.is_serving() {
-            self.swap_open || !matches!(self.shared.register.has_newer(self.node.epoch()), Ok(true))
+            // Nor where the register holds another view in place of ours: another leader may have come of it (R11).
+            self.swap_open
+                || match self.shared.register.has_newer(self.node.epoch()) {
+                    Ok(newer) => !newer,
+                    Err(error) => !error.is_of_another(),
+                }
         } else {
             self.leadership_is_open()
         };
@@ -242,18 +225,12 @@ impl<H: Hands> Engine<H> {
                     // A refusal has changed nothing that could be lost.
                     (Some(_) | None, outcome) => outcome,
                 };
-                // A client that has gone away does not wait for its answer.
-                let _ = answer.send(outcome);
+                // A client that has gone away does not wait for its answer, which may be large.
+                if let Err(outcome) = answer.send(outcome) {
+                    self.hands.discard(Box::new(outcome));
+                }
             }
         }
-    }
-
-    /// What a build with the test switch does wrong: it applies, and so acknowledges, entries that only it holds.
-    fn apply_early(&mut self) {
-        let commit = self.commit;
-        self.commit = self.tail.index;
-        self.apply();
-        self.commit = self.commit.max(commit);
     }
 
     // --- reads ---
@@ -265,7 +242,7 @@ impl<H: Hands> Engine<H> {
         let unproved = breaks(Rule::AnswerOnlyAsLeader);
         let commit = self.node.log().commit();
         // The proof is taken after the value (R17). While a change of ours is on its way the follower asks again.
-        if unproved || matches!(self.shared.register.has_newer(self.node.epoch()), Ok(false)) {
+        if unproved || self.shared.prove(self.node.epoch()) {
             let epoch = self.node.epoch();
             let answer = ReadIndexAnswer { question, commit: commit.0 };
             self.queue(from, item(epoch, Body::ReadIndexAnswer(answer)));
@@ -288,23 +265,6 @@ impl<H: Hands> Engine<H> {
             Role::Leader(_) | Role::Candidate(_) => {}
         }
     }
-}
-
-/// `None` for an entry that opens an epoch: it has no payload. What cannot be decoded is refused, as on every node. An
-/// answer is built only where its client waits.
-fn apply_to(store: &mut StateStore, payload: &Bytes, own: bool) -> Option<Result<kv::Applied, kv::Refusal>> {
-    if payload.is_empty() {
-        return None;
-    }
-    let mutation = match kv::decode(payload, store.feature_level()) {
-        Ok(mutation) => mutation,
-        Err(refusal) => return Some(Err(refusal)),
-    };
-    if own && breaks(Rule::ApplyTheSame) {
-        // Depends on what another node cannot know: who was asked.
-        let _ = store.apply(&mutation);
-    }
-    Some(store.apply_for(&mutation, own))
 }
 
 #[cfg(test)]

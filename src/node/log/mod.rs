@@ -11,6 +11,7 @@
 //! A write or sync that fails is the end of the log in this process (R21): everything after it fails too. Only what
 //! fails for lack of room before anything was changed can be tried again.
 
+mod map;
 mod reader;
 mod record;
 mod recover;
@@ -20,18 +21,20 @@ mod words;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, RwLock};
 
 use bytes::Bytes;
 
+pub use crate::view::Position;
+use map::{Map, read_map, write_map};
 pub use reader::LogReader;
-pub use record::{BadRecord, PAYLOAD_MAX, Position, Record, decode, encode};
+pub use record::{BadRecord, PAYLOAD_MAX, Record, decode, encode};
 use segment::{HEAD_BYTES, Head, Mark, Segment};
 use spare::{Spare, Spares};
 pub use words::{LogError, Options, Recovered, Room, Space};
-use words::{io_error, is_full, room_error};
+use words::{io_error, room_error};
 
-use super::disk::{Disk, RealDisk};
+use crate::disk::{Disk, DiskDirectory, RealDisk};
 use crate::rules::{Rule, breaks};
 use crate::view::Index;
 
@@ -71,43 +74,12 @@ pub fn look(
     Ok((recovered, reader))
 }
 
-#[derive(Default)]
-struct Map {
-    /// By the order of their making, which is the order of their entries.
-    segments: Vec<Segment>,
-    /// Bytes that fit into the spare files.
-    spare_bytes: u64,
-    space: Space,
-    /// The newest segment holds the remains of an append that found no room: nothing is written behind them.
-    closed: bool,
-}
-
-impl Map {
-    fn base(&self) -> Position {
-        self.segments.first().map_or(Position::default(), |segment| segment.head.base)
-    }
-
-    fn last(&self) -> Position {
-        self.segments.last().map_or(Position::default(), |segment| segment.last)
-    }
-
-    fn segment_room(&self) -> u64 {
-        self.segments.last().filter(|_| !self.closed).map_or(0, Segment::room)
-    }
-
-    fn room(&self) -> u64 {
-        self.segment_room() + self.spare_bytes
-    }
-
-    fn newest(&mut self) -> &mut Segment {
-        self.segments.last_mut().expect("one was begun at least")
-    }
-}
-
 /// The writing side. See the head of the module.
 pub struct Log<D: Disk = RealDisk> {
     disk: D,
     directory: PathBuf,
+    /// The same, held open: syncing names must not need a descriptor that may not be had.
+    names: Arc<dyn DiskDirectory>,
     map: Arc<RwLock<Map>>,
     spares: Spares<D>,
     next_sequence: u64,
@@ -115,20 +87,12 @@ pub struct Log<D: Disk = RealDisk> {
     dirty: bool,
     /// What the mark in the newest segment says.
     marked: Index,
-    /// A fresh start that waits for its state.
-    staged: Option<Head>,
+    /// A fresh start that waits for its state, and its file where this process has made it.
+    staged: Option<(Head, Option<Spare>)>,
     /// Superseded files were removed, and may be back after a power cut.
     removed: bool,
     /// A write or sync has failed (R21).
     failed: bool,
-}
-
-fn read_map(map: &RwLock<Map>) -> RwLockReadGuard<'_, Map> {
-    map.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write_map(map: &RwLock<Map>) -> RwLockWriteGuard<'_, Map> {
-    map.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<D: Disk> Log<D> {
@@ -152,12 +116,14 @@ impl<D: Disk> Log<D> {
         options: Options,
     ) -> Result<(Log<D>, Recovered), LogError> {
         disk.make_directory(directory).map_err(io_error(directory))?;
-        sync_directory(&disk, directory.parent().unwrap_or(directory))?;
+        let open = |path: &Path| disk.open_directory(path).map_err(io_error(path));
+        sync(&*open(directory.parent().unwrap_or(directory))?, directory)?;
+        let names = open(directory)?;
         let found = recover::recover(&disk, directory, durable_commit)?;
         // A process that was killed may have left names that are not on the disk yet. They must be before anything
         // that they supersede is removed.
         if !breaks(Rule::SyncNamesFound) {
-            sync_directory(&disk, directory)?;
+            sync(&*names, directory)?;
         }
         if let Some(segment) = found.segments.last() {
             settle_tail(segment, found.mark)?;
@@ -166,11 +132,12 @@ impl<D: Disk> Log<D> {
             spares: Spares::new(disk.clone(), directory, options),
             disk,
             directory: directory.to_owned(),
+            names,
             map: Arc::new(RwLock::new(Map { segments: found.segments, ..Map::default() })),
             next_sequence: found.next_sequence,
             dirty: false,
             marked: found.mark.durable,
-            staged: found.staged,
+            staged: found.staged.map(|head| (head, None)),
             removed: false,
             failed: false,
         };
@@ -183,7 +150,8 @@ impl<D: Disk> Log<D> {
         for superseded in found.superseded {
             log.disk.remove(&superseded).map_err(io_error(&superseded))?;
         }
-        sync_directory(&log.disk, directory)?;
+        log.sync_names()?;
+        log.spares.order();
         log.publish_room(None);
         let recovered = Recovered {
             base: log.base(),
@@ -268,8 +236,8 @@ impl<D: Disk> Log<D> {
             }
         }
         if end + bytes - HEAD_BYTES > (length - HEAD_BYTES) / 2 {
-            self.spares.order_next();
-            self.spares.order_reserve();
+            self.spares.order();
+            self.spares.write_next();
         }
         Ok(())
     }
@@ -355,12 +323,17 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
-    /// For when there is nothing else to do: has the reserve made where it is missing, and looks whether there is
-    /// room again.
-    pub fn tend(&mut self) {
-        self.spares.order_reserve();
+    /// Tries again what could not be prepared for want of something. To be called about once a second.
+    pub fn look_again(&mut self) {
+        self.spares.order();
         self.spares.look_again();
         self.publish_room(None);
+    }
+
+    /// For when there is nothing else to do: as [`Log::look_again`], and has the reserve made ready.
+    pub fn tend(&mut self) {
+        self.spares.write_reserve();
+        self.look_again();
     }
 
     /// Cuts the log after `index`, durably.
@@ -396,9 +369,15 @@ impl<D: Disk> Log<D> {
         self.sync()?;
         self.staged = None;
         let head = self.head(base, true);
-        let staged = self.spares.take_any().and_then(|spare| self.name(head, spare, FRESH).map(|_| ()));
-        self.settled(staged)?;
-        self.staged = Some(head);
+        let staged = self.spares.take_any().and_then(|spare| self.name(head, spare, FRESH));
+        let (staged, result) = match staged {
+            Ok(segment) => (Some(segment), Ok(())),
+            Err(error) => (None, Err(error)),
+        };
+        self.settled(result)?;
+        self.staged = staged.map(|Segment { path, file, length, .. }| {
+            (head, Some(Spare { path, file, length, written: true }))
+        });
         Ok(())
     }
 
@@ -411,11 +390,16 @@ impl<D: Disk> Log<D> {
     /// Where nothing was staged.
     pub fn finish_reset(&mut self) -> Result<(), LogError> {
         self.sync()?;
-        let staged = self.staged.take().expect("a fresh start was staged");
-        let path = self.directory.join(FRESH);
-        let finished = self.finish(Head { sequence: self.next_sequence, ..staged }, &path);
+        let (staged, spare) = self.staged.take().expect("a fresh start was staged");
+        let head = Head { sequence: self.next_sequence, ..staged };
+        let finished = match spare {
+            Some(spare) => self.begin(head, spare),
+            None => self.finish(head, &self.directory.join(FRESH)),
+        };
         self.settled(finished.map_err(|error| match error {
-            LogError::NoSpace { path } => LogError::Io { path, source: io::ErrorKind::StorageFull.into() },
+            LogError::NoSpace { path, .. } => {
+                LogError::Io { path, source: io::ErrorKind::StorageFull.into() }
+            }
             other => other,
         }))
     }
@@ -428,15 +412,19 @@ impl<D: Disk> Log<D> {
         if self.staged.take().is_some() {
             let path = self.directory.join(FRESH);
             self.disk.remove(&path).map_err(io_error(&path))?;
-            sync_directory(&self.disk, &self.directory)?;
+            self.sync_names()?;
         }
         Ok(())
+    }
+
+    fn sync_names(&self) -> Result<(), LogError> {
+        sync(&*self.names, &self.directory)
     }
 
     fn finish(&mut self, head: Head, path: &Path) -> Result<(), LogError> {
         let file = self.disk.open(path, false).map_err(io_error(path))?;
         let length = file.length().map_err(io_error(path))?;
-        self.begin(head, Spare { path: path.to_owned(), file, length })
+        self.begin(head, Spare { path: path.to_owned(), file, length, written: true })
     }
 
     /// Removes segments that hold nothing from `index` on.
@@ -460,13 +448,13 @@ impl<D: Disk> Log<D> {
     fn remove_in_order(&mut self, removed: &[PathBuf]) -> Result<(), LogError> {
         // What superseded other files must not be gone while these can come back.
         if self.removed && !removed.is_empty() && !breaks(Rule::DropInOrder) {
-            sync_directory(&self.disk, &self.directory)?;
+            self.sync_names()?;
             self.removed = false;
         }
         for path in removed {
             self.disk.remove(path).map_err(io_error(path))?;
             if !breaks(Rule::DropInOrder) {
-                sync_directory(&self.disk, &self.directory)?;
+                self.sync_names()?;
             }
         }
         Ok(())
@@ -491,7 +479,7 @@ impl<D: Disk> Log<D> {
             self.spares.give_back(spare);
             return Err(error);
         }
-        sync_directory(&self.disk, &self.directory)?;
+        self.sync_names()?;
         Ok(Segment::new(head, spare.file, path, spare.length))
     }
 
@@ -514,6 +502,8 @@ impl<D: Disk> Log<D> {
             map.closed = false;
             superseded
         };
+        // Whatever was used is had again at once: the disk may be full the next moment.
+        self.spares.order();
         self.removed = !superseded.is_empty();
         for path in superseded {
             self.disk.remove(&path).map_err(io_error(&path))?;
@@ -541,19 +531,21 @@ impl<D: Disk> Log<D> {
         let mut map = write_map(&self.map);
         let stuck = stuck.unwrap_or(map.space == Space::Stuck);
         map.spare_bytes = self.spares.room();
-        map.space = match (stuck, self.spares.is_short()) {
+        map.lack = self.spares.lack();
+        map.space = match (stuck, map.lack) {
             (true, _) => Space::Stuck,
-            (false, true) => Space::Short,
-            (false, false) => Space::Ample,
+            (false, Some(_)) => Space::Short,
+            (false, None) => Space::Ample,
         };
     }
 }
 
-fn sync_directory(disk: &impl Disk, directory: &Path) -> Result<(), LogError> {
+/// Names in this directory are on the disk.
+fn sync(names: &dyn DiskDirectory, directory: &Path) -> Result<(), LogError> {
     if breaks(Rule::SyncDirectories) {
         return Ok(());
     }
-    disk.sync_directory(directory).map_err(io_error(directory))
+    names.sync().map_err(io_error(directory))
 }
 
 /// R22: what we found may only be in the kernel's memory, and nothing is told before it is on the disk. It is written

@@ -7,10 +7,12 @@ use std::sync::{Arc, RwLock};
 
 use bytes::{Bytes, BytesMut};
 
-use super::record::{self, Position, decode};
+use super::map::{Map, read_map};
+use super::record::{self, decode};
 use super::segment::Segment;
-use super::{LogError, Map, Room, io_error, read_map};
+use super::{LogError, Room, Space, io_error};
 use crate::view::Index;
+use crate::view::Position;
 
 /// Bytes free on the log's file system.
 pub(super) type FreeBytes = dyn Fn() -> io::Result<u64> + Send + Sync;
@@ -38,7 +40,13 @@ impl LogReader {
     pub fn room(&self) -> Result<Room, LogError> {
         let free_bytes = (self.free_bytes)().map_err(io_error(&self.directory))?;
         let map = read_map(&self.map);
-        Ok(Room { free_bytes, log_bytes: map.room(), space: map.space })
+        Ok(Room { free_bytes, log_bytes: map.room(), space: map.space, lack: map.lack })
+    }
+
+    /// How the log stands with its room as of the last write; asks nothing of the system.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        read_map(&self.map).space
     }
 
     /// Whole records from `first` on, within one segment: at least one, else at most `bytes_max`; and the last of them.

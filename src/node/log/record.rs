@@ -43,17 +43,6 @@ pub struct Record {
     pub payload: Bytes,
 }
 
-/// A place in the log with everything that tells whether two logs agree up to it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Position {
-    /// Where.
-    pub index: Index,
-    /// The epoch of the entry there.
-    pub epoch: Epoch,
-    /// The running checksum up to and including it.
-    pub chain: u32,
-}
-
 /// Bytes that are no record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRecord {

@@ -30,11 +30,12 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::record::{self, Position};
+use super::record;
 use super::segment::{BadHead, HEAD_BYTES, Head, Mark, Segment};
 use super::{FRESH, LogError, NEXT, RESERVE, io_error};
-use crate::node::disk::Disk;
+use crate::disk::Disk;
 use crate::rules::{Rule, breaks};
+use crate::view::Position;
 use crate::view::{Epoch, Index};
 
 /// The smallest piece that a power cut leaves whole or not at all, in bytes.

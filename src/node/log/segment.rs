@@ -15,9 +15,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::Position;
-use crate::node::disk::{Disk, DiskFile};
+use crate::disk::{Disk, DiskFile};
 use crate::rules::{Rule, breaks};
+use crate::view::Position;
 use crate::view::{Epoch, Index};
 
 /// Where the records begin.
@@ -202,18 +202,37 @@ pub fn name(sequence: u64) -> String {
     format!("{sequence:020}.log")
 }
 
-/// A file full of zeros, synced, under a name that counts for nothing. One that is there is written over: on a full
-/// disk that needs no room.
+/// A file of zeros, synced, under a name that counts for nothing, with room on the disk for all of it. One that is
+/// there already is written over: on a full disk that needs no room. A new one is written in full only where `written`;
+/// otherwise its zeros are the file system's, which is quick, and the first records cost it more.
 ///
 /// # Errors
 /// From the disk.
-pub fn prepare(disk: &impl Disk, path: &Path, length: u64) -> io::Result<Arc<dyn DiskFile>> {
-    let file = match disk.open(path, false) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => disk.open(path, true)?,
+pub fn prepare(
+    disk: &impl Disk,
+    path: &Path,
+    length: u64,
+    written: bool,
+) -> io::Result<(Arc<dyn DiskFile>, u64)> {
+    let (file, new) = match disk.open(path, false) {
+        Ok(file) => (file, false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (disk.open(path, true)?, true),
         Err(error) => return Err(error),
     };
     let length = length.max(file.length()?);
+    if !breaks(Rule::AllocateSpares) {
+        file.allocate(length, true)?;
+    }
+    if written || !new {
+        write_zeros(&*file, length)?;
+    }
+    if !breaks(Rule::SyncBeforeRename) {
+        file.sync()?;
+    }
+    Ok((file, length))
+}
+
+fn write_zeros(file: &dyn DiskFile, length: u64) -> io::Result<()> {
     let zeros = vec![0; usize::try_from(length.min(1 << 20)).expect("at most 1 MiB")];
     let mut at = 0;
     while at < length {
@@ -221,10 +240,7 @@ pub fn prepare(disk: &impl Disk, path: &Path, length: u64) -> io::Result<Arc<dyn
         file.write_at(&zeros[..usize::try_from(count).expect("at most 1 MiB")], at)?;
         at += count;
     }
-    if !breaks(Rule::SyncBeforeRename) {
-        file.sync()?;
-    }
-    Ok(file)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,20 +1,29 @@
-//! Segments to be: files full of zeros, made beside everything else, so that the log seldom waits for one.
+//! Segments to be: files of zeros, made beside everything else, so that the log seldom waits for one.
 //!
-//! There are two, and they are made when the present segment is half full, or when there is nothing else to do. `next`
-//! is as large as segments are. The `reserve` is small and is made again whenever it was used (R25): from it the log
-//! goes on where the disk has no room for the next one, and a cut or a snapshot seldom waits for zeros. So when room is
-//! first found short, the log can still take half a segment, and most often the reserve.
+//! There are two, and both are had all the time, because a disk can be filled to its last byte between two looks at it
+//! (R25). `next` is as large as segments are, and is had again as soon as it was used; the `reserve` is small. Their
+//! room is the disk's promise from the moment they are made (`DiskFile::allocate`). So when one of them can first not
+//! be made the log still has a whole segment, and most often the reserve: that is for what ends the growth, and for what
+//! must go on when nothing grows: deletes, compactions, openings of leaders, cuts. Zeros are written into `next` when the
+//! present segment is half full, and into the reserve when there is nothing else to do.
+//!
+//! What a spare lacks may come back without a sign of it: room that others have freed shows in the bytes that are free,
+//! but inodes, quota and descriptors do not. So it is tried again after a time, which doubles up to [`PAUSE_MAX`] looks.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use super::segment::{HEAD_BYTES, prepare};
-use super::{LogError, NEXT, Options, RESERVE, io_error, is_full};
-use crate::node::disk::{Disk, DiskFile};
+use super::{LogError, NEXT, Options, RESERVE, io_error};
+use crate::disk::{Disk, DiskFile};
+use crate::node::lack::Lack;
 use crate::rules::{Rule, breaks};
 
-/// A file full of zeros.
+/// Looks that pass at most before a spare that could not be made is tried again.
+const PAUSE_MAX: u32 = 16;
+
+/// A file of zeros.
 pub struct Spare {
     /// Where it is, for now.
     pub path: PathBuf,
@@ -22,6 +31,8 @@ pub struct Spare {
     pub file: Arc<dyn DiskFile>,
     /// Its length in bytes.
     pub length: u64,
+    /// Its zeros were written; otherwise the disk has only promised room for them.
+    pub written: bool,
 }
 
 #[derive(Default)]
@@ -29,19 +40,19 @@ enum Slot {
     /// None, or one that is still to be written over.
     #[default]
     Empty,
-    Pending(mpsc::Receiver<io::Result<Arc<dyn DiskFile>>>),
+    Pending(mpsc::Receiver<io::Result<Spare>>),
     Ready(Spare),
 }
 
 #[derive(Default)]
 struct Kept {
     slot: Slot,
-    /// There was no room to make it.
-    short: bool,
-    /// What the disk said to have free, in bytes, when it could not be made after all: it is not tried again in vain.
-    failed_at: Option<u64>,
-    /// What the disk said when it was last ordered.
-    ordered_at: u64,
+    /// What was missing when it could not be made.
+    lack: Option<Lack>,
+    /// How often in a row it was tried in vain.
+    tried: u32,
+    /// Looks that pass before it is tried again.
+    pause: u32,
 }
 
 /// Which of the two.
@@ -67,16 +78,23 @@ impl<D: Disk> Spares<D> {
         Spares { disk, directory, options, next: Kept::default(), reserve: Kept::default() }
     }
 
-    /// The disk had no room for one of them.
-    pub fn is_short(&self) -> bool {
-        self.next.short || self.reserve.short
+    /// What was missing for one of them.
+    pub fn lack(&self) -> Option<Lack> {
+        self.next.lack.or(self.reserve.lack)
     }
 
-    /// Orders again what there was no room for.
+    /// Tries again what could not be made, after its pause.
     pub fn look_again(&mut self) {
         for which in [Which::Next, Which::Reserve] {
-            if self.kept(which).short {
-                self.order(which);
+            self.settle(which, false);
+            let kept = self.kept(which);
+            let waits = kept.tried > 0 && breaks(Rule::RetryAfterLack);
+            if kept.lack.is_none() || waits {
+                continue;
+            }
+            match kept.pause.checked_sub(1) {
+                Some(left) => kept.pause = left,
+                None => self.make(which),
             }
         }
     }
@@ -90,16 +108,22 @@ impl<D: Disk> Spares<D> {
         room(&self.next.slot) + room(&self.reserve.slot)
     }
 
-    /// Has a large one made, if there is none and the disk has room.
-    pub fn order_next(&mut self) {
-        self.order(Which::Next);
+    /// Has both made where they are missing.
+    pub fn order(&mut self) {
+        self.order_one(Which::Next);
+        if !breaks(Rule::KeepReserve) {
+            self.order_one(Which::Reserve);
+        }
     }
 
-    /// Has a small one made, if there is none and the disk has room.
-    pub fn order_reserve(&mut self) {
-        if !breaks(Rule::KeepReserve) {
-            self.order(Which::Reserve);
-        }
+    /// The present segment is half full: the next is made ready in full.
+    pub fn write_next(&mut self) {
+        self.write_zeros(Which::Next);
+    }
+
+    /// There is nothing else to do: the reserve is made ready in full.
+    pub fn write_reserve(&mut self) {
+        self.write_zeros(Which::Reserve);
     }
 
     /// One for at least so many bytes of records: the next in turn.
@@ -157,36 +181,52 @@ impl<D: Disk> Spares<D> {
             }
     }
 
-    fn order(&mut self, which: Which) {
+    fn order_one(&mut self, which: Which) {
         self.settle(which, false);
-        let (path, bytes) = (self.path(which), self.bytes(which));
-        if !matches!(self.kept(which).slot, Slot::Empty) {
-            return;
-        }
-        // A file that is there already needs no room to be written over.
-        let there = self.disk.open(&path, false).and_then(|file| file.length()).unwrap_or(0);
-        let free = self.disk.free_bytes(&self.directory).unwrap_or(0);
         let kept = self.kept(which);
-        kept.short =
-            free.saturating_add(there) < bytes || kept.failed_at.is_some_and(|failed| free <= failed);
-        if kept.short {
+        if matches!(kept.slot, Slot::Empty) && kept.lack.is_none() {
+            self.make(which);
+        }
+    }
+
+    /// Has it made, unless the disk says that it has not enough room: trying would take what little there is from all
+    /// others.
+    fn make(&mut self, which: Which) {
+        let (path, bytes) = (self.path(which), self.bytes(which));
+        if self.room_for(&path) < bytes {
+            self.kept(which).lack = Some(Lack::Space);
             return;
         }
+        self.prepare(which, path, bytes, false);
+    }
+
+    fn prepare(&mut self, which: Which, path: PathBuf, bytes: u64, written: bool) {
         let (tell, ready) = mpsc::sync_channel(1);
-        kept.ordered_at = free;
-        kept.slot = Slot::Pending(ready);
+        self.kept(which).slot = Slot::Pending(ready);
         let disk = self.disk.clone();
         self.disk.in_background(Box::new(move || {
-            let _ = tell.send(prepare(&disk, &path, bytes));
+            let made = prepare(&disk, &path, bytes, written);
+            let made = made.map(|(file, length)| Spare { path, file, length, written });
+            // Not wanted any more where nothing listens.
+            let _ = tell.send(made);
         }));
     }
 
-    /// Bytes free on the file system, and bytes that this file can have.
-    fn room_for(&self, path: &Path) -> (u64, u64) {
+    fn write_zeros(&mut self, which: Which) {
+        self.settle(which, false);
+        if let Slot::Ready(spare) = &self.kept(which).slot
+            && !spare.written
+        {
+            let (path, length) = (spare.path.clone(), spare.length);
+            self.prepare(which, path, length, true);
+        }
+    }
+
+    /// Bytes that this file can have.
+    fn room_for(&self, path: &Path) -> u64 {
         // A file that is there already needs no room to be written over.
         let there = self.disk.open(path, false).and_then(|file| file.length()).unwrap_or(0);
-        let free = self.disk.free_bytes(&self.directory).unwrap_or(0);
-        (free, free.saturating_add(there))
+        self.disk.free_bytes(&self.directory).unwrap_or(0).saturating_add(there)
     }
 
     /// Looks whether one that was ordered is there, or waits until it is.
@@ -201,30 +241,33 @@ impl<D: Disk> Spares<D> {
             self.disk.hurry_background();
             made = ready.recv().map_err(|mpsc::RecvError| mpsc::TryRecvError::Disconnected);
         }
-        let path = self.path(which);
         self.kept(which).slot = Slot::Empty;
         match made {
-            Ok(Ok(file)) => {
-                let length = file.length().unwrap_or(HEAD_BYTES);
-                *self.kept(which) =
-                    Kept { slot: Slot::Ready(Spare { path, file, length }), ..Kept::default() };
+            Ok(Ok(spare)) => *self.kept(which) = Kept { slot: Slot::Ready(spare), ..Kept::default() },
+            Ok(Err(error)) => {
+                self.failed(which, &error);
             }
-            Ok(Err(error)) => self.failed(which, &error),
             Err(_) => {}
         }
     }
 
     /// Not the end of anything: it is made when it is needed, and then a failure is one.
-    fn failed(&mut self, which: Which, error: &io::Error) {
+    fn failed(&mut self, which: Which, error: &io::Error) -> Option<Lack> {
         let path = self.path(which);
+        let lack = Lack::found(error, self.disk.free_files(&self.directory).unwrap_or(u64::MAX));
         let kept = self.kept(which);
-        if is_full(error) {
-            kept.short = true;
-            kept.failed_at = Some(kept.ordered_at);
+        let first = kept.lack != lack || lack.is_none();
+        if lack.is_some() {
+            kept.lack = lack;
+            kept.pause = (1 << kept.tried.min(4)).min(PAUSE_MAX) - 1;
+            kept.tried += 1;
             // What was written of it takes the room that others need.
             let _ = self.disk.remove(&path);
         }
-        tracing::warn!("no log segment could be prepared: {}: {error}", path.display());
+        if first {
+            tracing::warn!("no log segment could be prepared: {}: {error}", path.display());
+        }
+        lack
     }
 
     fn take(&mut self, which: Which, bytes: u64) -> Result<Spare, LogError> {
@@ -235,29 +278,27 @@ impl<D: Disk> Spares<D> {
         }
         let path = self.path(which);
         if which == Which::Reserve && breaks(Rule::KeepReserve) {
-            return Err(LogError::NoSpace { path });
+            return Err(LogError::NoSpace { path, lack: Lack::Space });
         }
         // Asked first: trying would take what little room there is from everybody else.
-        let (free, room) = self.room_for(&path);
+        let room = self.room_for(&path);
         let small = HEAD_BYTES + bytes.max(self.options.first_segment_bytes);
         let wanted = self.bytes(which).max(small);
-        let length = if room < wanted { small } else { wanted };
-        if room < length {
-            self.kept(which).short = true;
-            return Err(LogError::NoSpace { path });
+        let least = HEAD_BYTES + bytes.max(self.options.first_segment_bytes / 16);
+        let length = if room >= wanted { wanted } else { small.min(room) };
+        if length < least {
+            self.kept(which).lack.get_or_insert(Lack::Space);
+            return Err(LogError::NoSpace { path, lack: Lack::Space });
         }
-        self.kept(which).ordered_at = free;
-        match prepare(&self.disk, &path, length) {
-            Ok(file) => {
+        match prepare(&self.disk, &path, length, true) {
+            Ok((file, length)) => {
                 *self.kept(which) = Kept::default();
-                let length = file.length().map_err(io_error(&path))?;
-                Ok(Spare { path, file, length })
+                Ok(Spare { path, file, length, written: true })
             }
-            Err(error) if is_full(&error) => {
-                self.failed(which, &error);
-                Err(LogError::NoSpace { path })
-            }
-            Err(error) => Err(io_error(&path)(error)),
+            Err(error) => match self.failed(which, &error) {
+                Some(lack) if !breaks(Rule::LackIsNoFailure) => Err(LogError::NoSpace { path, lack }),
+                Some(_) | None => Err(io_error(&path)(error)),
+            },
         }
     }
 }

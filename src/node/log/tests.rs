@@ -1,7 +1,7 @@
 use bytes::BytesMut;
 
 use super::*;
-use crate::node::disk::RealDisk;
+use crate::disk::RealDisk;
 use crate::view::Epoch;
 
 fn frames(log: &Log, epoch: u64, count: u64, payload: &[u8]) -> (Bytes, Position) {

@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::record::Position;
+use crate::node::lack::Lack;
+use crate::rules::{Rule, breaks};
+use crate::view::Position;
 use crate::view::{Epoch, Index};
 
 /// How big the files are.
@@ -32,11 +34,13 @@ pub enum LogError {
         /// The system's answer.
         source: io::Error,
     },
-    /// There is no room. The log is as it was and goes on when there is (R25).
-    #[error("no room for the log: {} cannot be written\nmake room on its file system", path.display())]
+    /// Something that it takes is missing. The log is as it was and goes on when it is there (R25).
+    #[error("no {lack} for the log: {} cannot be written", path.display())]
     NoSpace {
         /// The file.
         path: PathBuf,
+        /// What is missing.
+        lack: Lack,
     },
     /// A record that was once durable is not what it was (R23).
     #[error("the log is damaged: {} at byte {offset}, where entry {index} should be: {why}\nnothing was changed; move the node's data directory away to let it join anew from its peers, unless it is the last in-sync copy", path.display())]
@@ -82,15 +86,13 @@ pub(super) fn io_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<
     move |source| LogError::Io { path, source }
 }
 
-/// As `io_error`, where nothing was changed yet: what has no room can be tried again.
+/// As `io_error`, where nothing was changed yet: what only lacks something can be tried again.
 pub(super) fn room_error(path: &Path) -> impl FnOnce(io::Error) -> LogError + use<> {
     let path = path.to_owned();
-    move |source| if is_full(&source) { LogError::NoSpace { path } } else { LogError::Io { path, source } }
-}
-
-/// The disk has no room.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    move |source| match Lack::of(&source) {
+        Some(lack) if !breaks(Rule::LackIsNoFailure) => LogError::NoSpace { path, lack },
+        Some(_) | None => LogError::Io { path, source },
+    }
 }
 
 /// What was found at opening.
@@ -131,4 +133,6 @@ pub struct Room {
     pub log_bytes: u64,
     /// How it stands.
     pub space: Space,
+    /// What was missing when it was last tried to prepare what comes next.
+    pub lack: Option<Lack>,
 }

@@ -6,18 +6,25 @@
 //! is applied. One table holds it all: `m` and a name, or `r` and a revision in big-endian order. What the rows stand
 //! in is behind [`RowStore`], so that a simulation keeps them in memory.
 
+mod file;
+mod install;
 mod redb;
 mod rows;
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use file::WhenFull;
+pub use install::{Placement, StateInstaller};
 pub use rows::{Changed, Row, RowStore, RowView, StateError};
 
+use super::lack::Lack;
+use crate::disk::{Disk, RealDisk};
 use crate::kv::{Backend, RevisionKey};
+use crate::rules::{Rule, breaks};
 
 const FILE: &str = "state.redb";
 /// A new state under construction; worthless until it is renamed.
@@ -61,18 +68,30 @@ pub struct FlushJob {
     rows: Arc<dyn RowStore>,
     changes: Arc<Changes>,
     generation: Arc<()>,
+    /// Only what was put off for want of room is left to do.
+    written: bool,
 }
 
-/// A flush that is durable.
+/// What came of a flush.
+pub enum Flush {
+    /// It is durable.
+    Done(FlushDone),
+    /// The rest of it waits for something that is missing.
+    Waits(FlushJob, Lack),
+}
+
+/// A flush that is durable. Whoever drops it last lets go of what was flushed.
 pub struct FlushDone {
     generation: Arc<()>,
+    _changes: Arc<Changes>,
 }
 
 /// New states whose building or installing was cut off.
-fn drop_unfinished(directory: &Path) {
-    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(FILE_NEW) {
-            let _ = std::fs::remove_file(entry.path());
+fn drop_unfinished(disk: &impl Disk, directory: &Path) {
+    for name in disk.list(directory).unwrap_or_default() {
+        if name.starts_with(FILE_NEW) {
+            // One that stays takes room, and means nothing.
+            let _ = disk.remove(&directory.join(name));
         }
     }
 }
@@ -109,8 +128,23 @@ impl StateBackend {
     /// # Errors
     /// [`StateError`] with the path.
     pub fn open(directory: &Path) -> Result<StateBackend, StateError> {
-        drop_unfinished(directory);
-        StateBackend::over(Arc::new(redb::RedbRows::open(&directory.join(FILE))?))
+        StateBackend::open_on(&RealDisk, directory)
+    }
+
+    /// The same, on any disk.
+    ///
+    /// # Errors
+    /// [`StateError`] with the path.
+    pub fn open_on(disk: &impl Disk, directory: &Path) -> Result<StateBackend, StateError> {
+        drop_unfinished(disk, directory);
+        let path = directory.join(FILE);
+        let (rows, made) = redb::RedbRows::open(disk, &path, WhenFull::PutOff)?;
+        // The log drops what the state holds: its name must be there for certain before.
+        if made && !breaks(Rule::SyncStateName) {
+            let synced = disk.open_directory(directory).and_then(|names| names.sync());
+            synced.map_err(|error| StateError { path, why: error.to_string() })?;
+        }
+        StateBackend::over(Arc::new(rows))
     }
 
     /// Opens the state of a node that does not run, and changes nothing on the disk: what recovery after a crash
@@ -119,7 +153,7 @@ impl StateBackend {
     /// # Errors
     /// [`StateError`] with the path.
     pub fn look(directory: &Path) -> Result<StateBackend, StateError> {
-        StateBackend::over(Arc::new(redb::RedbRows::look(&directory.join(FILE))?))
+        StateBackend::over(Arc::new(redb::LookedAt::open(&directory.join(FILE))?))
     }
 
     /// The state kept in these rows.
@@ -182,7 +216,8 @@ impl StateBackend {
         }
         let changes = Arc::new(std::mem::take(&mut self.overlay));
         self.flushing = Some(changes.clone());
-        Some(FlushJob { rows: self.rows.clone(), changes, generation: self.generation.clone() })
+        let (rows, generation) = (self.rows.clone(), self.generation.clone());
+        Some(FlushJob { rows, changes, generation, written: false })
     }
 
     /// The flush is durable: read from the disk from now on. False for a flush of a store that has been replaced.
@@ -195,7 +230,45 @@ impl StateBackend {
         true
     }
 
-    /// Everything as it is now, to be read while the store goes on.
+    /// Rows after a key, in order, about so many bytes of them; and where to go on, unless that was all. A short look, for
+    /// who reads everything and lets others go in between.
+    #[must_use]
+    pub fn page(&self, after: Option<&[u8]>, bytes_max: usize) -> (Vec<Row>, Option<Bytes>) {
+        let old = self.view.page(after, bytes_max).unwrap_or_else(|error| unreadable(&error));
+        let mut end = old.last().map(|(key, _)| key.clone());
+        let layers = self.flushing.iter().map(|changes| &changes.rows).chain([&self.overlay.rows]);
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        if end.is_none() {
+            // No old rows are left. A layer that holds too many for one page says where the page ends.
+            let cut = |layer: &Changed| {
+                let mut bytes = 0;
+                let fits = |(_, value): &(&Vec<u8>, &Option<Bytes>)| {
+                    bytes += 64 + value.as_ref().map_or(0, Bytes::len);
+                    bytes >= bytes_max
+                };
+                layer.range::<[u8], _>((start, Bound::Unbounded)).find(fits).map(|(key, _)| key.clone())
+            };
+            end = layers.clone().filter_map(cut).min().map(Bytes::from);
+        }
+        let last = end.as_deref().map_or(Bound::Unbounded, Bound::Included);
+        let mut rows: BTreeMap<Bytes, Option<Bytes>> =
+            old.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        for layer in layers {
+            for (key, value) in layer.range::<[u8], _>((start, last)) {
+                rows.insert(Bytes::copy_from_slice(key), value.clone());
+            }
+        }
+        (rows.into_iter().filter_map(|(key, value)| Some((key, value?))).collect(), end)
+    }
+
+    /// Everything as it stands on the disk, to be read while the store goes on: what the last flush has brought there.
+    #[must_use]
+    pub fn durable(&self) -> SnapshotReader {
+        let view = self.rows.view().unwrap_or_else(|error| unreadable(&error));
+        SnapshotReader { view, newer: Changed::new(), after: None, ended: false }
+    }
+
+    /// Everything as it is now, to be read while the store goes on. Copies what is not on the disk.
     #[must_use]
     pub fn snapshot(&self) -> SnapshotReader {
         let mut newer = self.flushing.as_ref().map_or_else(Changed::new, |changes| changes.rows.clone());
@@ -243,9 +316,20 @@ impl FlushJob {
     ///
     /// # Errors
     /// [`StateError`]; the caller ends the process (R21).
-    pub fn run(self) -> Result<FlushDone, StateError> {
-        self.rows.write(&self.changes.rows, true)?;
-        Ok(FlushDone { generation: self.generation })
+    pub fn run(self) -> Result<Flush, StateError> {
+        if !self.written {
+            self.rows.write(&self.changes.rows, true)?;
+        }
+        Ok(match self.rows.catch_up()? {
+            Some(lack) => Flush::Waits(FlushJob { written: true, ..self }, lack),
+            None => Flush::Done(FlushDone { generation: self.generation, _changes: self.changes }),
+        })
+    }
+
+    /// True where it belongs to this store, and not to one that has been replaced.
+    #[must_use]
+    pub fn is_of(&self, backend: &StateBackend) -> bool {
+        Arc::ptr_eq(&self.generation, &backend.generation)
     }
 }
 
@@ -258,6 +342,16 @@ pub struct SnapshotReader {
 }
 
 impl SnapshotReader {
+    /// A named value beside the records.
+    #[must_use]
+    pub fn meta(&self, name: &str) -> Option<Bytes> {
+        let key = meta_key(name);
+        match self.newer.get(&key) {
+            Some(value) => value.clone(),
+            None => self.view.get(&key).unwrap_or_else(|error| unreadable(&error)),
+        }
+    }
+
     fn chunk(&mut self) -> Result<Vec<Row>, StateError> {
         let old = self.view.page(self.after.as_deref(), CHUNK_BYTES)?;
         // What is newer belongs to this piece up to the last old key in it; to the last piece, all that is left.
@@ -308,64 +402,8 @@ impl Iterator for SnapshotReader {
     }
 }
 
-/// Builds a new state beside the old one.
-pub struct StateInstaller {
-    directory: PathBuf,
-    path: PathBuf,
-    rows: redb::RedbRows,
-}
-
-/// A finished new state that only has to take the old one's name.
-pub struct Placement {
-    directory: PathBuf,
-    from: PathBuf,
-}
-
-impl StateInstaller {
-    /// Begins with nothing. What an attempt leaves that came to no end is dropped at the next start.
-    ///
-    /// # Errors
-    /// [`StateError`] with the path.
-    pub fn create(directory: &Path) -> Result<StateInstaller, StateError> {
-        // A name of its own: another snapshot may arrive before this one is in place.
-        let path = directory.join(format!("{FILE_NEW}-{:016x}", super::random_number()));
-        let rows = redb::RedbRows::open(&path)?;
-        Ok(StateInstaller { directory: directory.to_owned(), path, rows })
-    }
-
-    /// Adds rows.
-    ///
-    /// # Errors
-    /// [`StateError`] with the path.
-    pub fn push(&mut self, rows: impl Iterator<Item = (Bytes, Bytes)>) -> Result<(), StateError> {
-        let rows = rows.map(|(key, value)| (key.to_vec(), Some(value))).collect();
-        // Nothing is lost if it is not durable yet: until it is in place it counts for nothing.
-        self.rows.write(&rows, false)
-    }
-
-    /// Makes it durable and opens it.
-    ///
-    /// # Errors
-    /// [`StateError`] with the path.
-    pub fn finish(self) -> Result<(StateBackend, Placement), StateError> {
-        self.rows.write(&Changed::new(), true)?;
-        let rows = self.rows.renamed(&self.directory.join(FILE));
-        let backend = StateBackend::over(Arc::new(rows))?;
-        Ok((backend, Placement { directory: self.directory, from: self.path }))
-    }
-}
-
-impl Placement {
-    /// Takes the old state's place, durably.
-    ///
-    /// # Errors
-    /// From the file system; the old state is still in place.
-    pub fn put(&self) -> std::io::Result<()> {
-        std::fs::rename(&self.from, self.directory.join(FILE))?;
-        std::fs::File::open(&self.directory)?.sync_all()
-    }
-}
-
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,8 +422,15 @@ mod tests {
         rows
     }
 
+    fn run(job: FlushJob) -> FlushDone {
+        match job.run().expect("flushed") {
+            Flush::Done(done) => done,
+            Flush::Waits(_, lack) => panic!("no {lack}"),
+        }
+    }
+
     fn flush(backend: &mut StateBackend) {
-        let done = backend.begin_flush().expect("something to flush").run().expect("flushed");
+        let done = run(backend.begin_flush().expect("something to flush"));
         assert!(backend.end_flush(&done));
     }
 
@@ -405,10 +450,48 @@ mod tests {
         backend.put(at(6), value("v6"));
         assert_eq!(backend.get(at(2)), None);
         assert_eq!(backend.get(at(5)), Some(value("v5")));
-        let done = job.run().unwrap();
+        let done = run(job);
         assert!(backend.end_flush(&done));
         assert_eq!(backend.get(at(6)), Some(value("v6")), "what came during a flush is kept");
         assert_eq!(&scan(&backend)[..4], expected);
+    }
+
+    #[test]
+    fn pages_show_what_is_there_before_during_and_after_a_flush() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut backend = StateBackend::open(directory.path()).unwrap();
+        let paged = |backend: &StateBackend| {
+            let (mut all, mut after) = (Vec::new(), None::<Bytes>);
+            loop {
+                let (rows, next) = backend.page(after.as_deref(), 100);
+                all.extend(rows);
+                match next {
+                    Some(next) => after = Some(next),
+                    None => return all,
+                }
+            }
+        };
+        let whole = |backend: &StateBackend| -> Vec<Row> {
+            backend.snapshot().flat_map(|rows| rows.unwrap()).collect()
+        };
+        for main in 1..40 {
+            backend.put(at(main), value(&format!("value {main}")));
+        }
+        assert_eq!(paged(&backend), whole(&backend), "all of it new");
+        flush(&mut backend);
+        for main in (1..40).step_by(3) {
+            backend.delete(at(main));
+        }
+        for main in 40..60 {
+            backend.put(at(main), value("newer"));
+        }
+        assert_eq!(paged(&backend), whole(&backend), "both");
+        let job = backend.begin_flush().unwrap();
+        backend.delete(at(41));
+        backend.put(at(70), value("newest"));
+        assert_eq!(paged(&backend).len(), 26 + 19 + 1);
+        assert_eq!(paged(&backend), whole(&backend), "three layers");
+        drop(job);
     }
 
     #[test]
@@ -456,7 +539,7 @@ mod tests {
         flush(&mut old);
         let mut source = StateBackend::open(tempfile::tempdir().unwrap().path()).unwrap();
         source.put(at(2), value("new"));
-        let mut installer = StateInstaller::create(directory.path()).unwrap();
+        let mut installer = StateInstaller::create(&RealDisk, directory.path()).unwrap();
         for chunk in source.snapshot() {
             installer.push(chunk.unwrap().into_iter()).unwrap();
         }

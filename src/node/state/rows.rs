@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
+use crate::node::lack::Lack;
+
 /// The state could not be read or written.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {why}", path.display())]
@@ -34,6 +36,14 @@ pub trait RowStore: Send + Sync {
     /// # Errors
     /// [`StateError`]; what was not durable before is not known then (R21).
     fn write(&self, rows: &Changed, durable: bool) -> Result<(), StateError>;
+    /// Does what a write has put off for want of room; answers with what is missing for the rest. Until there is
+    /// nothing left, what was written is not durable, and nothing else is written.
+    ///
+    /// # Errors
+    /// [`StateError`]; the process must end (R21).
+    fn catch_up(&self) -> Result<Option<Lack>, StateError> {
+        Ok(None)
+    }
     /// What it takes on the disk, in bytes.
     fn bytes(&self) -> u64;
     /// False where a write of so many rows, with so many bytes, may find no room (R25).

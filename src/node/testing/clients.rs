@@ -1,18 +1,22 @@
 //! Clients of a made-up world: each makes one request at a time to one node, never repeats it, and notes what it was
 //! told. The notes are a history for [`check`](crate::check).
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use prost::Message as _;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::machine::Machine;
-use crate::check::{Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Span, Token};
-use crate::kv::Applied;
+use crate::check::{
+    Answer, Found, Freshness, History, Key, Operation, Outcome, Request, Sets, Span, Token, Transaction,
+};
+use crate::kv::{Applied, RangeWork};
+use crate::node::admission::Admitted;
 use crate::node::event::{self, Confirmed};
 use crate::node::handle::{Reading, StateStore, Unavailable};
+use crate::node::pieces::{InPieces as _, Pieces};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::{request_op, response_op};
@@ -24,20 +28,26 @@ use crate::view::Epoch;
 
 /// Few keys, so that requests meet.
 const KEYS: u64 = 5;
+/// Every so many values one is large, and so large, in bytes.
+const LARGE_EVERY: u64 = 13;
+const LARGE: usize = 3000;
+/// So many transactions stand around one; from 49 on a build of level 0 cannot read it.
+const DEPTHS: &[usize] = &[0, 0, 0, 0, 1, 5, 47, 60, 120];
 /// Longer than a storm: who hears nothing for so long was forgotten.
 pub const PATIENCE: Millis = 6_000;
 
 type ConfirmAnswer = oneshot::Receiver<Result<Confirmed, Unavailable>>;
 
 /// How far a request has come.
+#[expect(clippy::large_enum_variant, reason = "few at a time, in a simulation")]
 enum Stage {
     Writing(oneshot::Receiver<event::Outcome>),
     /// A follower's read waits for the leader's commit index.
     Confirming(ConfirmAnswer),
     /// A leader's read that has to be tried, or tried again.
     Trying,
-    /// Read, and not yet proved: the process may be stopped in between.
-    Proving(Reading<Answer>),
+    /// Read in pieces, and then to be proved: the process may be stopped in between.
+    Reading(Reading<Pieces<RangeWork>>),
     /// A compaction: of no interest but for what it does to the log and the state.
     Compacting(oneshot::Receiver<event::Outcome>),
 }
@@ -67,8 +77,12 @@ fn name(key: Key) -> Bytes {
     Bytes::from(format!("k{}", key.0))
 }
 
+/// Some are large: several in a segment are too many.
 fn value(token: Token) -> Bytes {
-    Bytes::copy_from_slice(&token.0.to_be_bytes())
+    let length = if token.0.is_multiple_of(LARGE_EVERY) { LARGE } else { 8 };
+    let mut bytes = vec![0; length];
+    bytes[..8].copy_from_slice(&token.0.to_be_bytes());
+    Bytes::from(bytes)
 }
 
 impl Clients {
@@ -106,7 +120,7 @@ impl Clients {
                 Stage::Writing(_) => "write",
                 Stage::Confirming(_) => "confirmation",
                 Stage::Trying => "try",
-                Stage::Proving(_) => "proof",
+                Stage::Reading(_) => "read and its proof",
                 Stage::Compacting(_) => "compaction",
             };
             text += &format!("client {client} waits for a {stage} of machine {}; ", pending.machine);
@@ -129,9 +143,11 @@ impl Clients {
             return self.compact(client, machines, machine, base, now);
         }
         let request = match dice {
-            0..40 => Request::Put { key, value: self.token() },
-            40..47 => Request::Delete { key },
-            47..62 => {
+            0..30 => Request::Put { key, value: self.token() },
+            30..36 => Request::Delete { key },
+            36..42 => Request::DeleteRange(self.span()),
+            42..52 => Request::Transaction(self.transaction(key)),
+            52..62 => {
                 // What it was when last seen, or what it may have become.
                 let expected_mod_revision = self.guess(key);
                 Request::CompareAndPut { key, expected_mod_revision, value: self.token() }
@@ -150,6 +166,23 @@ impl Clients {
     fn token(&mut self) -> Token {
         self.next_token += 1;
         Token(self.next_token)
+    }
+
+    fn span(&mut self) -> Span {
+        let (a, b) = (self.random.below(KEYS) as u32, self.random.below(KEYS) as u32);
+        Span { first: Key(a.min(b)), last: Key(a.max(b)) }
+    }
+
+    /// Several keys in one revision, some of them removed, under a condition or none.
+    fn transaction(&mut self, key: Key) -> Transaction {
+        let count = self.random.between(1, KEYS) as u32;
+        let value = Token(self.next_token + 1);
+        self.next_token += u64::from(count);
+        let sets = Sets { first: Key(0), step: 1, count, value };
+        let left = u64::from(count) < KEYS && self.random.chance(500);
+        let removes = left.then_some(Span { first: Key(count), last: Key(KEYS as u32 - 1) });
+        let expected = self.random.chance(500).then(|| (key, self.guess(key)));
+        Transaction { expected, reads: self.span(), removes, sets }
     }
 
     fn guess(&mut self, key: Key) -> i64 {
@@ -188,9 +221,19 @@ impl Clients {
         let stage = match (request, mutation_of(&request)) {
             (_, Some(mutation)) => {
                 let (answer, receiver) = oneshot::channel();
-                let mutation = Bytes::from(mutation.encode_to_vec());
-                process.requests.push(event::Request::Mutate { mutation, deadline, answer });
-                Stage::Writing(receiver)
+                let mutation = nested(mutation, self.random.pick(DEPTHS));
+                let level = process.shared.feature_level.load(Ordering::Acquire);
+                match Admitted::request(&mutation, level) {
+                    Ok(mutation) => {
+                        process.requests.push(event::Request::Mutate { mutation, deadline, answer });
+                        Stage::Writing(receiver)
+                    }
+                    // Refused before it is ordered: surely not done.
+                    Err(_) => {
+                        self.history.operations[operation].outcome = Outcome::Refused;
+                        return;
+                    }
+                }
             }
             (Request::Read { freshness: Freshness::Serializable, .. }, None) => {
                 let answer = process.shared.look(&|store| read(store, &request));
@@ -219,7 +262,7 @@ impl Clients {
             return;
         }
         let request = mutation::Request::Compact(pb::CompactionRequest { revision, physical: false });
-        let mutation = Bytes::from(Mutation { request: Some(request) }.encode_to_vec());
+        let mutation = Admitted::made_here(&Mutation { request: Some(request) });
         let (answer, receiver) = oneshot::channel();
         process.requests.push(event::Request::Mutate { mutation, deadline, answer });
         self.pending[client] =
@@ -273,7 +316,7 @@ impl Clients {
                     Err(oneshot::error::TryRecvError::Closed) => return,
                 },
                 Stage::Trying => {
-                    let epoch = process.shared.serving.load(std::sync::atomic::Ordering::Acquire);
+                    let epoch = process.shared.serving.load(Ordering::Acquire);
                     if epoch == 0 {
                         let (answer, receiver) = oneshot::channel();
                         self.confirm.push((
@@ -284,25 +327,35 @@ impl Clients {
                         break;
                     }
                     let request = request.expect("a read is noted");
-                    match process.shared.begin_read(Epoch(epoch), &|store| read(store, &request)) {
-                        Some(reading) => {
-                            let proves_at_once = self.random.chance(700);
-                            pending.stage = Stage::Proving(reading);
-                            if !proves_at_once {
-                                break;
-                            }
-                        }
+                    let units = self.random.pick(&[1, 3, 1000]);
+                    let first = |store: &StateStore| begin(store, &request, units);
+                    match process.shared.begin_read(Epoch(epoch), &first) {
+                        Some(reading) => pending.stage = Stage::Reading(reading),
                         None => {
                             pending.stage = Stage::Trying;
                             break;
                         }
                     }
                 }
-                Stage::Proving(reading) => {
+                Stage::Reading(mut reading) => {
+                    let waits = self.random.chance(300);
+                    if let Some(pieces) = &mut reading.value
+                        && !pieces.is_done()
+                    {
+                        pieces.piece(&process.shared.store.read());
+                        pieces.settle();
+                        pending.stage = Stage::Reading(reading);
+                        if waits { break } else { continue }
+                    }
+                    if waits {
+                        pending.stage = Stage::Reading(reading);
+                        break;
+                    }
                     let request = request.expect("a read is noted");
-                    let again = |store: &StateStore| read(store, &request);
-                    if let Some(answer) = process.shared.end_read(reading, &again) {
-                        return self.finish(pending.operation.expect("a read is noted"), answer);
+                    let again = |store: &StateStore| begin(store, &request, 1000);
+                    if let Some(pieces) = process.shared.end_read(reading, &again) {
+                        let read = pieces.work.expect("the newest revision can be read").finish();
+                        return self.finish(pending.operation.expect("a read is noted"), answer_of(&read));
                     }
                     pending.stage = Stage::Trying;
                     break;
@@ -361,6 +414,28 @@ impl Clients {
             }
         }
     }
+}
+
+/// A transaction inside so many others; anything else as it is.
+fn nested(mutation: Mutation, depth: usize) -> Mutation {
+    let Some(mutation::Request::Txn(mut txn)) = mutation.request else { return mutation };
+    for _ in 0..depth {
+        let inner = pb::RequestOp { request: Some(request_op::Request::RequestTxn(txn)) };
+        txn = pb::TxnRequest { success: vec![inner], ..Default::default() };
+    }
+    Mutation { request: Some(mutation::Request::Txn(txn)) }
+}
+
+/// The answer to the innermost transaction, with the header of the outermost.
+fn innermost(answer: &pb::TxnResponse) -> pb::TxnResponse {
+    let mut inner = answer.clone();
+    while let [pb::ResponseOp { response: Some(response_op::Response::ResponseTxn(next)) }] =
+        &inner.responses[..]
+    {
+        inner = next.clone();
+    }
+    inner.header = answer.header;
+    inner
 }
 
 fn mutation_of(request: &Request) -> Option<Mutation> {
@@ -433,7 +508,7 @@ fn found(kvs: &[KeyValue]) -> Vec<Found> {
     kvs.iter()
         .map(|kv| Found {
             key: Key(std::str::from_utf8(&kv.key[1..]).unwrap().parse().unwrap()),
-            value: Token(u64::from_be_bytes(kv.value[..].try_into().expect("eight bytes"))),
+            value: Token(u64::from_be_bytes(kv.value[..8].try_into().expect("eight bytes"))),
             create_revision: kv.create_revision,
             mod_revision: kv.mod_revision,
             version: kv.version,
@@ -450,12 +525,14 @@ fn written(request: &Request, applied: &Applied) -> Answer {
             Answer::Deleted { revision: revision(&answer.header), existed: answer.deleted > 0 }
         }
         (Request::CompareAndPut { .. }, Applied::Txn(answer)) => {
+            let answer = innermost(answer);
             Answer::Compared { revision: revision(&answer.header), succeeded: answer.succeeded }
         }
         (Request::DeleteRange(_), Applied::DeleteRange(answer)) => {
             Answer::RangeDeleted { revision: revision(&answer.header), removed: found(&answer.prev_kvs) }
         }
         (Request::Transaction(_), Applied::Txn(answer)) => {
+            let answer = innermost(answer);
             let read = answer.responses.first().and_then(|response| response.response.as_ref());
             let Some(response_op::Response::ResponseRange(read)) = read else {
                 panic!("a transaction reads first: {answer:?}")
@@ -470,10 +547,22 @@ fn written(request: &Request, applied: &Applied) -> Answer {
     }
 }
 
-fn read(store: &StateStore, request: &Request) -> Answer {
+fn range_of(request: &Request) -> pb::RangeRequest {
     let Request::Read { first, last, .. } = *request else { panic!("not a read: {request:?}") };
     let range_end = if first == last { Bytes::new() } else { Bytes::from_static(b"l") };
-    let range = pb::RangeRequest { key: name(first), range_end, ..Default::default() };
-    let answer = store.range(&range).expect("the newest revision can be read");
-    Answer::Read { revision: answer.header.expect("a header").revision, found: found(&answer.kvs) }
+    pb::RangeRequest { key: name(first), range_end, ..Default::default() }
+}
+
+/// Begins a read of so many keys at a time.
+fn begin(store: &StateStore, request: &Request, units: u64) -> Pieces<RangeWork> {
+    Pieces::begin(RangeWork::begin(store, range_of(request), u64::MAX), store, units)
+}
+
+fn read(store: &StateStore, request: &Request) -> Answer {
+    answer_of(&store.range(&range_of(request)).expect("the newest revision can be read"))
+}
+
+fn answer_of(answer: &pb::RangeResponse) -> Answer {
+    let revision = answer.header.as_ref().expect("a header").revision;
+    Answer::Read { revision, found: found(&answer.kvs) }
 }

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::node::disk::{Disk, DiskFile, Job};
+use crate::disk::{Disk, DiskDirectory, DiskFile, FileId, Job};
 use crate::protocol::testing::random::Random;
 
 const SECTOR: usize = 512;
@@ -27,10 +27,14 @@ pub enum Operation {
     Rename,
     Remove,
     SyncDirectory,
+    /// A second name.
+    Link,
+    /// Room for a file, without content.
+    Allocate,
 }
 
 impl Operation {
-    pub const ALL: [Operation; 7] = [
+    pub const ALL: [Operation; 9] = [
         Operation::Read,
         Operation::Write,
         Operation::Sync,
@@ -38,6 +42,8 @@ impl Operation {
         Operation::Rename,
         Operation::Remove,
         Operation::SyncDirectory,
+        Operation::Link,
+        Operation::Allocate,
     ];
 }
 
@@ -48,6 +54,12 @@ pub enum Fault {
     Io,
     /// There is no room. Of a write so many bytes are done first.
     NoSpace(usize),
+    /// The user may have no more.
+    Quota,
+    /// The process may open no more files.
+    NoDescriptors,
+    /// Nothing is done, and the system says this (`errno`).
+    Lacks(i32),
     /// Of a write so many bytes are done first.
     Short(usize),
     /// What was not synced is gone, and reads show it gone.
@@ -68,7 +80,7 @@ struct Platter {
     names: BTreeMap<PathBuf, Entry>,
     durable_names: BTreeMap<PathBuf, Entry>,
     /// What the directories hold and the disk may not.
-    changes: Vec<Change>,
+    changes: Vec<Pending>,
     /// Each fails the n-th operation of its kind from now, counted from zero.
     plan: Vec<(Operation, u64, Fault)>,
     /// After so many changing operations the power is off.
@@ -77,18 +89,29 @@ struct Platter {
     steps: u64,
     /// Bytes that all files together may have.
     quota: Option<u64>,
+    /// Names that all files together may have: on some file systems a second name counts as a file.
+    files_max: Option<u64>,
+    next_directory: u64,
     put_off: bool,
     jobs: Vec<Job>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Entry {
-    Directory,
+    Directory(u64),
     File(u64),
 }
 
 /// One operation: the names that it sets or removes.
 type Change = Vec<(PathBuf, Option<Entry>)>;
+
+/// One operation that the disk may not hold, and the directories whose sync is still to come: of a rename from one
+/// into another both, because what moves is in its new place and out of its old one together or not at all.
+#[derive(Clone)]
+struct Pending {
+    change: Change,
+    unsynced: Vec<PathBuf>,
+}
 
 #[derive(Clone, Default)]
 struct Content {
@@ -98,6 +121,8 @@ struct Content {
     sectors: BTreeMap<usize, Vec<[u8; SECTOR]>>,
     /// Lengths since the last sync.
     lengths: Vec<usize>,
+    /// Room that it has beyond its length.
+    allocated: usize,
 }
 
 impl Content {
@@ -154,7 +179,8 @@ impl Content {
                 bytes[from..to].copy_from_slice(&state[..to - from]);
             }
         }
-        *self = Content { durable: bytes.clone(), bytes, ..Content::default() };
+        let allocated = self.allocated;
+        *self = Content { durable: bytes.clone(), bytes, allocated, ..Content::default() };
     }
 }
 
@@ -186,9 +212,9 @@ impl SimDisk {
         let mut platter = self.platter();
         let mut names = std::mem::take(&mut platter.durable_names);
         let kept = random.below(17);
-        for change in std::mem::take(&mut platter.changes) {
+        for pending in std::mem::take(&mut platter.changes) {
             if random.below(16) < kept {
-                apply(&change, &mut names);
+                apply(&pending.change, &mut names);
             }
         }
         // What lies in a directory that is not there is not there.
@@ -219,6 +245,8 @@ impl SimDisk {
             durable_names: platter.durable_names.clone(),
             changes: platter.changes.clone(),
             quota: platter.quota,
+            files_max: platter.files_max,
+            next_directory: platter.next_directory,
             put_off: platter.put_off,
             ..Platter::default()
         })))
@@ -234,6 +262,11 @@ impl SimDisk {
         let mut platter = self.platter();
         platter.plan.clear();
         platter.steps_left = None;
+    }
+
+    /// What was planned to fail and has not come to it does not fail any more.
+    pub fn forget_plan(&self) {
+        self.platter().plan.clear();
     }
 
     /// Turns the power off after so many changing operations: until the cut, nothing works. The operation under way
@@ -255,6 +288,11 @@ impl SimDisk {
     /// Lets all files together have so many bytes.
     pub fn limit(&self, quota: Option<u64>) {
         self.platter().quota = quota;
+    }
+
+    /// Lets there be so many names of files.
+    pub fn limit_files(&self, most: Option<u64>) {
+        self.platter().files_max = most;
     }
 
     /// Bytes of all files together.
@@ -281,7 +319,7 @@ impl SimDisk {
         platter
             .names
             .iter()
-            .filter(|(_, entry)| **entry != Entry::Directory)
+            .filter(|(_, entry)| matches!(entry, Entry::File(_)))
             .map(|(path, _)| path.clone())
             .collect()
     }
@@ -359,24 +397,65 @@ impl Platter {
         self.begin(operation).map_err(answer)?;
         let powered = self.step()?;
         apply(&change, &mut self.names);
-        self.changes.push(change);
+        let first = |gone: bool| change.iter().find(|(_, entry)| entry.is_none() == gone);
+        let parent = |(path, _): &(PathBuf, Option<Entry>)| path.parent().map(Path::to_owned);
+        let mut unsynced: Vec<PathBuf> =
+            [first(true), first(false)].into_iter().flatten().filter_map(parent).collect();
+        unsynced.dedup();
+        self.changes.push(Pending { change, unsynced });
         if powered { Ok(()) } else { Err(power_is_off()) }
     }
 
     fn find(&self, path: &Path) -> io::Result<u64> {
         match self.names.get(path) {
             Some(Entry::File(number)) => Ok(*number),
-            Some(Entry::Directory) => Err(io::ErrorKind::IsADirectory.into()),
+            Some(Entry::Directory(_)) => Err(io::ErrorKind::IsADirectory.into()),
             None => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
     fn used(&self) -> u64 {
         let length = |entry: &Entry| match entry {
-            Entry::File(number) => self.files[number].bytes.len() as u64,
-            Entry::Directory => 0,
+            Entry::File(number) => {
+                let content = &self.files[number];
+                content.bytes.len().max(content.allocated) as u64
+            }
+            Entry::Directory(_) => 0,
         };
-        self.names.values().map(length).sum()
+        // A file counts once, however many names it has.
+        let files: BTreeMap<u64, &Entry> = self
+            .names
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::File(number) => Some((*number, entry)),
+                Entry::Directory(_) => None,
+            })
+            .collect();
+        files.into_values().map(length).sum()
+    }
+
+    /// Room for one more name.
+    fn has_room_for_a_name(&self) -> io::Result<()> {
+        let names = self.names.values().filter(|entry| matches!(entry, Entry::File(_))).count() as u64;
+        if self.files_max.is_none_or(|most| names < most) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileId> {
+        match self.names.get(path) {
+            Some(Entry::File(inode)) => Ok(FileId { device: 1, inode: *inode }),
+            Some(Entry::Directory(inode)) => Ok(FileId { device: 2, inode: *inode }),
+            None if path.parent().is_none() => Ok(FileId { device: 2, inode: u64::MAX }),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Both names are of this directory; the new one is given once.
+    fn must_be_free(&self, to: &Path) -> io::Result<()> {
+        if self.names.contains_key(to) { Err(io::ErrorKind::AlreadyExists.into()) } else { Ok(()) }
     }
 
     fn check(&self, life: u64) -> io::Result<()> {
@@ -390,6 +469,9 @@ impl Platter {
 fn answer(fault: Fault) -> io::Error {
     match fault {
         Fault::NoSpace(_) => io::ErrorKind::StorageFull.into(),
+        Fault::Quota => io::ErrorKind::QuotaExceeded.into(),
+        Fault::Lacks(code) => io::Error::from_raw_os_error(code),
+        Fault::NoDescriptors => io::Error::from_raw_os_error(nix::libc::EMFILE),
         Fault::Io | Fault::Short(_) | Fault::SyncDrops | Fault::SyncForgets => {
             io::Error::from_raw_os_error(nix::libc::EIO)
         }
@@ -405,7 +487,9 @@ impl Disk for SimDisk {
             .map(Path::to_owned)
             .collect();
         while let Some(path) = missing.pop() {
-            platter.change(Operation::Create, vec![(path, Some(Entry::Directory))])?;
+            let number = platter.next_directory;
+            platter.next_directory += 1;
+            platter.change(Operation::Create, vec![(path, Some(Entry::Directory(number)))])?;
         }
         Ok(())
     }
@@ -428,6 +512,7 @@ impl Disk for SimDisk {
                 number
             }
             Err(error) if create && error.kind() == io::ErrorKind::NotFound => {
+                platter.has_room_for_a_name()?;
                 let number = platter.next_file;
                 platter.next_file += 1;
                 platter.files.insert(number, Content::default());
@@ -442,8 +527,23 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut platter = self.platter();
-        let number = platter.find(from)?;
-        let change = vec![(from.to_owned(), None), (to.to_owned(), Some(Entry::File(number)))];
+        // A directory takes along what is in it.
+        let moved: Vec<(PathBuf, Entry)> = platter
+            .names
+            .iter()
+            .filter(|(path, _)| path.starts_with(from))
+            .map(|(path, entry)| (path.clone(), *entry))
+            .collect();
+        if moved.is_empty() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let target = |path: &Path| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_owned(),
+            Ok(rest) => to.join(rest),
+            Err(_) => unreachable!("it was looked for by this prefix"),
+        };
+        let gone = moved.iter().map(|(path, _)| (path.clone(), None));
+        let change = gone.chain(moved.iter().map(|(path, entry)| (target(path), Some(*entry)))).collect();
         platter.change(Operation::Rename, change)
     }
 
@@ -460,15 +560,58 @@ impl Disk for SimDisk {
             return Err(power_is_off());
         }
         let mut durable = std::mem::take(&mut platter.durable_names);
-        platter.changes.retain(|change| {
-            let here = change[0].0.parent() == Some(path);
-            if here {
-                apply(change, &mut durable);
+        platter.changes.retain_mut(|pending| {
+            pending.unsynced.retain(|directory| directory != path);
+            let all = pending.unsynced.is_empty();
+            if all {
+                apply(&pending.change, &mut durable);
             }
-            !here
+            !all
         });
         platter.durable_names = durable;
         Ok(())
+    }
+
+    fn open_to_append(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        match self.open(path, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.create_new(path),
+            opened => opened,
+        }
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.platter().must_be_free(path)?;
+        self.open(path, true)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut platter = self.platter();
+        let number = platter.find(from)?;
+        platter.must_be_free(to)?;
+        platter.has_room_for_a_name()?;
+        platter.change(Operation::Link, vec![(to.to_owned(), Some(Entry::File(number)))])
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.platter().must_be_free(to)?;
+        self.rename(from, to)
+    }
+
+    fn identity(&self, path: &Path) -> io::Result<FileId> {
+        self.platter().identity(path)
+    }
+
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn DiskDirectory>> {
+        let platter = self.platter();
+        let identity = platter.identity(path)?;
+        let life = platter.life;
+        Ok(Arc::new(SimDirectory { disk: self.clone(), life, path: path.to_owned(), identity }))
+    }
+
+    fn free_files(&self, _: &Path) -> io::Result<u64> {
+        let platter = self.platter();
+        let names = platter.names.values().filter(|entry| matches!(entry, Entry::File(_))).count() as u64;
+        Ok(platter.files_max.map_or(u64::MAX, |most| most.saturating_sub(names)))
     }
 
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
@@ -488,6 +631,42 @@ impl Disk for SimDisk {
 
     fn hurry_background(&self) {
         self.run_background();
+    }
+}
+
+struct SimDirectory {
+    disk: SimDisk,
+    life: u64,
+    path: PathBuf,
+    identity: FileId,
+}
+
+impl DiskDirectory for SimDirectory {
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.disk.platter().check(self.life)?;
+        self.disk.list(&self.path)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.platter().check(self.life)?;
+        self.disk.sync_directory(&self.path)
+    }
+
+    fn identity(&self) -> FileId {
+        self.identity
+    }
+
+    fn look(&self, name: &str) -> io::Result<Option<(FileId, u64)>> {
+        let platter = self.disk.platter();
+        platter.check(self.life)?;
+        match platter.find(&self.path.join(name)) {
+            Ok(inode) => {
+                let length = platter.files[&inode].bytes.len() as u64;
+                Ok(Some((FileId { device: 1, inode }, length)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -514,14 +693,22 @@ impl DiskFile for SimFile {
         platter.check(self.life)?;
         let fault = platter.begin(Operation::Write).err();
         let powered = platter.step()?;
-        let length = platter.files[&self.number].bytes.len() as u64;
+        let content = &platter.files[&self.number];
+        let length = content.bytes.len().max(content.allocated) as u64;
         let free = platter.quota.map_or(u64::MAX, |quota| quota.saturating_sub(platter.used()));
         let fits = (length.saturating_add(free)).saturating_sub(offset).min(bytes.len() as u64) as usize;
         let (done, result) = match fault {
             Some(Fault::NoSpace(count) | Fault::Short(count)) => {
                 (count.min(fits), Err(answer(fault.unwrap())))
             }
-            Some(fault @ (Fault::Io | Fault::SyncDrops | Fault::SyncForgets)) => (0, Err(answer(fault))),
+            Some(
+                fault @ (Fault::Io
+                | Fault::SyncDrops
+                | Fault::SyncForgets
+                | Fault::Quota
+                | Fault::Lacks(_)
+                | Fault::NoDescriptors),
+            ) => (0, Err(answer(fault))),
             None if fits < bytes.len() => (fits, Err(io::ErrorKind::StorageFull.into())),
             None => (fits, if powered { Ok(()) } else { Err(power_is_off()) }),
         };
@@ -545,13 +732,66 @@ impl DiskFile for SimFile {
                 *content = Content {
                     bytes: content.durable.clone(),
                     durable: std::mem::take(&mut content.durable),
+                    allocated: content.allocated,
                     ..Content::default()
                 }
             }
             Some(Fault::SyncForgets) => content.forget(),
-            Some(Fault::Io | Fault::NoSpace(_) | Fault::Short(_)) => {}
+            Some(
+                Fault::Io
+                | Fault::NoSpace(_)
+                | Fault::Short(_)
+                | Fault::Quota
+                | Fault::Lacks(_)
+                | Fault::NoDescriptors,
+            ) => {}
         }
         fault.map_or(Ok(()), |fault| Err(answer(fault)))
+    }
+
+    fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        let end = self.length()?;
+        self.write_at(bytes, end)
+    }
+
+    fn cut(&self, length: u64) -> io::Result<()> {
+        let mut platter = self.disk.platter();
+        platter.check(self.life)?;
+        platter.begin(Operation::Write).map_err(answer)?;
+        let powered = platter.step()?;
+        let content = &platter.files[&self.number];
+        let more = length.saturating_sub(content.bytes.len().max(content.allocated) as u64);
+        // There are no holes in these files.
+        if more > 0 && platter.quota.is_some_and(|quota| platter.used() + more > quota) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let content = platter.files.get_mut(&self.number).unwrap();
+        content.resize(length as usize);
+        content.allocated = length as usize;
+        if powered { Ok(()) } else { Err(power_is_off()) }
+    }
+
+    fn allocate(&self, bytes: u64, grow: bool) -> io::Result<()> {
+        let mut platter = self.disk.platter();
+        platter.check(self.life)?;
+        platter.begin(Operation::Allocate).map_err(answer)?;
+        let powered = platter.step()?;
+        let content = &platter.files[&self.number];
+        let more = bytes.saturating_sub(content.bytes.len().max(content.allocated) as u64);
+        if platter.quota.is_some_and(|quota| platter.used() + more > quota) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let content = platter.files.get_mut(&self.number).unwrap();
+        content.allocated = content.allocated.max(bytes as usize);
+        if grow && content.bytes.len() < bytes as usize {
+            content.resize(bytes as usize);
+        }
+        if powered { Ok(()) } else { Err(power_is_off()) }
+    }
+
+    fn identity(&self) -> io::Result<FileId> {
+        self.disk.platter().check(self.life)?;
+        Ok(FileId { device: 1, inode: self.number })
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -1,5 +1,6 @@
 //! A place where a node lives: what survives the death of a process, and the process.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -13,10 +14,10 @@ use tokio::time::Instant;
 use super::disk::SimDisk;
 use super::register::{Cell, Way};
 use super::rows::MemoryRows;
+use crate::disk::Disk as _;
 use crate::kv;
 use crate::node::Ended;
-use crate::node::disk::Disk as _;
-use crate::node::engine::{Engine, Options, Parts};
+use crate::node::engine::{Engine, FEATURE_LEVEL, Options, Parts};
 use crate::node::event::{Internal, Request};
 use crate::node::handle::{Settings, Shared};
 use crate::node::hands::{Hands, Snapshot};
@@ -27,8 +28,10 @@ use crate::node::recent::Recent;
 use crate::node::recovery::{self, Found};
 use crate::node::registrar::Ask;
 use crate::node::state::{FlushJob, StateBackend};
+use crate::node::work::ApplyJob;
 use crate::node::writer::{WriteOperation, Writer};
 use crate::protocol::{Config, Millis, Node, Restored};
+use crate::skips::Skips;
 use crate::view::{ClusterId, Incarnation, NodeId};
 
 /// Small files, so that a log has many.
@@ -50,6 +53,7 @@ pub struct Wanted {
     pub sends: Vec<(NodeId, Item)>,
     pub snapshots: Vec<(NodeId, Snapshot)>,
     pub flushes: Vec<FlushJob>,
+    pub works: Vec<ApplyJob>,
 }
 
 /// Hands that only take note.
@@ -81,6 +85,14 @@ impl Hands for NotingHands {
     fn flush(&mut self, job: FlushJob) {
         self.0.borrow_mut().flushes.push(job);
     }
+
+    fn apply(&mut self, job: ApplyJob) {
+        self.0.borrow_mut().works.push(job);
+    }
+
+    fn discard(&mut self, what: Box<dyn Any + Send>) {
+        drop(what);
+    }
 }
 
 /// A running process.
@@ -110,6 +122,8 @@ pub struct Machine {
     /// Its clock runs so fast, in per mille of the world's.
     pub rate: u64,
     pub register_cut: Arc<AtomicBool>,
+    /// The feature level of the build that runs here (R37).
+    pub level: u32,
 }
 
 /// What a process is born with.
@@ -122,6 +136,16 @@ pub struct Birth<'a> {
     pub now: Millis,
     pub min_in_sync: usize,
     pub log_keep_bytes: u64,
+    pub load: Load,
+}
+
+/// How long work on the state takes.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Done of a heavy entry at a time.
+    pub piece_units: u64,
+    /// Every so many entries one is heavy, however light; 0: none.
+    pub apart_every: u64,
 }
 
 impl Machine {
@@ -135,6 +159,7 @@ impl Machine {
             creates: false,
             rate: 1000,
             register_cut: Arc::default(),
+            level: FEATURE_LEVEL,
         }
     }
 
@@ -168,6 +193,7 @@ impl Machine {
             failure_timeout: birth.timing.failure_timeout,
             stall_timeout: 4 * birth.timing.failure_timeout,
             handback_after: birth.timing.handback_after,
+            disk: 0,
             create: self.creates.then_some(ClusterId(7)),
         };
         let view = promise.view.clone();
@@ -187,7 +213,9 @@ impl Machine {
         let shared = Arc::new(shared);
         let recent = Arc::new(Recent::new(log.reader()));
         recovery::load_tail(&recent, node.log().commit(), last);
-        let parts = Parts { node, shared: shared.clone(), recent: recent.clone(), tail: last, applied };
+        let skips = Skips::default();
+        let parts =
+            Parts { node, shared: shared.clone(), recent: recent.clone(), tail: last, applied, skips };
         let options = Options {
             heartbeat: Duration::from_millis(birth.timing.heartbeat),
             failure_timeout: Duration::from_millis(birth.timing.failure_timeout),
@@ -195,6 +223,9 @@ impl Machine {
             log_keep_bytes: birth.log_keep_bytes,
             space_reserve_bytes: 32 << 10,
             origin: birth.origin,
+            feature_level: self.level,
+            piece_units: birth.load.piece_units,
+            apart_every: birth.load.apart_every,
         };
         let hands = NotingHands::default();
         let wanted = hands.0.clone();

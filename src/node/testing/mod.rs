@@ -7,6 +7,7 @@
 //! * `clients`: what they ask and are told, as a history to be judged by [`check`](crate::check)
 //! * `storm`: faults, then a time without faults in which the cluster must become whole again
 //! * `seeds`: the tests
+//! * `places`: whose a directory is, what it holds and what is put in its place, with power cuts and without a network
 //!
 //! Nothing here is part of a program. The core alone is tried harder, and by far more seeds, in `protocol::testing`:
 //! there messages may be lost one by one, repeated and reordered. Here connections behave as TCP does.
@@ -14,7 +15,8 @@
 mod clients;
 pub mod disk;
 mod machine;
-mod register;
+mod places;
+pub mod register;
 pub mod rows;
 mod seeds;
 mod storm;

@@ -9,9 +9,11 @@ use tokio::time::Instant;
 use super::clients::Clients;
 use super::machine::Timing;
 use super::world::{Broken, Flight, Shipment, Wish, World};
+use crate::node::engine::FEATURE_LEVEL;
 use crate::node::event::Internal;
-use crate::node::registrar::{Ask, found};
-use crate::node::state::FlushJob;
+use crate::node::registrar::Ask;
+use crate::node::state::{Flush, FlushJob};
+use crate::node::work::ApplyJob;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{Millis, NotPrepared, RegisterUnreachable, Swapped};
@@ -28,6 +30,8 @@ const STORM: Millis = 900;
 /// Within this time after the last fault all must be well.
 const RECOVERY: Millis = 4_000;
 const TICK: Millis = 5;
+/// A heavy entry takes the leader so long where it is not divided; machines differ, and the others take less.
+const HEAVY: Millis = 250;
 
 /// An operation on the register.
 enum Call {
@@ -36,6 +40,7 @@ enum Call {
     Swap(Option<ViewId>, View),
 }
 
+#[expect(clippy::large_enum_variant, reason = "few at a time, in a simulation")]
 enum Event {
     Tick { machine: usize, session: u64 },
     Turn { machine: usize, session: u64 },
@@ -44,10 +49,12 @@ enum Event {
     Arrive(Shipment, bool),
     Disk { machine: usize, session: u64 },
     Flush { machine: usize, session: u64, job: FlushJob },
+    Work { machine: usize, session: u64, job: ApplyJob },
     AtRegister { machine: usize, session: u64, ask: Call, answers: bool },
     Answer { machine: usize, session: u64, answer: Internal },
     Died { to: usize, machine: usize, session: Option<u64> },
     RegisterBack(usize),
+    RegisterHeals,
     Ask(usize),
     Fault,
     Start(usize),
@@ -61,6 +68,9 @@ struct Place {
     disk_busy: bool,
     turn_due: bool,
     restarting: bool,
+    has_run: bool,
+    /// Heavy entries applied on the thread of the protocol, as far as their time has passed.
+    heavy_inline: u64,
 }
 
 /// See the head of the file.
@@ -71,6 +81,8 @@ pub struct Storm {
     places: Vec<Place>,
     /// Directions in which nothing passes until then.
     cut: BTreeMap<(usize, usize), Millis>,
+    /// The register has no room, or is an older copy, until then.
+    register_ill_until: Millis,
     queue: BTreeMap<(Millis, u64), Event>,
     next_event: u64,
     raging: bool,
@@ -91,11 +103,15 @@ impl Storm {
         let mut world = World::new(climate.machines, timing, clients, base);
         world.trace = traced.then(Vec::new);
         world.failures_expected = climate.disk_faults;
+        world.sessions_repeat = climate.sessions_repeat;
         world.note(|| format!("seed {seed}: {climate:?} {timing:?}"));
         let creates = random.below(climate.machines as u64) as usize;
         world.machines[creates].creates = true;
         for machine in &mut world.machines {
             machine.rate = 1000 + random.between(0, climate.drift) - climate.drift / 2;
+            if climate.old_builds && random.chance(500) {
+                machine.level = 0;
+            }
         }
         let places = vec![Place::default(); climate.machines];
         let mut storm = Storm {
@@ -104,6 +120,7 @@ impl Storm {
             world,
             places,
             cut: BTreeMap::new(),
+            register_ill_until: 0,
             queue: BTreeMap::new(),
             next_event: 0,
             raging: true,
@@ -179,6 +196,7 @@ impl Storm {
             | Event::Turn { machine, .. }
             | Event::Disk { machine, .. }
             | Event::Flush { machine, .. }
+            | Event::Work { machine, .. }
             | Event::Answer { machine, .. } => Some(*machine),
             Event::Dial { from, .. } => Some(*from),
             Event::Deliver(flight) => Some(flight.to),
@@ -186,6 +204,7 @@ impl Storm {
             Event::Died { to, .. } => Some(*to),
             Event::AtRegister { .. }
             | Event::RegisterBack(_)
+            | Event::RegisterHeals
             | Event::Ask(_)
             | Event::Fault
             | Event::Start(_) => None,
@@ -253,13 +272,34 @@ impl Storm {
                 self.turn_soon(machine)
             }
             Event::Flush { machine, session, job } if self.world.runs(machine, session) => {
-                let done = job.run().expect("memory takes it");
-                self.world.report(machine, Internal::Flushed(done));
+                let report = match job.run().expect("memory takes it") {
+                    Flush::Done(done) => Internal::Flushed(done),
+                    Flush::Waits(rest, lack) => Internal::FlushWaits(rest, lack),
+                };
+                self.world.report(machine, report);
                 self.turn_soon(machine)
+            }
+            Event::Work { machine, session, mut job } if self.world.runs(machine, session) => {
+                match job.piece() {
+                    None => {
+                        let delay = self.random.between(0, self.climate.work_delay);
+                        self.at(delay, Event::Work { machine, session, job });
+                        Ok(())
+                    }
+                    Some(done) => {
+                        self.world.report(machine, Internal::Applied(done));
+                        self.turn_soon(machine)
+                    }
+                }
             }
             Event::AtRegister { machine, session, ask, answers } => {
                 let answer = match ask {
-                    Call::Read(known) => Internal::RegisterRead(Ok(found(self.world.register(), known))),
+                    Call::Read(known) => {
+                        Internal::RegisterRead(Ok(self.world.cell.lock().unwrap().found(known)))
+                    }
+                    Call::Prepare if self.world.cell.lock().unwrap().full => {
+                        Internal::Prepared(Err(NotPrepared))
+                    }
                     Call::Prepare => Internal::Prepared(Ok(())),
                     Call::Swap(replaces, next) => Internal::Swapped(self.world.swap(replaces, &next)?),
                 };
@@ -279,8 +319,15 @@ impl Storm {
                     return Ok(());
                 }
                 let node = self.world.machines[machine].id.clone();
+                let session = session.map(|session| self.world.said(session));
                 self.world.report(to, Internal::Died { node, session });
                 self.turn_soon(to)
+            }
+            Event::RegisterHeals => {
+                if self.register_ill_until <= self.world.now {
+                    self.world.cell.lock().unwrap().heal();
+                }
+                Ok(())
             }
             Event::RegisterBack(machine) => {
                 if self.places[machine].register_gone_until <= self.world.now {
@@ -296,6 +343,7 @@ impl Storm {
             | Event::Dial { .. }
             | Event::Disk { .. }
             | Event::Flush { .. }
+            | Event::Work { .. }
             | Event::Answer { .. } => Ok(()),
         }
     }
@@ -317,6 +365,19 @@ impl Storm {
     }
 
     fn take_up(&mut self) {
+        for machine in 0..self.places.len() {
+            let Some(process) = &self.world.machines[machine].process else { continue };
+            // What a turn spends on the state, the node is silent for.
+            let inline = process.shared.heavy_inline.load(Ordering::Relaxed);
+            let more =
+                inline.saturating_sub(std::mem::replace(&mut self.places[machine].heavy_inline, inline));
+            if more > 0 {
+                let leads =
+                    self.world.register().is_some_and(|view| view.leader == self.world.machines[machine].id);
+                let long = if leads { HEAVY } else { HEAVY / 10 };
+                self.places[machine].paused_until = self.world.now + more * long;
+            }
+        }
         for (machine, request) in std::mem::take(&mut self.world.clients.confirm) {
             if let Some(process) = &mut self.world.machines[machine].process {
                 process.requests.push(request);
@@ -362,6 +423,10 @@ impl Storm {
                 let delay = self.random.between(1, 2 * self.climate.disk_delay + 5);
                 self.at(delay, Event::Flush { machine, session, job });
             }
+            Wish::Work { machine, session, job } => {
+                let delay = self.random.between(0, self.climate.work_delay);
+                self.at(delay, Event::Work { machine, session, job });
+            }
             Wish::Ask { machine, session, ask } => self.call(machine, session, ask),
         }
     }
@@ -383,7 +448,7 @@ impl Storm {
                 }
                 return;
             }
-            Ask::Forget(_) => return,
+            Ask::Forget(_) | Ask::EnsureSecret => return,
         };
         let there = self.random.between(0, self.climate.register_delay);
         let gone = !self.world.machines[machine].can_reach_register();
@@ -429,11 +494,17 @@ impl Storm {
 
     fn start(&mut self, machine: usize) -> Result<(), Broken> {
         self.places[machine].restarting = false;
+        self.places[machine].disk_busy = false;
         if self.world.machines[machine].process.is_some() {
             return Ok(());
         }
         let origin = self.random.next() | 1;
-        if let Err(why) = self.world.start(machine, origin, self.climate.log_keep_bytes) {
+        if self.places[machine].has_run {
+            // Whoever starts again does so with the new build.
+            self.world.machines[machine].level = FEATURE_LEVEL;
+        }
+        self.places[machine].has_run = true;
+        if let Err(why) = self.world.start(machine, origin, self.climate.log_keep_bytes, self.climate.load) {
             if !self.climate.disk_faults {
                 return Err(Broken(
                     "a node starts on what a power cut leaves",

@@ -1,33 +1,35 @@
 //! All machines, and what is under way between them. Mechanics only: when something happens is decided by the storm.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::clients::Clients;
-use super::machine::{Birth, Machine, Timing};
+use super::machine::{Birth, Load, Machine, Process, Timing};
 use super::register::Cell;
 use super::rows::MemoryRows;
 use crate::kv;
 use crate::node::Ended;
+use crate::node::engine::FEATURE_LEVEL;
 use crate::node::event::{ArrivedSnapshot, Internal};
 use crate::node::inbound::event_of;
 use crate::node::link::{ENTRIES_BYTES, Item};
 use crate::node::log::Position;
 use crate::node::recent::Recent;
-use crate::node::registrar::{Ask, found};
+use crate::node::registrar::Ask;
 use crate::node::snapshot;
 use crate::node::state::{Changed, FlushJob, Row, RowStore as _, StateBackend};
-use crate::node::wire::{append_body, put, take};
+use crate::node::wire::{BadFrame, append_body, put, take};
+use crate::node::work::ApplyJob;
 use crate::node::writer::{Failure, WriteOperation};
 use crate::proto::replcluster::Frame;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{Mark, Millis};
-use crate::view::{Epoch, Incarnation, Index, NodeId, View, ViewId};
+use crate::view::{Checksum, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// A sentence that does not hold, and where.
 #[derive(Debug)]
@@ -43,6 +45,8 @@ pub struct Flight {
     /// The connection; what is on a broken one is lost.
     pub connection: u64,
     pub bytes: Bytes,
+    /// No node of this cluster has sent it.
+    pub forged: bool,
 }
 
 /// A snapshot on a connection of its own.
@@ -65,11 +69,13 @@ pub struct Connection {
 }
 
 /// What the engines want done, for the storm to give it its time.
+#[expect(clippy::large_enum_variant, reason = "few at a time, in a simulation")]
 pub enum Wish {
     Send(Flight),
     Dial { from: usize, session: u64, to: usize },
     Ship(Shipment),
     Flush { machine: usize, session: u64, job: FlushJob },
+    Work { machine: usize, session: u64, job: ApplyJob },
     Ask { machine: usize, session: u64, ask: Ask },
 }
 
@@ -99,6 +105,10 @@ pub struct World {
     next: u64,
     /// Processes that ended because their disk failed: expected where disks are made to fail.
     pub failures_expected: bool,
+    /// Entries that cannot be read were put into the log.
+    pub refusals_expected: bool,
+    /// Processes draw their sessions from a set of two.
+    pub sessions_repeat: bool,
 }
 
 impl World {
@@ -109,7 +119,7 @@ impl World {
             timing,
             min_in_sync: 1,
             machines: Vec::new(),
-            cell: Arc::new(Mutex::new(None)),
+            cell: Cell::default(),
             clients,
             connections: BTreeMap::new(),
             dialling: BTreeSet::new(),
@@ -122,6 +132,8 @@ impl World {
             trace: None,
             next: 1,
             failures_expected: false,
+            refusals_expected: false,
+            sessions_repeat: false,
         };
         for machine in 0..count {
             let id = NodeId::parse(&format!("{}:1", letter(machine))).expect("an address");
@@ -158,13 +170,25 @@ impl World {
         self.session(machine) == Some(session)
     }
 
+    /// The session that a process says it is. Here each has a number of its own; where sessions come again, they are drawn
+    /// from a set of two (R32).
+    pub fn said(&self, session: u64) -> u64 {
+        if self.sessions_repeat { 1 + session % 2 } else { session }
+    }
+
     pub fn register(&self) -> Option<View> {
-        self.cell.lock().unwrap().clone()
+        self.cell.lock().unwrap().newest()
     }
 
     // --- life and death ---
 
-    pub fn start(&mut self, machine: usize, origin: u64, log_keep_bytes: u64) -> Result<(), String> {
+    pub fn start(
+        &mut self,
+        machine: usize,
+        origin: u64,
+        log_keep_bytes: u64,
+        load: Load,
+    ) -> Result<(), String> {
         let session = self.number();
         let birth = Birth {
             session,
@@ -175,6 +199,7 @@ impl World {
             now: self.now,
             min_in_sync: self.min_in_sync,
             log_keep_bytes,
+            load,
         };
         let outcome = self.machines[machine].start(&birth);
         self.note(|| match &outcome {
@@ -245,6 +270,10 @@ impl World {
         self.kill(machine, None);
         match ended {
             Ended::Failed(_) if self.failures_expected => Ok(()),
+            // An older build that came too late for the level of the log takes no part in it.
+            Ended::Failed(_) if self.machines[machine].level < FEATURE_LEVEL && !self.is_member(machine) => {
+                Ok(())
+            }
             Ended::Stopped => Ok(()),
             Ended::Failed(_) | Ended::Removed | Ended::Halted(_) => Err(Broken(
                 "no node stops that nobody has stopped",
@@ -253,9 +282,14 @@ impl World {
         }
     }
 
+    fn is_member(&self, machine: usize) -> bool {
+        let place = &self.machines[machine];
+        self.register().is_some_and(|view| view.members.get(&place.id) == Some(&place.incarnation))
+    }
+
     fn take_wishes(&mut self, machine: usize, session: u64) {
         let Some(process) = &mut self.machines[machine].process else { return };
-        let (asks, sends, snapshots, flushes) = {
+        let (asks, sends, snapshots, flushes, works) = {
             let mut wanted = process.wanted.borrow_mut();
             let wanted = &mut *wanted;
             (
@@ -263,11 +297,13 @@ impl World {
                 std::mem::take(&mut wanted.sends),
                 std::mem::take(&mut wanted.snapshots),
                 std::mem::take(&mut wanted.flushes),
+                std::mem::take(&mut wanted.works),
             )
         };
         let recent = process.recent.clone();
         self.wishes.extend(asks.into_iter().map(|ask| Wish::Ask { machine, session, ask }));
         self.wishes.extend(flushes.into_iter().map(|job| Wish::Flush { machine, session, job }));
+        self.wishes.extend(works.into_iter().map(|job| Wish::Work { machine, session, job }));
         for (to, item) in sends {
             let to = self.machine_of(&to);
             match self.connections.get(&(machine, to)) {
@@ -281,6 +317,7 @@ impl World {
                             to_session: connection.to_session,
                             connection: connection.number,
                             bytes,
+                            forged: false,
                         }));
                     }
                 }
@@ -311,13 +348,24 @@ impl World {
     /// A connection stands from now on.
     pub fn connect(&mut self, from: usize, to: usize) {
         self.dialling.remove(&(from, to));
-        let (Some(_), Some(to_session)) = (self.session(from), self.session(to)) else { return };
+        let (Some(from_session), Some(to_session)) = (self.session(from), self.session(to)) else { return };
+        if self.is_too_old(from, to) {
+            return;
+        }
         let number = self.number();
         let connection = Connection { number, to_session, arrives: self.now };
         self.connections.insert((from, to), connection);
         let (dialler, dialled) = (self.machines[from].id.clone(), self.machines[to].id.clone());
         self.report(from, Internal::LinkUp(dialled));
-        self.report(to, Internal::PeerArrived(dialler));
+        let level = self.machines[from].level;
+        let session = self.said(from_session);
+        self.report(to, Internal::PeerArrived { node: dialler, session, level });
+    }
+
+    /// As a server does with an older build, when it greets and whenever it speaks.
+    fn is_too_old(&self, from: usize, to: usize) -> bool {
+        let level = |process: &Process| process.shared.feature_level.load(Ordering::Relaxed);
+        self.machines[from].level < self.machines[to].process.as_ref().map_or(0, level)
     }
 
     /// A connection breaks; its side that sends dials again when it next has something to say.
@@ -332,12 +380,26 @@ impl World {
         if !stands {
             return Ok(());
         }
+        if self.is_too_old(flight.from, flight.to) {
+            self.disconnect(flight.from, flight.to);
+            return Ok(());
+        }
         let mut buffer = BytesMut::from(&flight.bytes[..]);
         let frame: Frame = take(&mut buffer).expect("a frame as it was sent").expect("a whole frame");
         let from = &self.machines[flight.from];
         let body = frame.body.expect("a frame has a body");
-        let event = event_of(&from.id, from.incarnation, flight.from_session, Epoch(frame.epoch), body);
-        let event = event.map_err(|error| Broken("what is sent can be read", error.to_string()))?;
+        let under = (Epoch(frame.epoch), Checksum(frame.view));
+        let session = self.said(flight.from_session);
+        let event = event_of(&from.id, from.incarnation, session, under, body);
+        let event = match event {
+            Ok(event) => event,
+            // As a server does with a peer that forwards what no node may order.
+            Err(BadFrame::Request(_)) if flight.forged => {
+                self.disconnect(flight.from, flight.to);
+                return Ok(());
+            }
+            Err(error) => return Err(Broken("what is sent can be read", error.to_string())),
+        };
         self.report(flight.to, event);
         Ok(())
     }
@@ -378,6 +440,7 @@ impl World {
         match done {
             Ok(done) => {
                 process.inbox.extend(done.dropped.map(Internal::Dropped));
+                process.inbox.extend(done.kept.into_iter().map(Internal::PromiseKept));
                 process.inbox.extend(done.persisted.map(Internal::Persisted));
                 let rested = done.persisted.map_or(Ok(()), |_| process.writer.rest());
                 if let Err(failure) = rested {
@@ -412,12 +475,10 @@ impl World {
         next: &View,
     ) -> Result<crate::protocol::Swapped, Broken> {
         use crate::protocol::Swapped;
-        let mut cell = self.cell.lock().unwrap();
-        if cell.as_ref().map(View::id) != replaces {
-            return Ok(Swapped::Lost(found(cell.clone(), replaces)));
+        let swapped = self.cell.lock().unwrap().swap(replaces, next);
+        if let Err(found) = swapped {
+            return Ok(Swapped::Lost(found));
         }
-        *cell = Some(next.clone());
-        drop(cell);
         self.note(|| {
             let in_sync: Vec<&str> = next.in_sync.keys().map(NodeId::as_str).collect();
             format!("register: epoch {} leader {} in sync {}", next.epoch, next.leader, in_sync.join(" "))
@@ -440,6 +501,18 @@ impl World {
                 let detail = format!("{} has applied {position:?}, another {seen:?}", letter(machine));
                 return Err(Broken("all nodes apply the same entries in the same order", detail));
             }
+        }
+        let shared = &process.shared;
+        let refused = shared.refused_entries.load(Ordering::Relaxed);
+        if refused > 0 && !self.refusals_expected {
+            let detail = format!("{} has refused {refused}", letter(machine));
+            return Err(Broken("nothing is in the log that cannot be applied (R33)", detail));
+        }
+        let said = (shared.applied.load(Ordering::Relaxed), shared.revision.load(Ordering::Relaxed));
+        let (applied, revision) = (position.index.0, shared.look(&|store| store.revision()));
+        if said.0 != applied || said.1 != revision || shared.commit.load(Ordering::Relaxed) < applied {
+            let detail = format!("{}: {said:?} and {:?}", letter(machine), (applied, revision));
+            return Err(Broken("what a node says of its state is what it holds", detail));
         }
         let serving = process.shared.serving.load(Ordering::Relaxed);
         if serving != 0 {
@@ -494,7 +567,7 @@ impl World {
 fn frames(recent: &Recent, item: &Item) -> Vec<Bytes> {
     match item {
         Item::Frame(bytes) => vec![bytes.clone()],
-        Item::Entries { epoch, previous, last, commit, sent } => {
+        Item::Entries { epoch, view, previous, last, commit, sent } => {
             let mut previous = *previous;
             let mut frames = Vec::new();
             while previous.index < *last {
@@ -502,7 +575,7 @@ fn frames(recent: &Recent, item: &Item) -> Vec<Bytes> {
                 let end = Mark { index: chunk.last.index, epoch: chunk.last.epoch };
                 let body = append_body(previous, end.index, end.epoch, *commit, *sent, chunk.frames);
                 let mut buffer = BytesMut::new();
-                put(&mut buffer, &Frame { epoch: epoch.0, body: Some(body) });
+                put(&mut buffer, &Frame { epoch: epoch.0, view: view.0, body: Some(body) });
                 frames.push(buffer.freeze());
                 previous = end;
             }

@@ -7,6 +7,7 @@ use super::*;
 use crate::node::log::{Options, Record, encode};
 use crate::node::testing::disk::{Fault, Operation, SimDisk};
 use crate::protocol::testing::random::Random;
+use crate::rules::without;
 
 const SMALL: Options = Options { first_segment_bytes: 2 << 10, segment_bytes: 4 << 10 };
 
@@ -48,7 +49,7 @@ fn a_turn_is_one_sync_for_all_that_it_appends() {
     let operations: Vec<_> = (1..=5).map(|write| append(write, &mut end, 1, 2, 20)).collect();
     let before = disk.steps();
     let done = writer.turn(operations).unwrap();
-    assert_eq!(done, TurnDone { persisted: Some(5), dropped: None, waiting: 0 });
+    assert_eq!(done, TurnDone { persisted: Some(5), ..TurnDone::default() });
     assert_eq!(disk.steps() - before, 6, "five writes and a sync");
     writer.rest().unwrap();
     writer.rest().unwrap();
@@ -110,17 +111,68 @@ fn on_a_full_disk_all_waits_in_its_order_but_dropping_which_makes_room() {
         }
         assert_eq!(done.persisted, Some(write));
     };
-    assert_eq!(stuck, TurnDone { persisted: None, dropped: None, waiting: 1 });
+    assert_eq!(stuck, TurnDone { waiting: 1, lack: Some(Lack::Space), ..TurnDone::default() });
     let held = end.index.0 - 1;
     let done = writer.turn([persist(write + 1, 7), append(write + 2, &mut end, 1, 1, 500)]).unwrap();
-    assert_eq!((done.persisted, done.waiting), (None, 3), "nothing overtakes");
-    assert_eq!(writer.promises.promise().promised, Epoch(0));
+    assert_eq!(
+        (done.persisted, done.kept, done.waiting),
+        (None, vec![write + 1], 2),
+        "only a promise overtakes"
+    );
+    assert_eq!(writer.promises.promise().promised, Epoch(7));
     assert_eq!(writer.log().last().index, Index(held));
     let done = writer.turn([WriteOperation::DropBefore(Index(held))]).unwrap();
     assert!(done.dropped.is_some_and(|base| base > Index(0)), "{done:?}");
     let done = writer.turn(None).unwrap();
     assert_eq!((done.persisted, done.waiting), (Some(write + 2), 0));
-    assert_eq!((writer.promises.promise().promised, writer.log().last()), (Epoch(7), end));
+    assert_eq!(writer.log().last(), end);
+}
+
+/// Is a promise kept that comes after an append for which there is no room?
+fn a_promise_is_kept() -> bool {
+    let disk = SimDisk::new();
+    let mut writer = start(&disk);
+    let (mut end, mut write) = (Position::default(), 0);
+    disk.limit(Some(disk.used()));
+    loop {
+        write += 1;
+        if writer.turn([append(write, &mut end, 1, 1, 500)]).unwrap().waiting > 0 {
+            break;
+        }
+    }
+    writer.turn([persist(write + 1, 7)]).unwrap();
+    disk.power_cut(&mut Random::new(1));
+    start(&disk).promises.promise().promised == Epoch(7)
+}
+
+#[test]
+fn a_promise_does_not_wait_behind_what_finds_no_room() {
+    assert!(a_promise_is_kept());
+    assert!(!without(Some(Rule::PromiseAhead), a_promise_is_kept));
+}
+
+#[test]
+fn a_promise_that_overtakes_an_install_does_not_speak_of_what_that_holds() {
+    let disk = SimDisk::new();
+    let mut writer = start(&disk);
+    let mut end = Position::default();
+    writer.turn([append(1, &mut end, 1, 3, 10)]).unwrap();
+    // No spare file is left, and none can be made.
+    for path in disk.paths().iter().filter(|path| path.extension().is_some_and(|kind| kind == "tmp")) {
+        disk.remove(path).unwrap();
+    }
+    disk.crash();
+    disk.limit(Some(disk.used()));
+    let mut writer = start(&disk);
+    let base = Position { index: Index(50), epoch: Epoch(3), chain: 9 };
+    let place = Box::new(|| panic!("there is no room for the log that it needs"));
+    let install = WriteOperation::Install { write: 2, base, place };
+    let promise = WriteOperation::Persist { write: 3, promised: Epoch(9), view: None, commit: Index(50) };
+    let done = writer.turn([install, promise]).unwrap();
+    assert_eq!((done.kept, done.waiting), (vec![3], 1));
+    disk.power_cut(&mut Random::new(1));
+    let writer = start(&disk);
+    assert_eq!((writer.promises.promise().promised, writer.log().last()), (Epoch(9), end));
 }
 
 #[test]

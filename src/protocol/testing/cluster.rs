@@ -11,7 +11,7 @@ use crate::protocol::{
     Config, Effect, Envelope, Found, Halt, Input, Mark, Message, Millis, Node, NotPrepared, Outline,
     RegisterUnreachable, Restored, Role, Run, Swapped, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// An entry: the epoch that ordered it, and a payload that no other entry has (zero: the opening of an epoch).
 pub type Entry = (Epoch, u64);
@@ -23,6 +23,10 @@ pub struct Settings {
     pub failure_timeout: Millis,
     pub stall_timeout: Millis,
     pub handback_after: Option<Millis>,
+    /// Process numbers are only 1 and 2 (R32).
+    pub few_sessions: bool,
+    /// The data of all nodes lies on the same disk.
+    pub one_disk: bool,
     pub broken: Option<Rule>,
 }
 
@@ -33,6 +37,8 @@ impl Default for Settings {
             failure_timeout: 60,
             stall_timeout: 200,
             handback_after: None,
+            few_sessions: false,
+            one_disk: false,
             broken: None,
         }
     }
@@ -103,7 +109,7 @@ pub enum Call {
     Read {
         known: Option<ViewId>,
     },
-    Prepare,
+    Prepare(View),
     Swap {
         replaces: Option<ViewId>,
         view: View,
@@ -126,7 +132,12 @@ pub enum Answer {
 #[derive(Debug)]
 pub struct Process {
     pub node: Node,
+    /// Names the process to the test, and no other ever.
     pub session: u64,
+    /// What it calls itself.
+    pub said: u64,
+    /// What the register has made ready for it.
+    pub prepared: Option<View>,
     pub base: Mark,
     pub log: Vec<Entry>,
     pub writes: VecDeque<(WriteId, Write)>,
@@ -170,6 +181,14 @@ pub struct Snapshot {
     pub state: Vec<Entry>,
 }
 
+/// A register that is out of use for the moment.
+#[derive(Clone, Debug)]
+pub struct Vault {
+    pub cell: Cell,
+    pub truth: Vec<Entry>,
+    pub truth_of: Vec<Epoch>,
+}
+
 /// What travels beside an input.
 enum Beside<'a> {
     Nothing,
@@ -191,6 +210,11 @@ pub struct Cluster {
     pub snapshots: Vec<Snapshot>,
     /// Every entry that was ever committed, in order: found out by watching.
     pub truth: Vec<Entry>,
+    /// The epoch of the view under which each of them was first committed.
+    pub truth_of: Vec<Epoch>,
+    /// The register that an older copy of it has taken the place of, and what was committed by then or since under its
+    /// views (R11).
+    pub vault: Option<Vault>,
     pub seen: Seen,
     /// One line an event, where somebody wants to read them.
     pub trace: Option<Vec<String>>,
@@ -211,6 +235,8 @@ impl Cluster {
             sent: Vec::new(),
             snapshots: Vec::new(),
             truth: Vec::new(),
+            truth_of: Vec::new(),
+            vault: None,
             seen: Seen::default(),
             trace: None,
             next_session: 1,
@@ -269,6 +295,8 @@ impl Cluster {
         self.note(|| format!("{} starts", (b'a' + machine as u8) as char));
         let session = self.next_session;
         self.next_session += 1;
+        let mixed = session.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 63;
+        let said = if self.settings.few_sessions { 1 + mixed } else { session };
         let place = &mut self.machines[machine];
         assert!(place.process.is_none(), "one process an address");
         let disk = &place.disk;
@@ -281,6 +309,7 @@ impl Cluster {
             failure_timeout: self.settings.failure_timeout,
             stall_timeout: self.settings.stall_timeout,
             handback_after: self.settings.handback_after,
+            disk: u64::from(self.settings.one_disk),
             create: place.creates.then_some(ClusterId(7)),
         };
         let log = Outline::recovered(disk.base, outline_runs(&disk.log, disk.base.index), last, commit);
@@ -291,6 +320,8 @@ impl Cluster {
         place.process = Some(Process {
             node,
             session,
+            said,
+            prepared: None,
             base: disk.base,
             log: disk.log.clone(),
             writes: VecDeque::new(),
@@ -411,12 +442,13 @@ impl Cluster {
     pub fn at_register(&mut self, call: &Call) -> Result<Answer, Violation> {
         match call {
             Call::Read { known } => Ok(Answer::Read(Ok(self.cell.found(*known)))),
-            Call::Prepare => Ok(Answer::Prepare(Ok(()))),
+            Call::Prepare(_) => Ok(Answer::Prepare(Ok(()))),
             Call::Swap { replaces, view, by_leader, caller, incarnation } => {
                 if self.cell.would_take(*replaces) {
                     self.note(|| format!("register: {}", text::view(view)));
                     self.check_swap(view, *by_leader, *caller, *incarnation)?;
                     self.cell.put(view.clone());
+                    self.meet_vault(view);
                     self.check_set()?;
                     Ok(Answer::Swap(Swapped::Won))
                 } else {
@@ -428,6 +460,9 @@ impl Cluster {
 
     pub fn answer(&mut self, machine: usize, answer: Answer) -> Result<(), Violation> {
         if let Some(process) = &mut self.machines[machine].process {
+            if let (Some(Call::Prepare(view)), Answer::Prepare(Ok(()))) = (&process.call, &answer) {
+                process.prepared = Some(view.clone());
+            }
             process.call = None;
         }
         match answer {
@@ -435,6 +470,79 @@ impl Cluster {
             Answer::Prepare(outcome) => self.input(machine, Input::Prepared(outcome)),
             Answer::Swap(outcome) => self.input(machine, Input::SwapAnswered(outcome)),
         }
+    }
+
+    /// An older copy of the register takes its place, as a restored backup would. Nothing that was committed under a
+    /// later view belongs to that chain.
+    pub fn put_back(&mut self, copy: Cell) {
+        self.note(|| format!("the register is put back to epoch {}", copy.epoch()));
+        let epoch = copy.epoch();
+        let kept = self.truth_of.iter().position(|of| *of > epoch).unwrap_or(self.truth.len());
+        self.vault = Some(Vault {
+            cell: self.cell.clone(),
+            truth: self.truth.clone(),
+            truth_of: self.truth_of.clone(),
+        });
+        self.truth.truncate(kept);
+        self.truth_of.truncate(kept);
+        self.seen.forget_after(epoch);
+        self.cell = copy;
+    }
+
+    /// A swap that was on its way has made the very view again that stood there before.
+    fn meet_vault(&mut self, view: &View) {
+        let Some(vault) = self.vault.as_ref().filter(|vault| vault.cell.has(view.id())) else { return };
+        let kept = vault.truth_of.iter().position(|of| *of > view.epoch).unwrap_or(vault.truth.len());
+        self.truth = vault.truth[..kept].to_vec();
+        self.truth_of = vault.truth_of[..kept].to_vec();
+        if self.cell == vault.cell {
+            self.vault = None;
+        }
+    }
+
+    /// The views that a node knows, on its disk and in its process.
+    fn known_views(&self, machine: usize) -> impl Iterator<Item = &View> {
+        let place = &self.machines[machine];
+        let running = place.process.as_ref().and_then(|process| process.node.view());
+        place.disk.view.iter().chain(running)
+    }
+
+    /// Which register an operator chooses: the newer one where a node of its in-sync set knows it; where none does nothing
+    /// was acknowledged under it. Also where nothing is left of the older one's set. And the machines that have gone on
+    /// with the other one: what they hold is given up, and they have said that an operator must decide.
+    pub fn decide(&self) -> Option<(bool, Vec<usize>)> {
+        let vault = self.vault.as_ref()?;
+        let knows = |machine: usize, cell: &Cell, other: &Cell| {
+            self.known_views(machine).any(|view| cell.has(view.id()) && !other.has(view.id()))
+        };
+        let lives = |(node, own): (&NodeId, &Incarnation)| {
+            let machine = self.machine_of(node);
+            (self.machines[machine].disk.incarnation == *own).then_some(machine)
+        };
+        let mut holders = vault.cell.newest.iter().flat_map(|view| &view.in_sync).filter_map(lives);
+        let mut counted = self.register().into_iter().flat_map(|view| &view.in_sync).filter_map(lives);
+        let newer =
+            holders.any(|machine| knows(machine, &vault.cell, &self.cell)) || counted.next().is_none();
+        let (chosen, other) = if newer { (&vault.cell, &self.cell) } else { (&self.cell, &vault.cell) };
+        let others = (0..self.machines.len()).filter(|machine| knows(*machine, other, chosen)).collect();
+        Some((newer, others))
+    }
+
+    /// The operator's choice is carried out.
+    pub fn put_right(&mut self, newer: bool) -> Result<(), Violation> {
+        let Some(vault) = self.vault.take() else { return Ok(()) };
+        self.note(|| format!("an operator puts the newer register back: {newer}"));
+        if newer {
+            self.seen.forget_after(vault.cell.epoch());
+            self.truth_of = vault.truth_of;
+            self.truth = vault.truth;
+            self.cell = vault.cell;
+        } else if !self.truth.starts_with(&vault.truth) {
+            let (was, is) = (vault.truth.len(), self.truth.len());
+            let detail = format!("{was} entries, of which the register's chain has {is}");
+            return Err(Violation::new(Claim::NothingIsLostSilently, detail));
+        }
+        self.check_set()
     }
 
     // --- one step ---
@@ -520,17 +628,23 @@ impl Cluster {
                 self.check_snapshot(machine)?;
             }
             Effect::Commit(to) => return self.committed(machine, to),
-            Effect::Send { to, epoch, message } => self.send(machine, &to, epoch, message),
+            Effect::Send { to, epoch, view, message } => self.send(machine, &to, (epoch, view), message),
             Effect::SendSnapshot(to) => self.start_snapshot(machine, &to),
             Effect::ReadRegister { known } => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
                 process.call = Some(Call::Read { known });
             }
-            Effect::Prepare(_) => {
+            Effect::Prepare(next) => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
-                process.call = Some(Call::Prepare);
+                process.call = Some(Call::Prepare(next));
             }
             Effect::Swap { replaces, next: view } => {
+                let heard = process.node.heard();
+                let newest = heard < view.epoch || self.seen.only_consequences;
+                if !newest {
+                    let detail = format!("{} after having heard of {heard}", text::view(&view));
+                    return Err(Violation::new(Claim::NothingIsPutOnAnOldRegister, detail));
+                }
                 assert!(process.call.is_none(), "one operation on the register at a time");
                 let incarnation = place.disk.incarnation;
                 process.call = Some(Call::Swap { replaces, view, by_leader, caller: machine, incarnation });
@@ -544,7 +658,8 @@ impl Cluster {
         Ok(())
     }
 
-    fn send(&mut self, machine: usize, to: &NodeId, epoch: Epoch, message: Message) {
+    fn send(&mut self, machine: usize, to: &NodeId, under: (Epoch, Checksum), message: Message) {
+        let (epoch, view) = under;
         let place = &self.machines[machine];
         let Some(process) = &place.process else { return };
         let entries = match &message {
@@ -560,8 +675,9 @@ impl Cluster {
         let envelope = Envelope {
             from: place.id.clone(),
             incarnation: place.disk.incarnation,
-            session: process.session,
+            session: process.said,
             epoch,
+            view,
             message,
         };
         let to = self.machine_of(to);

@@ -39,6 +39,10 @@ pub enum Event {
         session: Option<u64>,
     },
     Propose,
+    /// An operator copies the register, or puts the copy back.
+    Meddle,
+    /// An operator notices that the register was put back.
+    PutRight,
     Fault,
     Start(usize),
 }

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::cluster::{Cluster, Disk, outline_runs};
+use super::cluster::{Cluster, Disk, Entry, outline_runs};
 use super::text;
 use crate::protocol::Role;
-use crate::view::{Epoch, Incarnation, Index, View};
+use crate::view::{Epoch, Incarnation, Index, View, ViewId};
 
 /// The sentences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +25,9 @@ pub enum Claim {
     PromiseIsOnDiskBeforeTheSwap,
     OnlyTheSetElects,
     OnlyTheLeaderGrows,
+    NothingIsPutOnAnOldRegister,
+    NothingIsLostSilently,
+    NoStaleReadIsProved,
     EffectsFitTheLog,
     DurableMeansOnDisk,
     NobodyStopsUnasked,
@@ -58,6 +61,13 @@ impl Claim {
             Claim::PromiseIsOnDiskBeforeTheSwap => "whoever elects itself has its promise on disk (R5)",
             Claim::OnlyTheSetElects => "only an in-sync node elects itself (R4)",
             Claim::OnlyTheLeaderGrows => "only the leader grows the set (R4)",
+            Claim::NothingIsPutOnAnOldRegister => {
+                "nobody swaps on a register that is older than what it has heard of (R11)"
+            }
+            Claim::NothingIsLostSilently => {
+                "after the register was put back all that was acknowledged is held where an operator is asked"
+            }
+            Claim::NoStaleReadIsProved => "a read that is proved sees everything that was acknowledged (R17)",
             Claim::EffectsFitTheLog => "effects fit the log that they are about",
             Claim::DurableMeansOnDisk => "what a node calls durable is on its disk (R20)",
             Claim::NobodyStopsUnasked => "no node stops that nobody has removed",
@@ -93,17 +103,48 @@ impl Violation {
 #[derive(Debug, Default)]
 pub struct Seen {
     /// Which process led which epoch.
-    leaders: BTreeMap<Epoch, u64>,
+    leaders: BTreeMap<ViewId, u64>,
     /// How much was acknowledged when an epoch came into the register.
     acknowledged: BTreeMap<Epoch, usize>,
     /// Machines whose disks a script has tampered with: what they hold is not held against anybody.
     pub(super) spoilt: BTreeSet<usize>,
+    /// Copies that an operator has given up: they had gone on with another register (R11).
+    pub(super) given_up: BTreeSet<Incarnation>,
     /// Leave out the claims about how a rule is followed, and see what comes of breaking it.
     pub(super) only_consequences: bool,
 }
 
+impl Seen {
+    /// The register was put back to that epoch.
+    pub(super) fn forget_after(&mut self, epoch: Epoch) {
+        self.acknowledged.retain(|of, _| *of <= epoch);
+        // A swapper that dies before it has noted its success may make the very same view once more.
+        self.leaders.retain(|view, _| view.epoch <= epoch);
+    }
+}
+
 fn check(holds: bool, claim: Claim, detail: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation::new(claim, detail())) }
+}
+
+fn check_disk_holds(
+    disk: &Disk,
+    truth: &[Entry],
+    from: usize,
+    name: &str,
+    claim: Claim,
+) -> Result<(), Violation> {
+    let held = disk.log.len();
+    check(held >= truth.len(), claim, || {
+        format!("{name}#{} has {held} entries, {} are acknowledged", disk.incarnation.0, truth.len())
+    })?;
+    let differs = (from..truth.len()).find(|at| disk.log[*at] != truth[*at]);
+    differs.map_or(Ok(()), |at| {
+        let (has, is) = (disk.log[at], truth[at]);
+        let detail =
+            format!("{name}#{} has {has:?} at {}, acknowledged is {is:?}", disk.incarnation.0, at + 1);
+        Err(Violation::new(claim, detail))
+    })
 }
 
 impl Cluster {
@@ -122,35 +163,60 @@ impl Cluster {
             return Ok(());
         }
         let known = self.truth.len();
-        for at in from.0 as usize..to.0 as usize {
-            let entry = process.log[at];
+        let view = process.node.view().map(View::id);
+        let of = process.node.epoch();
+        let leads = matches!(process.node.role(), Role::Leader(_));
+        let applied = process.log[from.0 as usize..to.0 as usize].to_vec();
+        if let Some(vault) = &mut self.vault
+            && view.is_some_and(|view| vault.cell.has(view))
+        {
+            for (at, entry) in (from.0 as usize..).zip(&applied) {
+                match vault.truth.get(at) {
+                    Some(agreed) => check(agreed == entry, Claim::EveryoneAppliesTheSame, || {
+                        format!("{name} applies {entry:?} at {}, others {agreed:?}", at + 1)
+                    })?,
+                    None => {
+                        vault.truth.push(*entry);
+                        vault.truth_of.push(of);
+                    }
+                }
+            }
+        }
+        let ours = view.is_none_or(|view| self.cell.has(view));
+        for (at, entry) in (from.0 as usize..).zip(applied).filter(|_| ours) {
             if let Some(agreed) = self.truth.get(at) {
                 check(*agreed == entry, Claim::EveryoneAppliesTheSame, || {
                     format!("{name} applies {entry:?} at {}, others {agreed:?}", at + 1)
                 })?;
             } else {
-                check(
-                    matches!(process.node.role(), Role::Leader(_)),
-                    Claim::OnlyALeaderCommitsFirst,
-                    || format!("{name} applies {entry:?} at {}", at + 1),
-                )?;
+                // Under the register that was taken away a leader did, and the entry belongs to both chains.
+                let before = self.vault.as_ref().is_some_and(|vault| vault.truth.get(at) == Some(&entry));
+                check(leads || before, Claim::OnlyALeaderCommitsFirst, || {
+                    format!("{name} applies {entry:?} at {}", at + 1)
+                })?;
                 self.truth.push(entry);
+                self.truth_of.push(of);
             }
         }
         process.announced = to;
         place.disk.applied = place.disk.applied.max(to);
-        if self.truth.len() > known { self.check_held(known) } else { Ok(()) }
+        if self.truth.len() > known {
+            self.check_held(known)?;
+        }
+        self.check_vault()?;
+        self.check_reads()
     }
 
     /// Everything committed from `from` on is where it must be.
     fn check_held(&self, from: usize) -> Result<(), Violation> {
         let Some(view) = self.register() else { return Ok(()) };
         for (node, incarnation) in &view.in_sync {
-            if self.seen.spoilt.contains(&self.machine_of(node)) {
+            if self.seen.spoilt.contains(&self.machine_of(node)) || self.seen.given_up.contains(incarnation) {
                 continue;
             }
             let disk = self.disk_of(*incarnation);
-            self.check_disk_holds(disk, from, text::name(node), Claim::AcknowledgedIsOnEveryCountedDisk)?;
+            let claim = Claim::AcknowledgedIsOnEveryCountedDisk;
+            check_disk_holds(disk, &self.truth, from, text::name(node), claim)?;
         }
         // Whoever leads the newest view must hold it too, though it may have been committed under an older one.
         let leader = self.machine_of(&view.leader);
@@ -164,30 +230,46 @@ impl Cluster {
         }
     }
 
-    fn check_disk_holds(&self, disk: &Disk, from: usize, name: &str, claim: Claim) -> Result<(), Violation> {
-        let held = disk.log.len();
-        check(held >= self.truth.len(), claim, || {
-            format!("{name}#{} has {held} entries, {} are acknowledged", disk.incarnation.0, self.truth.len())
-        })?;
-        let differs = (from..self.truth.len()).find(|at| disk.log[*at] != self.truth[*at]);
-        match differs {
-            None => Ok(()),
-            Some(at) => Err(Violation::new(
-                claim,
-                format!(
-                    "{name}#{} has {:?} at {}, acknowledged is {:?}",
-                    disk.incarnation.0,
-                    disk.log[at],
-                    at + 1,
-                    self.truth[at]
-                ),
-            )),
+    /// The same of a register that an older copy has taken the place of: what was acknowledged under its views stays
+    /// where it is until an operator decides.
+    fn check_vault(&self) -> Result<(), Violation> {
+        let Some(vault) = &self.vault else { return Ok(()) };
+        let Some(view) = &vault.cell.newest else { return Ok(()) };
+        let holds = |incarnation: &Incarnation| self.disk_of(*incarnation).log.starts_with(&vault.truth);
+        check(view.in_sync.values().any(holds), Claim::NothingIsLostSilently, || {
+            format!("{} entries are whole on no disk of {}", vault.truth.len(), text::view(view))
+        })
+    }
+
+    /// What a leader could prove now by a look at the register is the newest. A leader whom nobody has told of later
+    /// views because all who knew them are dead has a view of its own by then, and is measured by that.
+    pub(super) fn check_reads(&self) -> Result<(), Violation> {
+        let Some(newest) = self.register() else { return Ok(()) };
+        let Some(process) = self.process(self.machine_of(&newest.leader)) else { return Ok(()) };
+        let view = newest.id();
+        let looks = process.node.view().is_some_and(|known| known.id() == view);
+        let proves = process.node.proof_until().is_some_and(|until| self.now <= until);
+        if !looks || !proves || !self.seen.spoilt.is_empty() {
+            return Ok(());
         }
+        let older =
+            self.vault.as_ref().filter(|vault| vault.cell.has(view)).map_or(0, |vault| vault.truth.len());
+        let acknowledged = self.truth.len().max(older);
+        check(process.announced.0 as usize >= acknowledged, Claim::NoStaleReadIsProved, || {
+            format!(
+                "{} proves reads at {}, {acknowledged} are acknowledged",
+                text::name(&newest.leader),
+                process.announced
+            )
+        })
     }
 
     /// Entries `from..to`, counted from zero.
     fn check_leader_holds(&self, machine: usize, from: usize, to: usize) -> Result<(), Violation> {
         let Some(process) = self.process(machine) else { return Ok(()) };
+        if process.node.view().is_some_and(|view| !self.cell.has(view.id())) {
+            return Ok(()); // of a register that was taken away
+        }
         let name = self.name(machine);
         // A disk that a test has put back may take office; what it must not do is serve, which R15 notices.
         let spoilt = self.seen.spoilt.contains(&machine);
@@ -249,7 +331,7 @@ impl Cluster {
                     && !self.seen.spoilt.contains(&machine) =>
             {
                 let claim = Claim::AcknowledgedIsOnEveryCountedDisk;
-                self.check_disk_holds(&place.disk, 0, text::name(&place.id), claim)
+                check_disk_holds(&place.disk, &self.truth, 0, text::name(&place.id), claim)
             }
             Some(_) | None => Ok(()),
         }
@@ -258,7 +340,10 @@ impl Cluster {
     /// A snapshot was taken for the log.
     pub(super) fn check_snapshot(&self, machine: usize) -> Result<(), Violation> {
         let Some(process) = self.process(machine) else { return Ok(()) };
-        let agrees = self.truth.get(..process.log.len()) == Some(&process.log[..]);
+        let older = self.vault.as_ref().map(|vault| &vault.truth);
+        let agrees = std::iter::once(&self.truth)
+            .chain(older)
+            .any(|truth| truth.get(..process.log.len()) == Some(&process.log[..]));
         check(agrees, Claim::EveryoneAppliesTheSame, || {
             format!("{} takes a snapshot of other entries", self.name(machine))
         })
@@ -272,7 +357,8 @@ impl Cluster {
         let epoch = process.node.epoch();
         let leads = matches!(process.node.role(), Role::Leader(_));
         // A register that was put back to an older state is another matter (R11).
-        if !leads || !ours || view.epoch > epoch.next() || view.epoch < epoch || self.seen.only_consequences {
+        let same_chain = process.node.view().is_none_or(|view| self.cell.has(view.id()));
+        if !leads || !ours || !same_chain || view.epoch > epoch.next() || self.seen.only_consequences {
             return Ok(());
         }
         let waited: BTreeMap<_, _> = process.node.waited_for().collect();
@@ -310,22 +396,24 @@ impl Cluster {
         let session = process.session;
         let serves_now = process.node.is_serving() && !was_serving;
         let announced = process.announced;
-        if let std::collections::btree_map::Entry::Vacant(slot) = self.seen.leaders.entry(epoch) {
+        let view = process.node.view().expect("a leader knows its view").id();
+        if let std::collections::btree_map::Entry::Vacant(slot) = self.seen.leaders.entry(view) {
             slot.insert(session);
             // What was acknowledged after its view stood may be news to a leader that was slow to hear of its luck.
             let before = self.seen.acknowledged.get(&epoch).copied().unwrap_or_default();
             self.check_leader_holds(machine, 0, before)?;
         }
-        let led_by = self.seen.leaders[&epoch];
+        let led_by = self.seen.leaders[&view];
         check(led_by == session, Claim::OneLeaderAnEpoch, || {
             format!("epoch {epoch}: sessions {led_by} and {session}")
         })?;
-        let newest = self.register().is_some_and(|view| view.epoch == epoch);
+        let newest = self.register().is_some_and(|newest| newest.id() == view);
         if serves_now && newest {
             check(announced.0 == self.truth.len() as u64, Claim::ServesOnlyWithAllCommitted, || {
                 format!("{} serves at {announced}, {} are acknowledged", self.name(machine), self.truth.len())
             })?;
         }
+        self.check_reads()?;
         self.check_waits(machine)
     }
 
@@ -343,8 +431,10 @@ impl Cluster {
                 })?;
             }
             let applied = process.announced.0 as usize;
+            let older = self.vault.as_ref().map(|vault| &vault.truth);
+            let mut truths = std::iter::once(&self.truth).chain(older);
             check(
-                self.truth.get(..applied) == process.log.get(..applied),
+                truths.any(|truth| truth.get(..applied) == process.log.get(..applied)),
                 Claim::EveryoneAppliesTheSame,
                 || format!("{} has applied something else up to {at}", self.name(number)),
             )?;

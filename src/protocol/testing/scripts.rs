@@ -3,7 +3,7 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `cluster 3 [failure=60] [heartbeat=20] [handback=100]` | machines `a`, `b`, `c`; nothing runs |
+//! | `cluster 3 [failure=60] [heartbeat=20] [handback=100] [one_disk=1]` | machines `a`, `b`, `c`; nothing runs |
 //! | `start a [creates] [commit=4]` | starts a process; it finds what is applied up to `commit` (all, unless said) |
 //! | `run 100` | that many milliseconds in a world without faults; prints what matters |
 //! | `settle` | everything under way arrives and is answered, while no time passes |
@@ -33,7 +33,6 @@ use super::cluster::{Answer, Cluster, Settings, outline_runs};
 use super::invariants::Violation;
 use super::register::Cell;
 use super::text;
-use crate::protocol::rules::Rule;
 use crate::protocol::{Input, Millis, RegisterUnreachable, Role, Swapped};
 use crate::view::{Checksum, Epoch, Index, View};
 
@@ -67,8 +66,6 @@ const MILESTONES: [&str; 14] = [
 
 #[derive(Default)]
 struct Story {
-    /// The rule that is switched off.
-    broken: Option<Rule>,
     cluster: Option<Cluster>,
     sessions: BTreeMap<usize, u64>,
     held: BTreeSet<(usize, usize)>,
@@ -285,7 +282,9 @@ impl goldenscript::Runner for Story {
                 failure_timeout: number("failure", 60)?,
                 stall_timeout: number("stall", 200)?,
                 handback_after: Some(number("handback", 0)?).filter(|after| *after > 0),
-                broken: self.broken,
+                few_sessions: false,
+                one_disk: number("one_disk", 0)? > 0,
+                broken: None,
             };
             let count = args.next_pos().ok_or("how many?")?.parse()?;
             let mut cluster = Cluster::new(count, settings);
@@ -462,15 +461,6 @@ impl goldenscript::Runner for Story {
         }
         Ok(self.told(detail))
     }
-}
-
-/// True where the story of a script is another one without this rule.
-pub fn differs_without(script: &str, rule: Rule) -> bool {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/protocol/scripts").join(script);
-    let text = std::fs::read_to_string(path).expect("a script");
-    let mut story = Story { broken: Some(rule), ..Story::default() };
-    // A story that breaks an invariant cannot be told to its end.
-    goldenscript::generate(&mut story, &text).map_or(true, |told| told != text)
 }
 
 #[cfg(test)]

@@ -124,7 +124,7 @@ fn every_seed_keeps_every_claim() {
 /// A checker that cannot fail proves nothing: without any one of these rules some seed must break a claim.
 #[test]
 fn every_rule_that_is_switched_off_is_missed() {
-    const SEEDS: u64 = 3_000;
+    const SEEDS: u64 = 20_000;
     let rules = [
         Rule::AcknowledgeBeforeDurable,
         Rule::CountOwnBeforeDurable,
@@ -141,12 +141,27 @@ fn every_rule_that_is_switched_off_is_missed() {
         Rule::ApplyUncommitted,
         Rule::TrustWipedNode,
         Rule::AssumeSwap,
+        Rule::TrustOldRegister,
+        Rule::TrustOtherChain,
+        Rule::ForgetView,
+        Rule::ProveUnheard,
+        Rule::DeadForEver,
     ];
     // Panics are how a node says that an invariant of its own is broken; here they are expected.
     let mut unnoticed = Vec::new();
     for rule in rules {
-        for only_consequences in [false, true] {
-            let caught = (0..SEEDS).find_map(|seed| {
+        // A fork of the register alone is what this rule prevents; what it may lead to is prevented by others as well.
+        let claims: &[bool] = if rule == Rule::TrustOldRegister { &[false] } else { &[false, true] };
+        for &only_consequences in claims {
+            // Where few seeds miss a rule the search begins at one that did.
+            let first = match (rule, only_consequences) {
+                (Rule::SkipPromise, true) => 10_880,
+                (Rule::TrustOtherChain, _) => 1_426,
+                (Rule::ForgetView, _) => 4_840,
+                (Rule::ProveUnheard, _) => 1_305,
+                _ => 0,
+            };
+            let caught = spread::from_there(first, SEEDS).find_map(|seed| {
                 let mut simulation = Simulation::new(seed, Some(rule), false);
                 simulation.cluster.seen.only_consequences = only_consequences;
                 Some((seed, finish(simulation).violation?))

@@ -7,16 +7,17 @@ use super::cluster::{Answer, Call, Cluster, Flight, Settings};
 use super::event::Event;
 use super::invariants::{Claim, Violation};
 use super::random::Random;
+use super::register::Cell;
 use super::weather::Weather;
 use crate::protocol::rules::Rule;
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{Halt, Input, Millis, NotPrepared, RegisterUnreachable, Swapped};
-use crate::view::Index;
+use crate::view::{Index, View};
 
 /// How long faults go on, in virtual milliseconds.
 const STORM: Millis = 700;
 /// Within this time after the last fault all must be well.
-const RECOVERY: Millis = 2_500;
+const RECOVERY: Millis = 4_000;
 /// Nodes want a tick at least every quarter of a heartbeat.
 const TICK: Millis = 5;
 
@@ -28,6 +29,7 @@ struct Place {
     register_gone_until: Millis,
     slow_disk_until: Millis,
     disk_hangs_until: Millis,
+    no_room_until: Millis,
     disk_busy: bool,
     call_taken: bool,
     removed: bool,
@@ -45,6 +47,9 @@ pub struct Simulation {
     arrives: BTreeMap<(usize, usize), Millis>,
     queue: BTreeMap<(Millis, u64), Event>,
     next_event: u64,
+    /// A copy that an operator has taken of the register.
+    backup: Option<Cell>,
+    put_back: bool,
     storm: bool,
     pub steps: u64,
     proposed: u64,
@@ -55,7 +60,8 @@ impl Simulation {
         let mut random = Random::new(seed);
         let weather = Weather::draw(&mut random);
         let handback_after = random.pick(&[None, Some(60), Some(250)]);
-        let settings = Settings { handback_after, broken, ..Settings::default() };
+        let few_sessions = weather.few_sessions;
+        let settings = Settings { handback_after, few_sessions, broken, ..Settings::default() };
         let mut cluster = Cluster::new(weather.machines, settings);
         cluster.trace = traced.then(Vec::new);
         cluster.note(|| format!("seed {seed}: {weather:?}, handback after {handback_after:?}"));
@@ -71,6 +77,8 @@ impl Simulation {
             arrives: BTreeMap::new(),
             queue: BTreeMap::new(),
             next_event: 0,
+            backup: None,
+            put_back: false,
             storm: true,
             steps: 0,
             proposed: 0,
@@ -82,6 +90,11 @@ impl Simulation {
         let delay = simulation.random.between(0, 150);
         simulation.at(delay, Event::Fault);
         simulation.at(10, Event::Propose);
+        if simulation.weather.puts_back {
+            let (copied, put_back) = (simulation.random.between(50, 400), simulation.random.between(5, 250));
+            simulation.at(copied, Event::Meddle);
+            simulation.at(copied + put_back, Event::Meddle);
+        }
         simulation
     }
 
@@ -132,6 +145,8 @@ impl Simulation {
             Event::SnapshotLost(_)
             | Event::AtRegister { .. }
             | Event::Propose
+            | Event::PutRight
+            | Event::Meddle
             | Event::Fault
             | Event::Start(_) => None,
         };
@@ -145,6 +160,7 @@ impl Simulation {
         }
         match event {
             Event::Tick { machine, session } if self.runs(machine, session) => {
+                self.look_at_the_register(machine)?;
                 self.cluster.input(machine, Input::Tick)?;
                 self.cluster.input(machine, Input::Flush)?;
                 let delay = self.random.between(1, TICK);
@@ -172,7 +188,10 @@ impl Simulation {
                 self.flush_soon(machine)
             }
             Event::AtRegister { machine, session, call, answers } => {
-                let answer = self.cluster.at_register(&call)?;
+                let answer = match self.without_room(machine, session, &call) {
+                    Some(answer) => answer,
+                    None => self.cluster.at_register(&call)?,
+                };
                 if answers {
                     let delay = self.random.between(0, self.weather.register_delay);
                     self.at(delay, Event::Answer { machine, session, answer });
@@ -192,6 +211,11 @@ impl Simulation {
                 let node = self.cluster.machines[machine].id.clone();
                 self.cluster.input(to, Input::Died { node, session })?;
                 self.flush_soon(to)
+            }
+            Event::PutRight => self.put_right(),
+            Event::Meddle => {
+                self.meddle_with_the_register();
+                Ok(())
             }
             Event::Propose => self.propose(),
             Event::Fault => self.fault(),
@@ -284,7 +308,7 @@ impl Simulation {
         let is_swap = matches!(call, Call::Swap { .. });
         let failed = match &call {
             Call::Read { .. } => Answer::Read(Err(RegisterUnreachable)),
-            Call::Prepare => Answer::Prepare(Err(NotPrepared)),
+            Call::Prepare(_) => Answer::Prepare(Err(NotPrepared)),
             Call::Swap { .. } => Answer::Swap(Swapped::Unknown),
         };
         let answer = Event::Answer { machine, session, answer: failed };
@@ -371,6 +395,12 @@ impl Simulation {
                     place.register_gone_until = until;
                 }
             }
+            78..79 if self.weather.rooms => {
+                self.cluster.note(|| format!("the register has no room until {until}"));
+                for place in &mut self.places {
+                    place.no_room_until = until;
+                }
+            }
             77..80 => self.places[victim].slow_disk_until = until,
             80..81 => {
                 // Longer than anybody waits for it.
@@ -427,14 +457,16 @@ impl Simulation {
     /// Kills a node; some of what it was writing survives. Wipes it too, where others hold everything it has.
     fn crash(&mut self, machine: usize, wipe: bool) -> Result<(), Violation> {
         let Some(process) = self.cluster.process(machine) else { return Ok(()) };
-        let (session, pending) = (process.session, process.writes.len() as u64);
+        let (session, pending) = (process.said, process.writes.len() as u64);
         let (whole, part) = (self.random.between(0, pending) as usize, self.random.below(10) as usize);
         self.cluster.crash(machine, whole, part)?;
         let place = &mut self.places[machine];
         place.disk_busy = false;
         place.call_taken = false;
         place.paused_until = 0;
-        if wipe && self.weather.wipes && self.may_wipe(machine) {
+        // A lost disk on top of a register that was put back is more than an operator can set right.
+        let one_fault = self.cluster.vault.is_none();
+        if wipe && one_fault && self.weather.wipes && self.may_wipe(machine) {
             self.cluster.wipe(machine);
             self.places[machine].removed = false;
         }
@@ -461,12 +493,92 @@ impl Simulation {
             Event::AtRegister { call: Call::Swap { view, .. }, .. } => Some(view),
             _ => None,
         });
-        self.cluster.register().into_iter().chain(on_the_way).all(|view| {
+        let vault = self.cluster.vault.as_ref().and_then(|vault| vault.cell.newest.as_ref());
+        self.cluster.register().into_iter().chain(vault).chain(on_the_way).all(|view| {
             view.in_sync.iter().any(|(node, incarnation)| {
                 let counted = self.cluster.machine_of(node);
                 counted != machine && self.cluster.machines[counted].disk.incarnation == *incarnation
             })
         }) && self.cluster.register().is_some()
+    }
+
+    /// The register has no room: nothing new is made ready, and only what was made ready before can be swapped in (R34).
+    fn without_room(&self, machine: usize, session: u64, call: &Call) -> Option<Answer> {
+        if self.places[machine].no_room_until <= self.cluster.now {
+            return None;
+        }
+        match call {
+            Call::Read { .. } => None,
+            Call::Prepare(_) => Some(Answer::Prepare(Err(NotPrepared))),
+            Call::Swap { view, .. } => {
+                let process = self.cluster.process(machine).filter(|process| process.session == session);
+                let ready = process.is_some_and(|process| process.prepared.as_ref() == Some(view));
+                (!ready).then_some(Answer::Swap(Swapped::Failed))
+            }
+        }
+    }
+
+    /// An operator takes a copy of the register, and puts it back later: once in a storm.
+    fn meddle_with_the_register(&mut self) {
+        let cell = &self.cluster.cell;
+        match self.backup.take() {
+            None => self.backup = Some(cell.clone()).filter(|cell| cell.newest.is_some()),
+            Some(backup) if !self.put_back && !self.is_noted() => {
+                // An operator is not so quick that a leader has not noted its own newest view.
+                self.backup = Some(backup);
+                self.at(5, Event::Meddle);
+            }
+            Some(backup) if !self.put_back && backup.epoch() < cell.epoch() => {
+                self.put_back = true;
+                self.cluster.put_back(backup);
+                let delay = self.random.between(20, 500);
+                self.at(delay, Event::PutRight);
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// The leader of the newest view would find it again after a restart.
+    fn is_noted(&self) -> bool {
+        self.cluster.register().is_none_or(|view| {
+            let disk = &self.cluster.machines[self.cluster.machine_of(&view.leader)].disk;
+            disk.view.as_ref() == Some(view) || view.in_sync.get(&view.leader) != Some(&disk.incarnation)
+        })
+    }
+
+    /// The operator looks at what the nodes say, and decides.
+    fn put_right(&mut self) -> Result<(), Violation> {
+        let Some((newer, others)) = self.cluster.decide() else { return Ok(()) };
+        let newest = self.cluster.register().map(View::id);
+        let forked =
+            self.cluster.vault.as_ref().is_some_and(|v| newest.is_some_and(|newest| !v.cell.has(newest)));
+        if forked || !newer || !others.is_empty() {
+            // What was heard of the other chain is forgotten: all nodes are stopped for it, and nothing that they have
+            // said arrives any more.
+            for machine in 0..self.places.len() {
+                self.crash(machine, false)?;
+            }
+            self.queue.retain(|_, event| !matches!(event, Event::Deliver(_) | Event::Arrives(_)));
+        }
+        // Once more: a crash may leave more on a disk than was there.
+        let others = self.cluster.decide().map_or(others, |(_, others)| others);
+        for machine in others {
+            let given_up = self.cluster.machines[machine].disk.incarnation;
+            self.cluster.seen.given_up.insert(given_up);
+            self.cluster.wipe(machine);
+        }
+        self.cluster.put_right(newer)
+    }
+
+    /// A driver looks whether its view is in place now and then, and says so where it is not.
+    fn look_at_the_register(&mut self, machine: usize) -> Result<(), Violation> {
+        if self.cluster.vault.is_none() || !self.random.chance(100) {
+            return Ok(());
+        }
+        let known = self.cluster.process(machine).and_then(|process| process.node.view());
+        let holds = known.is_none_or(|view| self.cluster.cell.has(view.id()));
+        let gone = self.places[machine].register_gone_until > self.cluster.now;
+        if holds || gone { Ok(()) } else { self.cluster.input(machine, Input::RegisterDoubted) }
     }
 
     fn start(&mut self, machine: usize) {
@@ -512,12 +624,14 @@ impl Simulation {
         self.storm = false;
         self.weather = self.weather.calm();
         self.cut.clear();
+        self.put_right()?;
         let now = self.cluster.now;
         for machine in 0..self.places.len() {
             let place = &mut self.places[machine];
             place.paused_until = place.paused_until.min(now + 1);
             place.isolated_until = 0;
             place.register_gone_until = 0;
+            place.no_room_until = 0;
             place.slow_disk_until = 0;
             if std::mem::take(&mut place.disk_hangs_until) > now
                 && let Some(process) = self.cluster.process(machine)

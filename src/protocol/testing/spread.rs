@@ -19,6 +19,11 @@ pub(crate) fn seeds(usually: u64) -> Range<u64> {
     first..first + from_environment("REPLCLUSTER_SEEDS").unwrap_or(usually)
 }
 
+/// All seeds below `count`, beginning at one of them.
+pub(crate) fn from_there(first: u64, count: u64) -> impl Iterator<Item = u64> {
+    (first..count).chain(0..first)
+}
+
 /// Runs each seed once, on all cores, and folds what they came to: first within a core, then over all of them.
 pub(crate) fn over_all_cores<S: Default + Send>(
     seeds: &Range<u64>,

@@ -88,7 +88,7 @@ pub fn effect(effect: &Effect) -> String {
         }
         Effect::Install { mark: at, .. } => format!("installs snapshot {}", mark(*at)),
         Effect::Commit(index) => format!("commits {index}"),
-        Effect::Send { to, epoch, message: what } => {
+        Effect::Send { to, epoch, message: what, .. } => {
             format!("-> {} (epoch {epoch}) {}", name(to), message(what))
         }
         Effect::SendSnapshot(to) => format!("starts a snapshot to {}", name(to)),
@@ -118,6 +118,7 @@ pub fn input(input: &Input) -> String {
             message(&envelope.message)
         ),
         Input::Persisted(write) => format!("persisted {write}"),
+        Input::PromiseKept(write) => format!("keeps promise of write {write}"),
         Input::RegisterAnswered(Ok(found)) => format!("register: {}", self::found(found)),
         Input::RegisterAnswered(Err(_)) => "register: unreachable".to_owned(),
         Input::SwapAnswered(Swapped::Won) => "swap: won".to_owned(),

@@ -24,6 +24,12 @@ pub struct Weather {
     pub drops_log: bool,
     pub wipes: bool,
     pub removes: bool,
+    /// Processes are numbered 1 or 2, and no more (R32).
+    pub few_sessions: bool,
+    /// The register runs out of room.
+    pub rooms: bool,
+    /// The register is put back to an older copy.
+    pub puts_back: bool,
 }
 
 impl Weather {
@@ -43,6 +49,9 @@ impl Weather {
             drops_log: random.chance(600),
             wipes: random.chance(500),
             removes: random.chance(200),
+            few_sessions: random.chance(500),
+            rooms: random.chance(500),
+            puts_back: random.chance(300),
         }
     }
 

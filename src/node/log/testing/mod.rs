@@ -13,7 +13,7 @@ use std::path::Path;
 use bytes::{Bytes, BytesMut};
 
 use super::{Log, LogError, Options, Position, Record, Recovered, decode, encode};
-use crate::node::disk::Disk as _;
+use crate::disk::Disk as _;
 use crate::node::testing::disk::SimDisk;
 use crate::view::{Epoch, Index};
 

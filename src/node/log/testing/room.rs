@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::node::log::Space;
+use crate::node::testing::disk::{Fault, Operation};
 use crate::protocol::testing::random::Random;
 use crate::rules::{Rule, without};
 
@@ -66,6 +67,89 @@ fn on_a_full_disk_the_log_can_still_be_cut_started_anew_and_recovered() {
         open_log(&after, 3).unwrap().1.torn_bytes > 0
     });
     assert!(torn.is_some());
-    let without_reserve = without(Some(Rule::KeepReserve), || ready().1.truncate_after(Index(2)));
+    // Two leaders die one after the other: each cut takes a file.
+    let cut_twice = || {
+        let (_disk, mut log) = ready();
+        log.truncate_after(Index(2))?;
+        append(&mut log, 1)?;
+        log.truncate_after(Index(2))
+    };
+    cut_twice().unwrap();
+    let without_reserve = without(Some(Rule::KeepReserve), cut_twice);
     assert!(matches!(without_reserve, Err(LogError::NoSpace { .. })), "the reserve is what helps");
+}
+
+/// Can the log take a segment's worth after the disk was filled to its last byte, right after a start?
+fn goes_on_without_a_free_byte() -> Result<(), LogError> {
+    let disk = fresh_disk();
+    let mut log = open_log(&disk, 0)?.0;
+    disk.limit(Some(disk.used()));
+    for _ in 0..12 {
+        append(&mut log, 1)?;
+        log.sync()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_in_reserve_has_its_room_from_the_start() {
+    goes_on_without_a_free_byte().unwrap();
+    let unallocated = without(Some(Rule::AllocateSpares), goes_on_without_a_free_byte);
+    assert!(matches!(unallocated, Err(LogError::NoSpace { .. })), "{unallocated:?}");
+}
+
+/// Something that no count of free bytes shows is missing for a moment: is the log ample again after a time?
+fn ample_again_after(fault: Fault) -> bool {
+    let disk = fresh_disk();
+    let mut log = open_log(&disk, 0).unwrap().0;
+    for _ in 0..3 {
+        disk.fail(Operation::Create, 0, fault);
+    }
+    while log.reader().room().unwrap().space == Space::Ample {
+        append(&mut log, 1).unwrap();
+    }
+    (0..100).any(|_| {
+        log.tend();
+        log.reader().room().unwrap().space == Space::Ample
+    })
+}
+
+#[test]
+fn what_failed_for_want_of_something_is_tried_again_after_a_time() {
+    for fault in [
+        Fault::NoSpace(0),
+        Fault::Lacks(nix::libc::EDQUOT),
+        Fault::Lacks(nix::libc::EMFILE),
+        Fault::Lacks(nix::libc::ENFILE),
+        Fault::Lacks(nix::libc::ENOMEM),
+    ] {
+        assert!(ample_again_after(fault), "{fault:?}");
+        let never = without(Some(Rule::RetryAfterLack), || ample_again_after(fault));
+        assert!(!never, "{fault:?} without another try");
+    }
+}
+
+/// Nothing is prepared, and the next segment cannot be made just now: does the log live on?
+fn lives_on_without(code: i32) -> bool {
+    let disk = fresh_disk();
+    disk.put_off_background(true);
+    let mut log = open_log(&disk, 0).unwrap().0;
+    let base = log.last();
+    for _ in 0..8 {
+        disk.fail(Operation::Create, 0, Fault::Lacks(code));
+    }
+    let stuck = (0..100).map(|_| append(&mut log, 1)).find_map(Result::err);
+    let waits = matches!(stuck, Some(LogError::NoSpace { .. }));
+    disk.heal();
+    waits && append(&mut log, 1).is_ok() && log.sync().is_ok_and(|last| last > base.index)
+}
+
+#[test]
+fn a_missing_descriptor_or_inode_is_no_failure_of_the_disk() {
+    for code in
+        [nix::libc::EMFILE, nix::libc::ENFILE, nix::libc::ENOMEM, nix::libc::EDQUOT, nix::libc::ENOSPC]
+    {
+        assert!(lives_on_without(code), "{code}");
+        assert!(!without(Some(Rule::LackIsNoFailure), || lives_on_without(code)), "{code}: it is one");
+    }
 }

@@ -6,9 +6,11 @@ use super::Storm;
 use crate::check::Freshness;
 use crate::check::Key;
 use crate::check::Request;
+use crate::node::engine::FEATURE_LEVEL;
+use crate::node::testing::machine::Load;
 use crate::node::testing::world::Broken;
-use crate::protocol::Role;
 use crate::protocol::testing::spread::letter;
+use crate::protocol::{Millis, Role};
 use std::sync::atomic::Ordering;
 
 impl Storm {
@@ -17,6 +19,7 @@ impl Storm {
         self.raging = false;
         self.climate = self.climate.calm();
         self.cut.clear();
+        self.world.cell.lock().unwrap().heal();
         let now = self.world.now;
         for machine in 0..self.places.len() {
             self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
@@ -27,6 +30,11 @@ impl Storm {
                 && let Some(session) = self.world.session(machine)
             {
                 self.at(1, Event::Disk { machine, session });
+            }
+            // An older build that came too late for its level is replaced.
+            if self.world.machines[machine].level < FEATURE_LEVEL && self.world.session(machine).is_some() {
+                self.world.kill(machine, None);
+                self.process_ended(machine);
             }
             if self.world.machines[machine].process.is_none() && !self.places[machine].restarting {
                 self.places[machine].restarting = true;
@@ -67,6 +75,7 @@ impl Storm {
                     && process.engine.node().epoch() == view.epoch
                     && process.writes.is_empty()
                     && !process.engine.is_busy()
+                    && process.engine.applied().index == process.engine.node().log().commit()
             });
             let counted = view.is_in_sync(&machine.id, machine.incarnation);
             if !counted || !ready || view.members != view.in_sync {
@@ -86,8 +95,27 @@ impl Storm {
         Ok(())
     }
 
+    /// From now on every entry is work for the worker, in pieces that take up to so long.
+    pub fn every_entry_is_heavy(&mut self, work_delay: Millis) {
+        self.climate.work_delay = work_delay;
+        self.climate.load = Load { piece_units: 1, apart_every: 1 };
+        self.climate.old_builds = false;
+        for machine in &mut self.world.machines {
+            machine.level = FEATURE_LEVEL;
+        }
+    }
+
+    /// A client asks the leader.
+    pub fn send(&mut self, client: usize, request: Request) {
+        let Some(view) = self.world.register() else { return };
+        let leader = self.world.machine_of(&view.leader);
+        let world = &mut self.world;
+        world.clients.send(client, &mut world.machines, leader, request, world.base, world.now);
+        self.take_up();
+    }
+
     /// Every key, on every node; and one more write.
-    pub(super) fn read_everything_back(&mut self) -> Result<(), Broken> {
+    pub fn read_everything_back(&mut self) -> Result<(), Broken> {
         let all = Request::Read { first: Key(0), last: Key(9), freshness: Freshness::Linearizable };
         let write = Request::Put { key: Key(9), value: crate::check::Token(u64::MAX) };
         for (request, everywhere) in [(all, true), (write, false), (all, true)] {

@@ -1,5 +1,6 @@
 //! How hard a seed is: how often what goes wrong.
 
+use crate::node::testing::machine::Load;
 use crate::protocol::Millis;
 use crate::protocol::testing::random::Random;
 
@@ -23,6 +24,13 @@ pub(super) struct Climate {
     /// Clocks run at rates up to so many per mille apart.
     pub(super) drift: u64,
     pub(super) log_keep_bytes: u64,
+    /// A piece of work on the state takes up to so long.
+    pub(super) work_delay: Millis,
+    pub(super) load: Load,
+    /// Builds of level 0 run at first, each replaced when it next starts.
+    pub(super) old_builds: bool,
+    /// Sessions come again (R32).
+    pub(super) sessions_repeat: bool,
 }
 
 impl Climate {
@@ -42,6 +50,10 @@ impl Climate {
             disk_faults: random.chance(400),
             drift: random.pick(&[0, 10, 100]),
             log_keep_bytes: random.pick(&[0, 4 << 10, 1 << 20]),
+            work_delay: random.pick(&[0, 2, 20, 60]),
+            load: Load { piece_units: random.pick(&[1, 4, 1000]), apart_every: random.pick(&[0, 1, 3, 10]) },
+            old_builds: random.chance(300),
+            sessions_repeat: random.chance(300),
         }
     }
 
@@ -49,6 +61,7 @@ impl Climate {
         Climate {
             network_delay: self.network_delay.min(4),
             disk_delay: self.disk_delay.min(5),
+            work_delay: self.work_delay.min(4),
             register_failures: 0,
             proofs: 1000,
             ..self.clone()

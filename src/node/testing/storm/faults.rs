@@ -5,10 +5,14 @@ use super::{Call, Storm};
 use crate::node::event;
 use crate::node::testing::disk::Fault;
 use crate::node::testing::disk::Operation;
-use crate::node::testing::world::Broken;
+use crate::node::testing::world::{Broken, Flight};
+use crate::node::wire::framed;
+use crate::proto::replcluster::{Forward, frame::Body};
 use crate::protocol::Millis;
 use crate::protocol::testing::random::Random;
 use crate::protocol::testing::spread::letter;
+use crate::view::Epoch;
+use bytes::Bytes;
 use std::sync::atomic::Ordering;
 
 impl Storm {
@@ -52,8 +56,15 @@ impl Storm {
                 self.world.note(|| format!("the disk of {} hangs until {until}", letter(victim)));
                 self.places[victim].disk_hangs_until = until;
             }
-            88..94 => self.disk_fault(victim),
-            94..97 => self.move_leader(victim),
+            88..92 => self.disk_fault(victim),
+            92..94 => self.forge_request(victim),
+            94..95 => {
+                self.world.note(|| format!("the register has no room until {until}"));
+                self.world.cell.lock().unwrap().full = true;
+                self.register_ill(until);
+            }
+            95..96 => self.put_register_back(until),
+            96..98 => self.move_leader(victim),
             _ => {
                 let power = self.climate.power_cuts && self.random.chance(600);
                 for machine in 0..self.places.len() {
@@ -71,6 +82,24 @@ impl Storm {
             return self.world.machine_of(&view.leader);
         }
         self.random.below(self.places.len() as u64) as usize
+    }
+
+    fn register_ill(&mut self, until: Millis) {
+        self.register_ill_until = self.register_ill_until.max(until);
+        self.at(until - self.world.now, Event::RegisterHeals);
+    }
+
+    /// An operator puts an older copy in the register's place, and later the right one back. Only while all nodes run and
+    /// know a later view: one that knows less and hears of none could not tell.
+    fn put_register_back(&mut self, until: Millis) {
+        let processes = self.world.machines.iter().map(|machine| machine.process.as_ref());
+        let known: Option<Vec<Epoch>> =
+            processes.map(|process| Some(Epoch(process?.shared.epoch.load(Ordering::Relaxed)))).collect();
+        let Some(known) = known else { return };
+        if self.world.cell.lock().unwrap().put_back(known.into_iter()) {
+            self.world.note(|| format!("an older copy of the register stands in its place until {until}"));
+            self.register_ill(until);
+        }
     }
 
     fn cut_register(&mut self, machine: usize, until: Millis) {
@@ -126,6 +155,29 @@ impl Storm {
         self.world.machines[victim].disk.fail(operation, nth, fault);
     }
 
+    /// A request that no node can read comes over a connection between two nodes.
+    fn forge_request(&mut self, from: usize) {
+        let to = self.random.below(self.places.len() as u64) as usize;
+        let Some(connection) = self.world.connections.get(&(from, to)).copied() else { return };
+        let (Some(session), Some(view)) = (self.world.session(from), self.world.register()) else { return };
+        self.world.note(|| format!("a forged request from {} to {}", letter(from), letter(to)));
+        let forward = Forward {
+            origin: self.random.next() | 1,
+            first_sequence: 1,
+            mutations: vec![Bytes::from_static(&[0xff, 0xff, 0xff])],
+        };
+        let flight = Flight {
+            from,
+            to,
+            from_session: session,
+            to_session: connection.to_session,
+            connection: connection.number,
+            bytes: framed(view.epoch, view.checksum(), Body::Forward(forward)),
+            forged: true,
+        };
+        self.at(0, Event::Deliver(flight));
+    }
+
     fn move_leader(&mut self, asked: usize) {
         let to = self.random.below(self.places.len() as u64) as usize;
         let node = self.world.machines[to].id.clone();
@@ -139,6 +191,7 @@ impl Storm {
 
     pub(super) fn process_ended(&mut self, machine: usize) {
         let place = &mut self.places[machine];
+        place.heavy_inline = 0;
         place.disk_busy = false;
         place.turn_due = false;
         place.paused_until = 0;

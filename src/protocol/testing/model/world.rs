@@ -18,7 +18,7 @@ use crate::protocol::{
     Config, Effect, Envelope, Found, Input, Message, Millis, Node, Outline, RegisterUnreachable, Restored,
     Role, Swapped, WriteId,
 };
-use crate::view::{ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
+use crate::view::{Checksum, ClusterId, Epoch, Incarnation, Index, NodeId, View, ViewId};
 
 /// The whole world. What can be shared between two states is shared: a step copies one place, not all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -283,6 +283,7 @@ impl World {
             // Disks are slow here as often as they like, but never taken for hung.
             stall_timeout: Millis::MAX,
             handback_after: None,
+            disk: 0,
             create: (at == 0).then_some(ClusterId(7)),
         };
         let log = Outline::recovered(place.disk.base, outline_runs(&place.disk.log, Index(0)), last, commit);
@@ -390,10 +391,13 @@ impl World {
             && matches!(sender.node.role(), Role::Follower(_))
             && receiver.node.epoch() == sender.node.epoch();
         let heard = Some(receiver.node.now);
-        let message =
-            if answers { Message::Appended { durable: Index(0), full: false, heard } } else { Message::Ping };
+        let message = if answers {
+            Message::Appended { durable: Index(0), full: false, heard, disk: 0 }
+        } else {
+            Message::Ping
+        };
         let epoch = sender.node.epoch().min(receiver.node.epoch());
-        let envelope = self.envelope(from, epoch, message);
+        let envelope = self.envelope(from, (epoch, Checksum(0)), message);
         self.step(at, 0, Input::Received(envelope), (Index(0), &[]))
     }
 
@@ -413,17 +417,18 @@ impl World {
 
     pub fn tell_news(&mut self, from: usize, to: usize) -> Result<(), Violation> {
         let Some(sender) = self.process(from) else { return Ok(()) };
-        let envelope = self.envelope(from, sender.node.epoch(), Message::Ping);
+        let envelope = self.envelope(from, (sender.node.epoch(), Checksum(0)), Message::Ping);
         self.input(to, Input::Received(envelope))
     }
 
-    fn envelope(&self, from: usize, epoch: Epoch, message: Message) -> Envelope {
+    fn envelope(&self, from: usize, (epoch, view): (Epoch, Checksum), message: Message) -> Envelope {
         let place = &self.places[from];
         Envelope {
             from: place.id.clone(),
             incarnation: place.disk.incarnation,
             session: place.session,
             epoch,
+            view,
             message,
         }
     }
@@ -562,7 +567,7 @@ impl World {
                 process.writes.push_back((write, Write::Persist { promised, view }));
             }
             Effect::Commit(to) => return self.committed(at, to),
-            Effect::Send { to, epoch, message } => self.send(at, &to, epoch, message),
+            Effect::Send { to, epoch, view, message } => self.send(at, &to, (epoch, view), message),
             Effect::ReadRegister { known } => {
                 assert!(process.call.is_none(), "one operation on the register at a time");
                 process.call = Some(Call::Read(known));
@@ -591,7 +596,7 @@ impl World {
 
     /// Signs of life are left out: whether a node is heard is the checker's to choose. So is whatever says nothing
     /// that the message before it on the same connection does not say.
-    fn send(&mut self, at: usize, to: &NodeId, epoch: Epoch, message: Message) {
+    fn send(&mut self, at: usize, to: &NodeId, under: (Epoch, Checksum), message: Message) {
         let to = self.place_of(to);
         let (place, receiver) = (&self.places[at], &self.places[to]);
         let (Some(process), Some(_)) = (&place.process, &receiver.process) else { return };
@@ -604,7 +609,7 @@ impl World {
                 Vec::new()
             }
         };
-        let envelope = self.envelope(at, epoch, message);
+        let envelope = self.envelope(at, under, message);
         let fingerprint = fingerprint(&(at, to, &envelope, &entries));
         let link = self.link(at, to);
         if self.links[link].last().is_some_and(|last| last.fingerprint == fingerprint) {
