@@ -152,8 +152,8 @@ async fn a_cluster_that_an_entry_has_ended_for_the_old_build_starts_again() {
     let (mut cluster, addresses) = start(&old).await;
     let mut first = kv(connection(&addresses[0]));
     first.put(put_request("before", "kept")).await.unwrap();
-    // Deeper by one than what the old build can read back from its own log.
-    let _ = first.txn(nested(49, "deep")).await;
+    // Deeper by one than what the old build can read back from its own log, which is what its port still takes.
+    let _ = first.txn(nested(50, "deep")).await;
     for address in &addresses {
         cluster.nodes.get_mut(address).unwrap().wait();
     }
