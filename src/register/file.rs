@@ -1,11 +1,11 @@
 //! The register of one host: a directory with one file per view, `view-<epoch>`, each made once and never changed.
 //!
-//! * **Prepare.** The view is written and synced under another name ([`super::room`]): what can run out runs out here.
+//! * **Prepare.** The view is written and synced under another name (`room`): what can run out runs out here.
 //! * **Swap.** A rename that replaces nothing gives it its own name: it has it or it has not, and of two swappers one is
 //!   told that the name is taken. There is no critical section, so a stopped process holds nothing (R26).
 //! * **Read.** The highest epoch counts. Its file is verified, and the directory synced before anyone acts on it.
 //! * **Chain (R11).** Each view holds the checksum of the one before it. What a reader knows must be in the chain of what
-//!   it finds: by the files as far as they go, then by the lineage ([`super::lineage`]).
+//!   it finds: by the files as far as they go, then by the lineage (`lineage`).
 //! * **Prune.** All but the newest `KEPT` views are forgotten, lowest first, once their lines in the lineage are on the
 //!   disk. A swapper that slept through more than that could name a view of an epoch that is long gone. It looks again
 //!   after, and so does no harm: the highest still counts, and nobody removes a view by any other rule than this one.
