@@ -88,7 +88,9 @@ impl ClientError {
         let mut unsent = false;
         let mut source = status.source();
         while let Some(error) = source {
-            unsent |= error.is::<ConnectError>() || error.downcast_ref().is_some_and(was_never_sent);
+            unsent |= error.is::<ConnectError>()
+                || error.downcast_ref().is_some_and(was_never_sent)
+                || error.downcast_ref().is_some_and(was_not_taken);
             let text = error.to_string();
             if causes.last() != Some(&text) {
                 causes.push(text);
@@ -97,6 +99,9 @@ impl ClientError {
         }
         let endpoint = endpoint.to_owned();
         match (causes.last(), unsent) {
+            (None, _) if status.code() == Code::Unknown && status.message().starts_with(NOT_READY) => {
+                ClientError::Unreachable { tried: vec![(endpoint, status.message().to_owned())] }
+            }
             (None, _) => ClientError::Refused { endpoint, status },
             (Some(innermost), true) => {
                 ClientError::Unreachable { tried: vec![(endpoint, innermost.clone())] }
@@ -171,6 +176,15 @@ impl ClientError {
             | ClientError::TimedOut { .. } => None,
         }
     }
+}
+
+/// Of a generated client whose connection ended before it had the request.
+const NOT_READY: &str = "Service was not ready: ";
+
+/// A server that stops names the last stream that it has taken, and no failure: all later ones were not looked at
+/// (RFC 9113, 6.8). Those that it has taken end in another way if they do.
+fn was_not_taken(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 /// A server that is about to stop closes its connections in order: what was queued here for one of them was not sent.
@@ -252,5 +266,52 @@ mod tests {
             ClientError::from_status("a:1", Status::invalid_argument("etcdserver: key is not provided"));
         assert_eq!(error.certainty(), Certainty::NotDone);
         assert!(!error.is_passing());
+    }
+
+    #[test]
+    fn a_connection_that_ended_before_it_had_the_request_is_a_sure_no() {
+        let error =
+            ClientError::from_status("a:1", Status::unknown("Service was not ready: transport error"));
+        assert_eq!(error.certainty(), Certainty::NotDone);
+        let error = ClientError::from_status("a:1", Status::unknown("anything else"));
+        assert_eq!(error.certainty(), Certainty::Unknown);
+    }
+
+    /// What a client makes of a server that answers its first request with this frame.
+    async fn answered_by(frame: &'static [u8]) -> ClientError {
+        use crate::client::Link;
+        use crate::proto::etcdserverpb::{PutRequest, kv_client::KvClient};
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"\0\0\0\x04\0\0\0\0\0").await.unwrap();
+            let (mut read, mut buffer) = (Vec::new(), [0; 1024]);
+            while !read.windows(3).any(|window| window == b"\x12\x01x") {
+                let count = stream.read(&mut buffer).await.unwrap();
+                assert_ne!(count, 0, "no request came");
+                read.extend_from_slice(&buffer[..count]);
+            }
+            stream.write_all(frame).await.unwrap();
+            drop(stream);
+        });
+        let link = Link::new(&endpoint, std::time::Duration::from_secs(5)).unwrap();
+        let put = PutRequest { key: "k".into(), value: "x".into(), ..PutRequest::default() };
+        let status = KvClient::new(link.channel()).put(put).await.unwrap_err();
+        server.await.unwrap();
+        ClientError::from_status(&endpoint, status)
+    }
+
+    #[tokio::test]
+    async fn what_a_stopping_server_has_not_taken_was_not_done_and_what_it_has_may_have_been() {
+        // Of type 7: the last stream that was taken, and the reason.
+        let none = answered_by(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0").await;
+        assert_eq!(none.certainty(), Certainty::NotDone, "{none}");
+        let the_first = answered_by(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0").await;
+        assert_eq!(the_first.certainty(), Certainty::Unknown, "{the_first}");
+        let failed = answered_by(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\x02").await;
+        assert_eq!(failed.certainty(), Certainty::Unknown, "{failed}");
     }
 }

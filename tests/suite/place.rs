@@ -193,3 +193,14 @@ fn who_waits_to_change_the_configuration_says_for_what() {
     std::io::Read::read_to_string(&mut reader, &mut told).unwrap();
     assert!(adding.wait().unwrap().success(), "{told}");
 }
+
+#[test]
+fn a_fresh_cluster_warns_of_nothing() {
+    let scene = Scene::new(3);
+    scene.done(&["up"]);
+    scene.done(&["kill", "leader"]);
+    let logs = scene.done(&["logs"]);
+    let warnings: Vec<_> =
+        logs.lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR ")).collect();
+    assert!(warnings.is_empty(), "{warnings:#?}");
+}

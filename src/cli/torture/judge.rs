@@ -285,17 +285,17 @@ impl Judgement {
         let kinds = self.gaps.iter().map(|(kind, gaps)| {
             let Gaps { times, median_ms, longest_ms } = gaps;
             format!(
-                "{:<13}{times} times, writes paused {median_ms} ms (median), {longest_ms} ms (longest)",
+                "{:<18}{times} times, writes paused {median_ms} ms (median), {longest_ms} ms (longest)",
                 kind.name()
             )
         });
         let mut lines: Vec<String> = kinds.collect();
         lines.push(format!(
-            "{:<13}{} processes; longest gap between acknowledged writes {} ms",
+            "{:<18}{} processes; longest gap between acknowledged writes {} ms",
             "killed", self.killed, self.longest_gap_ms
         ));
         lines.push(format!(
-            "{:<13}{}: {} acknowledged, {} refused, {} unknown; {} revisions, {} of them made by unknown ones unseen",
+            "{:<18}{}: {} acknowledged, {} refused, {} unknown; {} revisions, {} of them made by unknown ones unseen",
             "operations",
             report.operations,
             report.acknowledged,
@@ -305,11 +305,11 @@ impl Judgement {
             report.hidden
         ));
         let errors: u64 = self.errors.values().sum();
-        lines.push(format!("{:<13}{errors} from nodes that nothing was done to", "errors"));
-        lines.extend(self.errors.iter().map(|(text, times)| format!("{:<13}{times} times {text}", "")));
+        lines.push(format!("{:<18}{errors} from nodes that nothing was done to", "errors"));
+        lines.extend(self.errors.iter().map(|(text, times)| format!("{:<18}{times} times {text}", "")));
         let Stalls { processor, disk } = self.stalls;
         lines.push(format!(
-            "{:<13}stood still for {} ms at most, took {} ms at most to sync a few bytes",
+            "{:<18}stood still for {} ms at most, took {} ms at most to sync a few bytes",
             "machine",
             processor.as_millis(),
             disk.as_millis()

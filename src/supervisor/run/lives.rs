@@ -8,6 +8,7 @@ use crate::control::cause::{self, Ended};
 use crate::control::fault::{Kind, Phase};
 use crate::control::life::{Action, Answer, Event, SIGCONT, SIGKILL, SIGNAL_PATIENCE, State};
 use crate::control::plan;
+use crate::register::secret;
 use crate::view::NodeId;
 
 use super::super::slot::{MemoryKills, Process, Slot};
@@ -173,7 +174,12 @@ impl Supervisor {
             .collect();
         let register = self.layout.register();
         let system = |what: PathBuf| move |cause| SpawnError::System { what, cause };
+        let is_new = !register.exists();
         std::fs::create_dir_all(register.join("nodes")).map_err(system(register.clone()))?;
+        if is_new {
+            // No older program can be using it: its nodes know each other by the secret from the start.
+            secret::Place::of(&register).ensure().map_err(system(register.clone()))?;
+        }
         std::fs::create_dir_all(self.layout.data(node)).map_err(system(self.layout.data(node)))?;
         let has_view = self.layout.has_view().map_err(system(register.clone()))?;
         // Where the register is being deleted under us, the lowest node would create another cluster, which is empty.
