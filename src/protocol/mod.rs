@@ -8,7 +8,7 @@
 //! A *view* names the leader and the in-sync set; the newest view stands in a *register*, a cell that only knows
 //! compare-and-swap. **At every instant, the set of nodes that must hold an entry before it is acknowledged is a
 //! superset of the set of nodes that may be elected**: the rest of the rules apply this sentence. (The shape is that
-//! of PacificA, MSR-TR-2008-25, and of Vertical Paxos II; numbers R1–R31 name the project's rules.)
+//! of PacificA, MSR-TR-2008-25, and of Vertical Paxos II; numbers R1–R39 name the project's rules.)
 //!
 //! *Writing.* The leader appends an entry, streams it to everyone in the set, and everyone syncs at the same time.
 //! Each says up to where its disk agrees with the leader's log (`Appended`). The commit index is the lowest of these
@@ -36,6 +36,21 @@
 //!
 //! *Handing over.* The leader stops ordering, waits until everyone has everything, and tells the target, which takes
 //! over as above (R9). Nothing is lost if any step fails: the leader resumes after `failure_timeout`.
+//!
+//! *A register that goes back* (R11). Views form a chain: each holds the checksum of the one before it. A node follows a
+//! newer view only where the chain below it contains the view that the node knows; an older one, or one of another
+//! chain, it refuses. Each message names the view that its sender holds, so two leaders of one epoch notice each other. A
+//! node counts for a view only once the view is on its own disk: it would find its way back to it after a restart.
+//!
+//! *Reading* (R17). A leader proves a read by a look at the register after the value was read, and only while each
+//! in-sync follower has obeyed it less than `failure_timeout` ago: before that time no follower obeys another leader,
+//! even where the register was put back to before that leader's view. [`Node::proof_until`] says until when.
+//!
+//! *Room before the promise* (R34). A promise cannot be taken back, so everything that may run out on the way to the new
+//! view is had first: the candidate has the register write the view under another name ([`Effect::Prepare`]), then
+//! promises, then swaps. Where it cannot be prepared nothing was promised, and it tries again after a pause.
+//!
+//! *Nodes that come and go* (R36). A node that is dropped again and again is let in later each time (`damping`).
 //!
 //! *Starting over.* Where the last in-sync copy is lost, an operator may declare another one the source of all others
 //! (R4): a view made by hand, with that copy alone in sync and an epoch above all others, which it also names as
