@@ -229,6 +229,33 @@ async fn a_large_request_is_refused_and_a_larger_one_is_not_even_read() {
     server.end().await;
 }
 
+/// To look at what a change would cost takes a while in which it is in memory: it is held against the bound before that.
+#[tokio::test]
+async fn a_request_counts_against_the_bound_before_it_is_admitted() {
+    let server = leader(settings()).await;
+    let mut kv = server.kv();
+    for number in 0..100 {
+        let (key, value) = (format!("k{number}").into(), vec![b'x'; 60 * 1024].into());
+        kv.put(PutRequest { key, value, ..PutRequest::default() }).await.unwrap();
+    }
+    let all = RangeRequest {
+        key: b"k".to_vec().into(),
+        range_end: b"l".to_vec().into(),
+        ..RangeRequest::default()
+    };
+    let mut operations = vec![RequestOp { request: Some(Operation::RequestRange(all)) }; 127];
+    operations.push(RequestOp { request: Some(Operation::RequestPut(put("x", "y"))) });
+    let txn = TxnRequest { success: operations, ..TxnRequest::default() };
+    let not_admitted = kv.txn(txn.clone()).await.unwrap_err();
+    assert!(!not_admitted.message().contains("too many requests"), "its answer is too large: {not_admitted}");
+    let held = server.handle.pending().charge(server.handle.pending().most());
+    refused(kv.txn(txn.clone()).await, Code::ResourceExhausted, "etcdserver: too many requests");
+    drop(held);
+    assert_eq!(kv.txn(txn).await.unwrap_err().message(), not_admitted.message());
+    assert_eq!(server.handle.pending().held(), 0);
+    server.end().await;
+}
+
 #[tokio::test]
 async fn writes_are_refused_while_fewer_nodes_are_in_sync_than_wanted_and_reads_are_not() {
     let server = serve(Settings { min_in_sync: 2, ..settings() }, true).await;

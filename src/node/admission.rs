@@ -16,8 +16,8 @@ use crate::kv::{self, Limits, Refusal};
 use crate::proto::replcluster::Mutation;
 use crate::rules::{Rule, breaks};
 
-/// How a `Mutation` with a feature level begins: field 6, with a length.
-const FEATURE_LEVEL_TAG: u8 = 6 << 3 | 2;
+/// How a `Mutation` with a space alarm or a feature level begins: fields 5 and 6, with a length.
+const LEADERS_TAGS: [u8; 2] = [5 << 3 | 2, 6 << 3 | 2];
 
 /// A request that may be logged: its bytes decode within bounds and fit into a record. Nothing else is ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +64,12 @@ impl Admitted {
         kv::decode(&self.0, 0).is_ok_and(|mutation| kv::grows(&mutation))
     }
 
-    /// True for what only a leader asks for, by what it knows of the members: a later one judges for itself.
+    /// True for what only a leader asks for, by its own disk or by what it knows of the members: a later one judges for
+    /// itself.
     #[must_use]
     pub fn is_for_the_leader(&self) -> bool {
         // The field's tag: no client's request begins so.
-        self.0.first() == Some(&FEATURE_LEVEL_TAG)
+        self.0.first().is_some_and(|tag| LEADERS_TAGS.contains(tag))
     }
 
     /// An entry that the leader makes itself.
@@ -100,7 +101,7 @@ impl Admitted {
 mod tests {
     use super::*;
     use crate::proto::etcdserverpb::{PutRequest, RequestOp, TxnRequest, request_op::Request};
-    use crate::proto::replcluster::{FeatureLevel, mutation};
+    use crate::proto::replcluster::{FeatureLevel, SpaceAlarm, mutation};
 
     /// A put inside so many transactions.
     fn nested(depth: usize) -> Mutation {
@@ -132,9 +133,12 @@ mod tests {
     }
 
     #[test]
-    fn a_feature_level_is_known_by_its_first_byte() {
+    fn what_is_for_the_leader_is_known_by_its_first_byte() {
         let level = mutation::Request::FeatureLevel(FeatureLevel { level: 1 });
-        assert!(Admitted::made_here(&Mutation { request: Some(level) }).is_for_the_leader());
+        let alarms = [true, false].map(|raised| mutation::Request::Space(SpaceAlarm { raised }));
+        for request in alarms.into_iter().chain([level]) {
+            assert!(Admitted::made_here(&Mutation { request: Some(request) }).is_for_the_leader());
+        }
         assert!(!Admitted::request(&nested(1), 1).unwrap().is_for_the_leader());
     }
 

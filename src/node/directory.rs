@@ -87,6 +87,7 @@ impl From<PromiseError> for DirectoryError {
     fn from(error: PromiseError) -> DirectoryError {
         match error {
             PromiseError::Io { path, source } => DirectoryError::Io { path, source },
+            PromiseError::Lack { path, lack } => DirectoryError::Lack { path, lack },
             PromiseError::Damaged { path, why } => DirectoryError::Damaged { path, why },
             PromiseError::TooBig { .. } => DirectoryError::TooBig(error),
         }

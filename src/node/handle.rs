@@ -177,6 +177,14 @@ pub(super) struct Reading<R> {
     pub(super) value: Option<R>,
 }
 
+/// What a read on the leader must find applied. Fixed at its first try, since it may never be reached while it grows; but
+/// only for that epoch: before a later one of ours another node may have led.
+#[derive(Default)]
+pub(super) struct Wanted {
+    epoch: Epoch,
+    commit: u64,
+}
+
 /// What driver and handles share.
 pub struct Shared {
     pub(super) settings: Settings,
@@ -317,13 +325,21 @@ impl Shared {
         self.space_alarm.store(store.has_space_alarm(), Ordering::Release);
     }
 
-    /// Reads the state where it holds everything committed by this leader. To be proved by [`Shared::end_read`].
-    pub(super) fn begin_read<R>(&self, epoch: Epoch, read: &impl Fn(&StateStore) -> R) -> Option<Reading<R>> {
+    /// Reads the state where it holds everything that this leader knew to be committed at the first try of the read in
+    /// this epoch. To be proved by [`Shared::end_read`].
+    pub(super) fn begin_read<R>(
+        &self,
+        epoch: Epoch,
+        wanted: &mut Wanted,
+        read: &impl Fn(&StateStore) -> R,
+    ) -> Option<Reading<R>> {
         if breaks(Rule::ProveAfterReading) {
             return self.prove(epoch).then_some(Reading { epoch, value: None });
         }
-        let commit = self.commit.load(Ordering::Acquire);
-        let applied = self.applied.load(Ordering::Acquire) >= commit;
+        if wanted.epoch != epoch {
+            *wanted = Wanted { epoch, commit: self.commit.load(Ordering::Acquire) };
+        }
+        let applied = self.applied.load(Ordering::Acquire) >= wanted.commit;
         applied.then(|| Reading { epoch, value: Some(self.look(read)) })
     }
 
@@ -389,11 +405,15 @@ impl Handle {
             Ok(admitted) => admitted,
             Err(refusal) => return Ok(Err(refusal)),
         };
-        if let Err(refusal) = self.admit(mutation, deadline).await? {
-            return Ok(Err(refusal));
+        let pending = &self.shared.pending;
+        let _held = pending.try_charge(admitted.length()).ok_or(Unavailable::TooManyRequests)?;
+        {
+            // Until it is known whether it may be ordered it is held twice: as it came, and as it will be logged.
+            let _twice = pending.try_charge(admitted.length()).ok_or(Unavailable::TooManyRequests)?;
+            if let Err(refusal) = self.admit(mutation, deadline).await? {
+                return Ok(Err(refusal));
+            }
         }
-        let held = self.shared.pending.try_charge(admitted.length());
-        let _held = held.ok_or(Unavailable::TooManyRequests)?;
         let (answer, outcome) = oneshot::channel();
         self.request(Request::Mutate { mutation: admitted, deadline, answer })?;
         match tokio::time::timeout_at(deadline, outcome).await {
@@ -401,6 +421,12 @@ impl Handle {
             Ok(Err(_)) => Err(Unavailable::Stopping),
             Err(_) => Err(Unavailable::TimedOut),
         }
+    }
+
+    /// What the bytes of requests that are admitted or wait for their entries are held against.
+    #[cfg(test)]
+    pub fn pending(&self) -> &Budget {
+        &self.shared.pending
     }
 
     /// What the log may hold (R37), as applied here.
@@ -445,6 +471,8 @@ impl Handle {
         if serializable {
             return self.go_on(self.shared.look(&begin), deadline).await;
         }
+        let mut wanted = Wanted::default();
+        let mut pause = Duration::from_millis(1);
         loop {
             let epoch = self.shared.serving.load(Ordering::Acquire);
             if epoch == 0 {
@@ -454,7 +482,8 @@ impl Handle {
                 }
             }
             let mut changed = self.shared.changed.subscribe();
-            if let Some(Reading { epoch, value }) = self.shared.begin_read(Epoch(epoch), &begin) {
+            if let Some(Reading { epoch, value }) = self.shared.begin_read(Epoch(epoch), &mut wanted, &begin)
+            {
                 let value = match value {
                     Some(value) => Some(self.go_on(value, deadline).await?),
                     None => None,
@@ -463,9 +492,11 @@ impl Handle {
                     return Ok(value);
                 }
             }
-            // A change of the set by ourselves is under way, or we have been replaced: the driver will tell. The wait
-            // is bounded so that a register which comes back is noticed.
-            let wait = (Instant::now() + Duration::from_millis(20)).min(deadline);
+            // What is committed is about to be applied, a change of the set by ourselves is under way, or we have been
+            // replaced: the driver will tell of all that takes long. The wait is bounded so that a register which comes
+            // back is noticed.
+            let wait = (Instant::now() + pause).min(deadline);
+            pause = (2 * pause).min(Duration::from_millis(20));
             let _ = tokio::time::timeout_at(wait, changed.changed()).await;
             if Instant::now() >= deadline {
                 return Err(Unavailable::TimedOut);

@@ -22,6 +22,9 @@ use crate::view::{Checksum, Epoch, Index, NodeId};
 /// Items that wait for one link, and their bytes; more are dropped, as if the network had lost them.
 const QUEUE_MAX: usize = 4096;
 const QUEUE_BYTES_MAX: usize = 32 << 20;
+/// Frames that are smaller are bounded by their number alone: acknowledgements and signs of life go out however many
+/// requests wait.
+const SMALL_BYTES: usize = 4 << 10;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 256 << 10;
 /// Entries in one frame, in bytes.
@@ -85,8 +88,8 @@ impl Link {
     #[must_use]
     pub fn send(&self, item: Item) -> bool {
         let bytes = match &item {
-            Item::Frame(frame) => frame.len(),
-            Item::Entries { .. } => 0,
+            Item::Frame(frame) if frame.len() >= SMALL_BYTES => frame.len(),
+            Item::Frame(_) | Item::Entries { .. } => 0,
         };
         let held = self.waiting.try_charge(bytes);
         held.is_some_and(|held| self.queue.try_send(Queued { item, _held: held }).is_ok())
@@ -236,6 +239,7 @@ mod tests {
         let frame = || Item::Frame(Bytes::from(vec![0; 1 << 20]));
         let sent = (0..100).filter(|_| link.send(frame())).count();
         assert_eq!(sent, QUEUE_BYTES_MAX >> 20);
+        assert!(link.send(Item::Frame(Bytes::from(vec![0; 100]))), "a sign of life finds room");
         let entries = Item::Entries {
             epoch: Epoch(1),
             view: Checksum(0),

@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::lack::Lack;
 use crate::disk::{Disk, DiskFile};
 use crate::register::format;
 use crate::rules::{Rule, breaks};
@@ -44,6 +45,15 @@ pub enum PromiseError {
         path: PathBuf,
         /// The system's answer.
         source: io::Error,
+    },
+    /// Something is missing for it, and every promise that was given is kept as before: it can be tried again. Only
+    /// file systems that write elsewhere what is written over (btrfs, zfs and others) answer so.
+    #[error("no {lack} for {}", path.display())]
+    Lack {
+        /// The file.
+        path: PathBuf,
+        /// What.
+        lack: Lack,
     },
     /// No copy can be read: what was promised is not known.
     #[error("{} is damaged: {why}", path.display())]
@@ -144,7 +154,8 @@ impl Promises {
     /// hinder it.
     ///
     /// # Errors
-    /// [`PromiseError::TooBig`], nothing was changed; [`PromiseError::Io`], the caller must end the process (R21).
+    /// [`PromiseError::TooBig`], nothing was changed; [`PromiseError::Lack`], the promise before is kept as it was and this
+    /// one can be given again; [`PromiseError::Io`], the caller must end the process (R21).
     pub fn save(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), PromiseError> {
         let mut latest = self.latest();
         if latest.failed {
@@ -166,13 +177,21 @@ impl Promises {
             .map_err(|bytes| PromiseError::TooBig { path: self.path.clone(), bytes })?;
         let slot = if breaks(Rule::TwoSlots) { 0 } else { sequence % 2 * SLOT_BYTES as u64 };
         let io = |source| PromiseError::Io { path: self.path.clone(), source };
-        self.file.write_at(&copy, slot).map_err(io)?;
+        // The slot holds nothing newer: torn by a lack, it leaves what is in the other one.
+        let lacking = |source: io::Error| match Lack::of(&source) {
+            Some(lack) if !breaks(Rule::LackIsNoFailure) => {
+                PromiseError::Lack { path: self.path.clone(), lack }
+            }
+            Some(_) | None => io(source),
+        };
+        self.file.write_at(&copy, slot).map_err(lacking)?;
         if !breaks(Rule::TwoCopies) {
-            self.file.write_at(&copy, slot + COPY_BYTES as u64).map_err(io)?;
+            self.file.write_at(&copy, slot + COPY_BYTES as u64).map_err(lacking)?;
         }
         if breaks(Rule::SyncPromise) {
             return Ok(());
         }
+        // What a failed sync has left behind is not known, whatever it says was missing.
         self.file.sync().map_err(io)
     }
 }

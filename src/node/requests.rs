@@ -120,12 +120,18 @@ impl Requests {
         self.fail(|pending| !pending.submitted, why);
     }
 
-    /// Refuses what the present leader has not been given and must not be: nothing of it was done.
-    pub fn refuse_unsubmitted(&mut self, which: impl Fn(&Admitted) -> bool, why: &kv::Refusal) {
+    /// Everything from this sequence on was not given after all.
+    pub fn submit_again_from(&mut self, sequence: u64) {
+        self.cursor = self.cursor.min(sequence);
+    }
+
+    /// Refuses what fits and was not given to the present leader. Nothing of it was done: what an earlier leader was given,
+    /// and is not applied by now, never is (see the head of the module).
+    pub fn refuse_ungiven(&mut self, which: impl Fn(&Admitted) -> bool, why: &kv::Refusal) {
         let refused: Vec<u64> = self
             .pending
             .range(self.cursor..)
-            .filter(|(_, pending)| !pending.submitted && which(&pending.mutation))
+            .filter(|(_, pending)| which(&pending.mutation))
             .map(|(sequence, _)| *sequence)
             .collect();
         for sequence in refused {

@@ -12,7 +12,7 @@ use super::event::ArrivedSnapshot;
 use super::greeting::{Secrets, greet};
 use super::hands::Snapshot;
 use super::log::Position;
-use super::state::{SnapshotReader, StateBackend, StateInstaller};
+use super::state::{Placement, SnapshotReader, StateBackend, StateInstaller};
 use super::wire::{put, take};
 use crate::disk::RealDisk;
 use crate::kv;
@@ -199,10 +199,51 @@ fn build(
         }
     }
     let (backend, place) = installer.finish().map_err(|error| error.to_string())?;
+    let place = Unplaced(place);
     let store = kv::Store::open(backend).map_err(|error| error.to_string())?;
     if applied_of(&store) != position {
         return Err(format!("it holds {:?} and was announced as {position:?}", applied_of(&store)));
     }
-    let place = Box::new(move || place.put().map_err(|error| error.to_string()));
+    let place = Box::new(move || place.0.put().map_err(|error| error.to_string()));
     Ok(ArrivedSnapshot { position, store, place })
+}
+
+/// A new state that is removed where it never takes its place: it takes the room that others need.
+struct Unplaced(Placement<RealDisk>);
+
+impl Drop for Unplaced {
+    fn drop(&mut self) {
+        // Where it was put in its place, nothing has this name any more.
+        self.0.give_up();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(count: u64) -> std::sync::mpsc::Receiver<Step> {
+        let (chunks, rows) = std::sync::mpsc::channel();
+        for number in 0..count {
+            let key = Bytes::from(format!("k{number}"));
+            chunks.send(Step::Rows(vec![SnapshotRow { key, value: Bytes::new() }])).unwrap();
+        }
+        chunks.send(Step::End(count)).unwrap();
+        rows
+    }
+
+    #[test]
+    fn a_state_that_never_takes_its_place_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = || std::fs::read_dir(directory.path()).unwrap().count();
+        let mut built = StateInstaller::create(&RealDisk, directory.path()).unwrap();
+        built.push([(Bytes::from("k"), Bytes::new())].into_iter()).unwrap();
+        let (_, place) = built.finish().unwrap();
+        assert_eq!(files(), 1, "what is built has a file");
+        drop(Unplaced(place));
+        assert_eq!(files(), 0);
+        let announced = Position { index: Index(9), epoch: Epoch(1), chain: 1 };
+        assert!(build(directory.path(), announced, &rows(3)).is_err(), "it holds something else");
+        assert_eq!(files(), 0);
+    }
 }

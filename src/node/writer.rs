@@ -16,7 +16,7 @@ use super::directory::DataDirectory;
 use super::event::{Events, Internal};
 use super::lack::Lack;
 use super::log::{Log, LogError, Position};
-use super::promise::Promises;
+use super::promise::{PromiseError, Promises};
 use crate::disk::Disk;
 use crate::protocol::WriteId;
 use crate::rules::{Rule, breaks};
@@ -104,7 +104,12 @@ impl KeepPromise for DataDirectory {
 
 impl KeepPromise for Promises {
     fn keep(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), NotKept> {
-        self.save(promised, view, commit).map_err(|error| NotKept::Fatal(error.to_string()))
+        self.save(promised, view, commit).map_err(|error| match error {
+            PromiseError::Lack { lack, .. } => NotKept::Lack(lack),
+            PromiseError::Io { .. } | PromiseError::Damaged { .. } | PromiseError::TooBig { .. } => {
+                NotKept::Fatal(error.to_string())
+            }
+        })
     }
 }
 

@@ -307,10 +307,12 @@ impl Node {
         leader.progress.iter().find(|(node, known)| fit(node, known)).map(|(node, _)| node)
     }
 
-    /// True where we lead and an in-sync follower's disk has room.
+    /// True where we lead with a full disk and are about to hand over to an in-sync follower whose disk has room: what
+    /// grows may wait for it. Not where none will be asked now: then what grows is refused, and the rest goes on (R25).
     #[must_use]
-    pub fn has_roomy_follower(&self) -> bool {
-        self.roomy_follower().is_some()
+    pub fn hands_over_for_room(&self) -> bool {
+        let able = self.may_hand_over_unasked() && !self.is_behind_others() && !self.is_in_doubt();
+        self.full && able && self.roomy_follower().is_some()
     }
 
     /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).

@@ -626,11 +626,17 @@ impl Node {
         }
     }
 
-    /// A promise says nothing of the entries before it: these wait on.
+    /// A promise says nothing of the entries before it: these wait on. What is durable already may count from now on,
+    /// since it counts with a durable view only (R11).
     fn promise_kept(&mut self, kept: WriteId) {
         self.pending.retain(|(write, _)| *write != kept);
-        if matches!(self.role, Role::Candidate(_)) {
-            self.promise_persisted(kept);
+        match &self.role {
+            Role::Follower(_) => {
+                self.learn_commit();
+                self.acknowledge();
+            }
+            Role::Candidate(_) => self.promise_persisted(kept),
+            Role::Leader(_) => self.advance_commit(),
         }
     }
 

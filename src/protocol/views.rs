@@ -139,7 +139,10 @@ impl Node {
     /// Nothing was changed, for want of room: tried again after a time (R34).
     pub(super) fn no_room_for_view(&mut self) {
         self.pause();
-        self.warn_of(Trouble::NoRoom, Warning::NoRoomForView);
+        // A doubt stays until the register was seen to hold what it should (R11).
+        if !self.is_in_doubt() {
+            self.warn_of(Trouble::NoRoom, Warning::NoRoomForView);
+        }
     }
 
     fn still_unsettled(&mut self, next: View, found: Found, heard: Epoch) {
@@ -210,7 +213,10 @@ impl Node {
             (Ok(found), Some(next)) => self.still_unsettled(next, found, heard),
             (Ok(found), None) => self.observe(found, heard),
             (Err(RegisterUnreachable), unsettled) => {
-                self.warn_of(Trouble::Unreachable, Warning::RegisterUnreachable);
+                // That it cannot be read now takes no doubt away (R11): only what it holds does.
+                if !self.is_in_doubt() {
+                    self.warn_of(Trouble::Unreachable, Warning::RegisterUnreachable);
+                }
                 self.stash.clear();
                 if let Some(next) = unsettled {
                     return self.unsettle(next);

@@ -133,7 +133,10 @@ impl<H: Hands> Engine<H> {
         store.backend_mut().put_meta(APPLIED, encode_position(self.applied));
         self.compacting = true;
         self.publish_state(&store);
+        // Where one heavy entry follows the other, the state is whole at no other time.
+        let flush = if heavy.is_some() { self.begin_due_flush(&mut store) } else { None };
         RwLockWriteGuard::unlock_fair(store);
+        self.run_flush(flush);
         self.applied_more(answers);
         if let Some((position, sequence, mutation)) = heavy {
             self.hand_to_worker(position, sequence, mutation);
@@ -239,6 +242,8 @@ impl<H: Hands> Engine<H> {
         self.compacting = true;
         let answers = heavy.sequence.map(|sequence| (sequence, Ok(outcome)));
         self.applied_more(answers.into_iter().collect());
+        // Reads have waited for it.
+        self.shared.changed.send_modify(|count| *count += 1);
         self.apply();
     }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 use bytes::{Bytes, BytesMut};
 
 use super::Engine;
+use super::forwarded::Forwarded;
 use crate::node::hands::Hands;
 use crate::node::link::{Item, item_of};
 use crate::node::log::{Position, Record, encode};
@@ -93,8 +94,7 @@ impl<H: Hands> Engine<H> {
         let before = self.shared.view();
         let new_leadership = before.as_ref().is_none_or(|old| old.led_since != view.led_since);
         if new_leadership {
-            self.taken.clear();
-            self.forwarded.clear();
+            self.forwarded = Forwarded::default();
         }
         // Only what a leader gave itself in this leadership cannot have been lost on the way.
         if new_leadership || view.leader != self.shared.address {

@@ -8,6 +8,7 @@
 //! * this file: what comes in, and in which order
 //! * `effects`: what the protocol wants done
 //! * `apply`: committed entries, carried out at once or by a worker
+//! * `forwarded`: requests of followers, at the leader
 //! * `ordering`: requests of clients, from arrival to answer; reads
 //! * `level`: what the log may hold, raised once every member knows it
 //! * `operators`: commands, and a graceful end
@@ -15,12 +16,12 @@
 
 mod apply;
 mod effects;
+mod forwarded;
 mod level;
 mod operators;
 mod ordering;
 mod storage;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,13 +31,12 @@ use tokio::time::Instant;
 
 use self::apply::Applying;
 pub use self::apply::refusal_of;
+use self::forwarded::Forwarded;
 pub use self::level::FEATURE_LEVEL;
 use self::level::Levels;
 use self::operators::{Admin, Wish};
-use self::ordering::Taken;
 use self::storage::FlushRest;
 use super::Ended;
-use super::admission::Admitted;
 use super::event::{ArrivedSnapshot, Internal, Outcome, Request};
 use super::handle::Shared;
 use super::hands::Hands;
@@ -119,12 +119,12 @@ pub struct Engine<H: Hands> {
     requests: Requests,
     reads: Reads,
     admin: Vec<Admin>,
-    /// Requests that followers forwarded and that wait to be ordered: origin, sequence, mutation.
-    forwarded: Vec<(u64, u64, Admitted)>,
-    /// The sequences of each origin taken in this leadership.
-    taken: BTreeMap<u64, Taken>,
+    /// What followers have forwarded in this leadership.
+    forwarded: Forwarded,
+    /// Until when nothing more is forwarded: the queue to the leader was full.
+    forward_at: Option<Instant>,
     /// What the `Append` effect of the proposal just fed will write.
-    batch: Vec<(u64, u64, Admitted)>,
+    batch: Vec<forwarded::Request>,
     /// Done, but a newer view was seen to exist: said once this node has caught up with it (R13).
     held_back: Vec<(oneshot::Sender<Outcome>, Outcome)>,
     arrived: Option<ArrivedSnapshot>,
@@ -197,8 +197,8 @@ impl<H: Hands> Engine<H> {
             reads: Reads::numbered_from(options.origin >> 1),
             options,
             admin: Vec::new(),
-            forwarded: Vec::new(),
-            taken: BTreeMap::new(),
+            forwarded: Forwarded::default(),
+            forward_at: None,
             batch: Vec::new(),
             held_back: Vec::new(),
             arrived: None,
@@ -320,7 +320,10 @@ impl<H: Hands> Engine<H> {
                     crate::protocol::Mark { index: snapshot.position.index, epoch: snapshot.position.epoch };
                 self.arrived = Some(*snapshot);
                 self.step(Input::SnapshotReceived(mark));
-                self.arrived = None;
+                // Not wanted any more: an index of millions of keys takes its time to go.
+                if let Some(unwanted) = self.arrived.take() {
+                    self.hands.discard(Box::new(unwanted));
+                }
             }
             Internal::SnapshotSent(node) => self.sending_snapshot.retain(|other| *other != node),
             Internal::Flushed(done) => self.flush_done = Some(done),
@@ -349,7 +352,8 @@ impl<H: Hands> Engine<H> {
             return;
         }
         match body {
-            Body::Forward(forward) => self.take_forwarded(forward),
+            Body::Forward(forward) => self.take_forwarded(from, forward),
+            Body::NoRoom(no_room) => self.refused_by_leader(from, no_room),
             Body::ReadIndex(ReadIndex { question }) => self.answer_read_index(from, question),
             Body::ReadIndexAnswer(answer) => {
                 self.reads.answered(answer.question, Index(answer.commit));

@@ -1,6 +1,5 @@
 //! The way of a request: taken from a client, given to the leader, ordered, answered once it is applied. And reads (R17).
 
-use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -8,18 +7,19 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Engine;
+use super::forwarded::{Known, Refused};
 use crate::kv::Refusal;
 use crate::node::admission::Admitted;
 use crate::node::event::Outcome;
 use crate::node::handle::Unavailable;
 use crate::node::hands::Hands;
 use crate::node::link::{ENTRIES_BYTES, item};
-use crate::proto::replcluster::{Forward, ReadIndex, ReadIndexAnswer, frame::Body};
+use crate::proto::replcluster::{Forward, NoRoom, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
 use crate::rules::{Rule, breaks};
 use crate::view::NodeId;
 
-/// Entries and bytes ordered in one batch.
+/// Entries and bytes ordered in one batch: so many of own clients and as many of followers, and one of any size of each.
 const BATCH_COUNT: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 /// How long the test switch keeps entries from followers.
@@ -27,29 +27,8 @@ const KEPT_BACK: Duration = Duration::from_millis(100);
 /// Entries in memory, in bytes, beyond which nothing more is ordered. With one batch more it is less than what each log
 /// has in reserve when its node first says that room is short (R25).
 const UNCOMMITTED_BYTES: usize = 24 << 20;
-/// Sequences of one origin remembered; far more than can wait for an answer within the longest deadline.
-const TAKEN_MAX: usize = 1 << 18;
-
-/// Which requests of one origin a leader has taken: each once, in whatever order a lossy link brings them.
-#[derive(Default)]
-pub(super) struct Taken {
-    /// Everything up to here counts as taken.
-    floor: u64,
-    seen: BTreeSet<u64>,
-}
-
-impl Taken {
-    /// True the first time.
-    fn take(&mut self, sequence: u64) -> bool {
-        let new = sequence > self.floor && self.seen.insert(sequence);
-        while self.seen.len() > TAKEN_MAX
-            && let Some(lowest) = self.seen.pop_first()
-        {
-            self.floor = lowest;
-        }
-        new
-    }
-}
+/// A follower's requests that found no room in the queue to the leader are given again after this time.
+const FORWARD_AGAIN: Duration = Duration::from_millis(5);
 
 impl<H: Hands> Engine<H> {
     // --- requests ---
@@ -116,14 +95,14 @@ impl<H: Hands> Engine<H> {
         if self.orders_no_growth() && !self.leave_out_growth() {
             return;
         }
-        // While nothing commits, requests wait in their bounded queue and not in the log.
+        // While nothing commits, requests wait in their bounded queues and not in the log.
         while self.node.can_propose()
             && self.recent.bytes() < UNCOMMITTED_BYTES
             && (self.requests.has_unsubmitted() || !self.forwarded.is_empty())
         {
             let origin = self.requests.origin();
+            self.batch = self.forwarded.next_batch(BATCH_COUNT, BATCH_BYTES);
             let own = self.requests.submit(BATCH_COUNT, BATCH_BYTES);
-            self.batch = std::mem::take(&mut self.forwarded);
             self.batch
                 .extend(own.mutations.into_iter().map(|(sequence, mutation)| (origin, sequence, mutation)));
             let count = self.batch.len() as u64;
@@ -134,30 +113,27 @@ impl<H: Hands> Engine<H> {
         }
     }
 
-    /// What makes the state grow is not ordered: it is refused as the alarm will refuse it, or waits for a leader that
-    /// has room. True where the rest may be ordered. What others have forwarded is left out in silence: they give it again
-    /// to a leader that has room, or refuse it when they hear of the alarm.
+    /// What makes the state grow is not ordered: it is refused as the alarm will refuse it, or waits for the leader that
+    /// takes over because it has room. True where the rest may be ordered.
     fn leave_out_growth(&mut self) -> bool {
-        let taken = &mut self.taken;
-        self.forwarded.retain(|(origin, sequence, mutation)| {
-            let left_out = mutation.grows();
-            if left_out && let Some(taken) = taken.get_mut(origin) {
-                taken.seen.remove(sequence);
-            }
-            !left_out
-        });
-        if self.node.has_roomy_follower() {
+        if self.node.hands_over_for_room() {
+            self.forwarded.leave(Admitted::grows);
             return false;
         }
-        self.requests.refuse_unsubmitted(Admitted::grows, &Refusal::SpaceExceeded);
+        let epoch = self.node.epoch();
+        for Refused { node, origin, sequences } in self.forwarded.refuse(Admitted::grows) {
+            self.queue(&node, item(epoch, Body::NoRoom(NoRoom { origin, sequences })));
+        }
+        self.requests.refuse_ungiven(Admitted::grows, &Refusal::SpaceExceeded);
         true
     }
 
     fn forward(&mut self) {
         let Some(leader) = self.node.view().map(|view| view.leader.clone()) else { return };
-        if leader == self.shared.address {
+        if leader == self.shared.address || self.forward_at.is_some_and(|at| self.now < at) {
             return;
         }
+        self.forward_at = None;
         let epoch = self.node.epoch();
         while self.requests.has_unsubmitted() {
             let submission = self.requests.submit(BATCH_COUNT, ENTRIES_BYTES);
@@ -171,18 +147,36 @@ impl<H: Hands> Engine<H> {
                     mutations.push(mutation.into_bytes());
                 }
                 let forward = Forward { origin: self.requests.origin(), first_sequence, mutations };
-                self.queue(&leader, item(epoch, Body::Forward(forward)));
+                // What is on its way already is not given again with what found no room behind it.
+                if !self.hands.send(&leader, item(epoch, Body::Forward(forward))) {
+                    self.requests.submit_again_from(first_sequence);
+                    self.forward_at = Some(self.now + FORWARD_AGAIN);
+                    return;
+                }
             }
         }
     }
 
-    pub(super) fn take_forwarded(&mut self, forward: Forward) {
+    pub(super) fn take_forwarded(&mut self, from: &NodeId, forward: Forward) {
         if !matches!(self.node.role(), Role::Leader(_)) {
             return;
         }
         let level = self.shared.feature_level.load(Ordering::Acquire);
-        let taken = self.taken.entry(forward.origin).or_default();
+        let origin = forward.origin;
+        let mut refused = Vec::new();
         for (sequence, mutation) in (forward.first_sequence..=u64::MAX).zip(forward.mutations) {
+            match self.forwarded.known(origin, sequence) {
+                Known::New => {}
+                Known::Taken if breaks(Rule::TakeOnce) => {}
+                Known::Taken => continue,
+                Known::Refused => {
+                    refused.push(sequence);
+                    continue;
+                }
+            }
+            if !self.forwarded.has_room(mutation.len()) {
+                break; // its node gives it again
+            }
             // Not taken, so that it is looked at again when its node gives it again: by then what that node has applied
             // may have been applied here too, the level among it.
             let mutation = match Admitted::forwarded(mutation, level) {
@@ -192,11 +186,27 @@ impl<H: Hands> Engine<H> {
                     continue;
                 }
             };
-            if mutation.is_for_the_leader() {
-                continue;
+            if !mutation.is_for_the_leader() {
+                self.forwarded.take(from, origin, sequence, mutation);
             }
-            if taken.take(sequence) || breaks(Rule::TakeOnce) {
-                self.forwarded.push((forward.origin, sequence, mutation));
+        }
+        if !refused.is_empty() {
+            let epoch = self.node.epoch();
+            self.queue(from, item(epoch, Body::NoRoom(NoRoom { origin, sequences: refused })));
+        }
+    }
+
+    /// The leader will not order these in this leadership, and no other leader has: nothing of them was done, and nothing
+    /// will be.
+    pub(super) fn refused_by_leader(&mut self, from: &NodeId, no_room: NoRoom) {
+        let leads = self.node.view().is_some_and(|view| view.leader == *from);
+        if !leads || no_room.origin != self.requests.origin() {
+            return;
+        }
+        for sequence in no_room.sequences {
+            if let Some(answer) = self.requests.applied(sequence) {
+                // A client that has gone away does not wait for its answer.
+                let _ = answer.send(Ok(Err(Refusal::SpaceExceeded)));
             }
         }
     }
@@ -264,18 +274,5 @@ impl<H: Hands> Engine<H> {
             }
             Role::Leader(_) | Role::Candidate(_) => {}
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_forwarded_request_is_taken_once_in_whatever_order_it_comes() {
-        let mut taken = Taken::default();
-        assert!(taken.take(11) && taken.take(12), "the first frame was lost");
-        assert!(taken.take(1) && taken.take(2), "and comes again after the second");
-        assert!(!taken.take(1) && !taken.take(12), "but nothing twice");
     }
 }

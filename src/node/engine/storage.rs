@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::Engine;
 use crate::kv;
 use crate::node::admission::Admitted;
+use crate::node::handle::StateStore;
 use crate::node::hands::{Hands, Snapshot};
 use crate::node::lack::Lack;
 use crate::node::log::Space;
@@ -59,11 +60,20 @@ impl<H: Hands> Engine<H> {
         }
         let shared = self.shared.clone();
         let Some(mut store) = shared.store_soon() else { return };
-        let bytes = store.backend().overlay_bytes();
-        let due =
-            bytes >= FLUSH_BYTES || (bytes > 0 && self.now.duration_since(self.flushed_at) >= FLUSH_EVERY);
-        let job = if due { store.backend_mut().begin_flush() } else { None };
+        let job = self.begin_due_flush(&mut store);
         drop(store);
+        self.run_flush(job);
+    }
+
+    /// Freezes what has gathered, where it is time to; the state must be whole, up to what it says to have applied.
+    pub(super) fn begin_due_flush(&mut self, store: &mut StateStore) -> Option<FlushJob> {
+        let bytes = store.backend().overlay_bytes();
+        let long_ago = bytes > 0 && self.now.duration_since(self.flushed_at) >= FLUSH_EVERY;
+        let due = !self.flushing && (bytes >= FLUSH_BYTES || long_ago);
+        if due { store.backend_mut().begin_flush() } else { None }
+    }
+
+    pub(super) fn run_flush(&mut self, job: Option<FlushJob>) {
         if let Some(job) = job {
             self.flushing = true;
             self.hands.flush(job);
@@ -218,9 +228,9 @@ impl<H: Hands> Engine<H> {
         }
         self.alarm = None;
         let raised = self.shared.space_alarm.load(Ordering::Acquire);
-        let roomy = self.node.has_roomy_follower();
+        let hands_over = self.node.hands_over_for_room();
         let full = self.node.is_full() || self.node.has_full_follower();
-        if !self.node.can_propose() || !self.leadership_is_open() || raised == full || (full && roomy) {
+        if !self.node.can_propose() || !self.leadership_is_open() || raised == full || (full && hands_over) {
             return;
         }
         let request = mutation::Request::Space(SpaceAlarm { raised: full });

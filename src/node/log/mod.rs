@@ -560,7 +560,8 @@ fn settle_tail(segment: &Segment, mark: Mark) -> Result<(), LogError> {
     let mut bytes = vec![0; usize::try_from(segment.end - from).expect("a segment fits in memory")];
     let count = segment.file.read_at(&mut bytes, from).map_err(io)?;
     if !breaks(Rule::RewriteTail) {
-        segment.file.write_at(&bytes[..count], from).map_err(io)?;
+        // The same bytes: broken off by a lack, nothing is another than before.
+        segment.file.write_at(&bytes[..count], from).map_err(room_error(&segment.path))?;
     }
     segment.file.sync().map_err(io)
 }

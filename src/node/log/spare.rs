@@ -89,7 +89,9 @@ impl<D: Disk> Spares<D> {
             self.settle(which, false);
             let kept = self.kept(which);
             let waits = kept.tried > 0 && breaks(Rule::RetryAfterLack);
-            if kept.lack.is_none() || waits {
+            // One that is being made is not ordered again: two threads would write to one file, and the slower one when
+            // the file is a segment already.
+            if kept.lack.is_none() || waits || !matches!(kept.slot, Slot::Empty) {
                 continue;
             }
             match kept.pause.checked_sub(1) {

@@ -153,6 +153,39 @@ fn a_full_disk_hinders_no_promise_once_the_file_is_there() {
     }
 }
 
+/// File systems that write elsewhere what is written over can want room for a promise: is the one before still kept, and
+/// can this one be given again?
+fn promise_waits_for(fault: Fault, after: u64) -> bool {
+    let disk = fresh();
+    let promises = open(&disk).unwrap();
+    save(&promises, 1).unwrap();
+    disk.fail(Operation::Write, after, fault);
+    let waits = matches!(save(&promises, 2), Err(PromiseError::Lack { .. }));
+    let survivor = disk.fork();
+    survivor.power_cut(&mut Random::new(after));
+    let kept = open(&survivor).unwrap().promise() == promise(1) && promises.promise() == promise(1);
+    waits && kept && save(&promises, 2).is_ok() && open(&disk).unwrap().promise() == promise(2)
+}
+
+#[test]
+fn a_promise_that_lacks_something_is_no_failure_and_loses_none_before_it() {
+    for after in 0..2 {
+        for fault in [Fault::NoSpace(500), Fault::Lacks(nix::libc::EDQUOT)] {
+            assert!(promise_waits_for(fault, after), "{fault:?} {after}");
+            let fatal = !without(Some(Rule::LackIsNoFailure), || promise_waits_for(fault, after));
+            assert!(fatal, "{fault:?} {after}");
+        }
+    }
+    let disk = fresh();
+    save(&open(&disk).unwrap(), 1).unwrap();
+    disk.fail(Operation::Write, 0, Fault::NoSpace(500));
+    assert!(
+        matches!(open(&disk), Err(PromiseError::Lack { .. })),
+        "what is found is not known to be on the disk"
+    );
+    assert_eq!(open(&disk).unwrap().promise(), promise(1));
+}
+
 #[test]
 fn a_view_without_room_is_refused_and_harms_nothing() {
     let disk = fresh();

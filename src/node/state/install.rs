@@ -79,7 +79,9 @@ impl<D: Disk> StateInstaller<D> {
             self.rows.write(&Changed::new(), true).inspect_err(|_| self.give_up())?;
         }
         let rows = self.rows.renamed(&self.directory.join(FILE));
-        let backend = StateBackend::over(Arc::new(rows))?;
+        let backend = StateBackend::over(Arc::new(rows)).inspect_err(|_| {
+            let _ = self.disk.remove(&self.path);
+        })?;
         let placement =
             Placement { disk: self.disk, directory: self.directory, names: self.names, from: self.path };
         Ok((backend, placement))
@@ -94,5 +96,10 @@ impl<D: Disk> Placement<D> {
     pub fn put(&self) -> std::io::Result<()> {
         self.disk.rename(&self.from, &self.directory.join(FILE))?;
         if breaks(Rule::SyncPlacedState) { Ok(()) } else { self.names.sync() }
+    }
+
+    /// Nothing comes of it: what was built is removed.
+    pub fn give_up(&self) {
+        let _ = self.disk.remove(&self.from);
     }
 }

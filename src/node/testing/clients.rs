@@ -15,7 +15,7 @@ use crate::check::{
 use crate::kv::{Applied, RangeWork};
 use crate::node::admission::Admitted;
 use crate::node::event::{self, Confirmed};
-use crate::node::handle::{Reading, StateStore, Unavailable};
+use crate::node::handle::{Reading, StateStore, Unavailable, Wanted};
 use crate::node::pieces::{InPieces as _, Pieces};
 use crate::proto::etcdserverpb as pb;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -57,6 +57,7 @@ struct Pending {
     machine: usize,
     deadline: Instant,
     stage: Stage,
+    wanted: Wanted,
 }
 
 /// All clients.
@@ -242,7 +243,8 @@ impl Clients {
             }
             (_, None) => Stage::Trying,
         };
-        self.pending[client] = Some(Pending { operation: Some(operation), machine, deadline, stage });
+        let wanted = Wanted::default();
+        self.pending[client] = Some(Pending { operation: Some(operation), machine, deadline, stage, wanted });
         self.advance(client, machines, clock);
     }
 
@@ -265,8 +267,13 @@ impl Clients {
         let mutation = Admitted::made_here(&Mutation { request: Some(request) });
         let (answer, receiver) = oneshot::channel();
         process.requests.push(event::Request::Mutate { mutation, deadline, answer });
-        self.pending[client] =
-            Some(Pending { operation: None, machine, deadline, stage: Stage::Compacting(receiver) });
+        self.pending[client] = Some(Pending {
+            operation: None,
+            machine,
+            deadline,
+            stage: Stage::Compacting(receiver),
+            wanted: Wanted::default(),
+        });
     }
 
     /// Looks after everyone who waits for this machine.
@@ -329,7 +336,7 @@ impl Clients {
                     let request = request.expect("a read is noted");
                     let units = self.random.pick(&[1, 3, 1000]);
                     let first = |store: &StateStore| begin(store, &request, units);
-                    match process.shared.begin_read(Epoch(epoch), &first) {
+                    match process.shared.begin_read(Epoch(epoch), &mut pending.wanted, &first) {
                         Some(reading) => pending.stage = Stage::Reading(reading),
                         None => {
                             pending.stage = Stage::Trying;

@@ -305,6 +305,11 @@ impl SimDisk {
         self.platter().put_off = put_off;
     }
 
+    /// Jobs that were put off and not done yet.
+    pub fn waiting_in_background(&self) -> usize {
+        self.platter().jobs.len()
+    }
+
     /// Does the jobs that were put off. True where there were any.
     pub fn run_background(&self) -> bool {
         let jobs = std::mem::take(&mut self.platter().jobs);

@@ -6,7 +6,8 @@
 //! * `world`: all machines, and what is under way between them
 //! * `clients`: what they ask and are told, as a history to be judged by [`check`](crate::check)
 //! * `storm`: faults, then a time without faults in which the cluster must become whole again
-//! * `seeds`: the tests
+//! * `seeds`: the tests with many seeds
+//! * `room`, `heavy`: full disks; entries that take long
 //! * `places`: whose a directory is, what it holds and what is put in its place, with power cuts and without a network
 //!
 //! Nothing here is part of a program. The core alone is tried harder, and by far more seeds, in `protocol::testing`:
@@ -14,9 +15,11 @@
 
 mod clients;
 pub mod disk;
+mod heavy;
 mod machine;
 mod places;
 pub mod register;
+mod room;
 pub mod rows;
 mod seeds;
 mod storm;

@@ -8,16 +8,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::storm::Storm;
 use super::world::Broken;
 use crate::node::admission::Admitted;
-use crate::node::event;
-use crate::node::handle::StateStore;
-use crate::proto::etcdserverpb as pb;
-use crate::proto::replcluster::{Mutation, mutation};
+use crate::node::handle::{StateStore, Wanted};
 use crate::protocol::testing::spread;
 use crate::rules::{Rule, without};
 
@@ -188,7 +184,7 @@ fn a_late_value_is_kept() -> bool {
     let leader = storm.world.machine_of(&view.leader);
     let shared = storm.world.machines[leader].process.as_ref().expect("it runs").shared.clone();
     let read = |store: &StateStore| store.revision();
-    let reading = shared.begin_read(view.epoch, &read).expect("it leads");
+    let reading = shared.begin_read(view.epoch, &mut Wanted::default(), &read).expect("it leads");
     let next = crate::view::View { epoch: view.epoch.next(), ..view };
     storm.world.cell.lock().unwrap().put(next);
     shared.end_read(reading, &read).is_none()
@@ -198,66 +194,6 @@ fn a_late_value_is_kept() -> bool {
 fn a_leader_replaced_while_it_reads_does_not_answer() {
     assert!(a_late_value_is_kept());
     assert!(!without(Some(Rule::ProveAfterReading), a_late_value_is_kept));
-}
-
-/// Do all nodes refuse what makes the state grow while their disks are full, and no longer?
-fn alarm_follows_room() -> bool {
-    let mut storm = Storm::new(7, false, Instant::from_std(crate::clock::now()));
-    storm.begin_calm().unwrap_or_else(|broken| panic!("{broken:?}"));
-    let alarmed = |storm: &Storm| {
-        let alarm = |process: &super::machine::Process| process.shared.look(&StateStore::has_space_alarm);
-        let all = storm.world.machines.iter().map(|machine| machine.process.as_ref().is_some_and(alarm));
-        all.collect::<Vec<bool>>()
-    };
-    assert!(!alarmed(&storm).contains(&true));
-    for machine in &storm.world.machines {
-        machine.disk.limit(Some(machine.disk.used() + (16 << 10)));
-    }
-    storm.go_on(500).unwrap_or_else(|broken| panic!("{broken:?}"));
-    let raised = !alarmed(&storm).contains(&false);
-    for machine in &storm.world.machines {
-        machine.disk.limit(None);
-    }
-    storm.go_on(500).unwrap_or_else(|broken| panic!("{broken:?}"));
-    raised && !alarmed(&storm).contains(&true)
-}
-
-/// The disks are filled to the last byte while puts come as fast as they can: is a delete carried out afterwards?
-fn a_delete_is_carried_out() -> bool {
-    let mut storm = Storm::new(7, false, Instant::from_std(crate::clock::now()));
-    storm.begin_calm().unwrap_or_else(|broken| panic!("{broken:?}"));
-    for machine in &storm.world.machines {
-        machine.disk.limit(Some(machine.disk.used()));
-    }
-    let leader = storm.world.machine_of(&storm.world.register().expect("a view").leader);
-    let ask = |storm: &mut Storm, request| {
-        let mutation = Admitted::made_here(&Mutation { request: Some(request) });
-        let deadline = storm.world.machines[leader].clock(storm.world.base, storm.world.now + 60_000);
-        let (answer, outcome) = oneshot::channel();
-        let process = storm.world.machines[leader].process.as_mut().expect("it runs");
-        process.requests.push(event::Request::Mutate { mutation, deadline, answer });
-        storm.go_on(1).unwrap_or_else(|broken| panic!("{broken:?}"));
-        outcome
-    };
-    let put =
-        pb::PutRequest { key: b"k".as_slice().into(), value: vec![7; 900].into(), ..Default::default() };
-    let _waiting: Vec<_> = (0..60).map(|_| ask(&mut storm, mutation::Request::Put(put.clone()))).collect();
-    let delete = pb::DeleteRangeRequest { key: b"k".as_slice().into(), ..Default::default() };
-    let mut outcome = ask(&mut storm, mutation::Request::DeleteRange(delete));
-    storm.go_on(1000).unwrap_or_else(|broken| panic!("{broken:?}"));
-    matches!(outcome.try_recv(), Ok(Ok(Ok(_))))
-}
-
-#[test]
-fn deletes_go_on_where_puts_would_fill_the_reserve() {
-    assert!(a_delete_is_carried_out());
-    assert!(!without(Some(Rule::SpareReserve), a_delete_is_carried_out));
-}
-
-#[test]
-fn full_disks_raise_an_alarm_and_room_ends_it() {
-    assert!(alarm_follows_room());
-    assert!(!without(Some(Rule::WatchRoom), alarm_follows_room));
 }
 
 /// Does every node go on after an entry that none can read, as an older build may have logged it?
@@ -289,29 +225,6 @@ fn unreadable_entry_ends_no_node() -> bool {
 fn an_entry_that_cannot_be_read_is_refused_by_every_node_and_ends_none() {
     assert!(unreadable_entry_ends_no_node());
     assert!(!without(Some(Rule::RefuseUnreadable), unreadable_entry_ends_no_node));
-}
-
-/// Does the view stay as it is while entries are applied that take far longer than the failure timeout?
-fn heavy_entries_depose_nobody() -> bool {
-    let mut storm = Storm::new(7, false, Instant::from_std(crate::clock::now()));
-    storm.every_entry_is_heavy(60);
-    storm.begin_calm().unwrap_or_else(|broken| panic!("{broken:?}"));
-    let before = storm.world.register().expect("a view");
-    for round in 0..5_u64 {
-        let request = crate::check::Request::Put {
-            key: crate::check::Key(1),
-            value: crate::check::Token(1_000_000 + round),
-        };
-        storm.send(0, request);
-        storm.go_on(1_000).unwrap_or_else(|broken| panic!("{broken:?}"));
-    }
-    storm.world.register().is_some_and(|view| view.epoch == before.epoch)
-}
-
-#[test]
-fn entries_that_take_longer_than_the_failure_timeout_depose_nobody() {
-    assert!(heavy_entries_depose_nobody());
-    assert!(!without(Some(Rule::ApplyApart), heavy_entries_depose_nobody));
 }
 
 #[test]

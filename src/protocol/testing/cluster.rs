@@ -413,6 +413,17 @@ impl Cluster {
         }
     }
 
+    /// The first promise that waits is kept, ahead of what came before it: room is missing for the log only (R34).
+    pub fn keep_promise(&mut self, machine: usize) -> Result<(), Violation> {
+        let place = &mut self.machines[machine];
+        let Some(process) = &mut place.process else { return Ok(()) };
+        let first = process.writes.iter().position(|(_, what)| matches!(what, Write::Persist { .. }));
+        let Some((write, what)) = first.and_then(|first| process.writes.remove(first)) else { return Ok(()) };
+        place.disk.apply(&what);
+        self.check_disk(machine)?;
+        self.input(machine, Input::PromiseKept(write))
+    }
+
     /// Orders entries where the node takes them.
     pub fn propose(&mut self, machine: usize, count: u64) -> Result<bool, Violation> {
         let able = self.process(machine).is_some_and(|process| process.node.can_propose());

@@ -8,6 +8,7 @@
 //! | `run 100` | that many milliseconds in a world without faults; prints what matters |
 //! | `settle` | everything under way arrives and is answered, while no time passes |
 //! | `tick a`, `flush a`, `propose a 3`, `persist a [1]` | one input; `persist` completes all pending writes, or the first |
+//! | `keep a` | the first promise among the pending writes of `a` is kept ahead of them |
 //! | `deliver a b`, `lose a b` | what is on the way from `a` to `b`; prints what it was |
 //! | `hold a b`, `release a b` | `run` and `settle` leave that link alone until the release |
 //! | `slow a`, `quick a` | `run` and `settle` complete no writes of `a` until it is quick again |
@@ -329,6 +330,10 @@ impl goldenscript::Runner for Story {
                 let machine = self.machine(first)?;
                 self.cluster().persist(machine, second.map_or(Ok(usize::MAX), str::parse)?)?;
             }
+            "keep" => {
+                let machine = self.machine(first)?;
+                self.cluster().keep_promise(machine)?;
+            }
             "deliver" | "lose" => {
                 let link = (self.machine(first)?, self.machine(second)?);
                 for flight in std::mem::take(&mut self.cluster().sent) {
@@ -490,6 +495,7 @@ mod tests {
         commit_needs_every_in_sync_node
         counted_node_gets_the_log_however_little_it_knows
         divergence_below_commit_halts
+        doubt_about_the_register_outlasts_its_absence
         every_change_of_the_set_is_a_new_epoch
         follower_dropped_only_after_the_swap_is_confirmed
         follower_whose_disk_hangs_is_dropped
@@ -530,6 +536,7 @@ mod tests {
         transfer_that_fails_ends_in_time
         uncommitted_tail_is_cut_above_commit
         views_do_not_change_while_the_register_is_unreachable
+        what_is_durable_counts_as_soon_as_the_view_is
         wiped_leader_is_replaced
         wiped_node_leaves_the_set_first
     }

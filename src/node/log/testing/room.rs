@@ -129,6 +129,26 @@ fn what_failed_for_want_of_something_is_tried_again_after_a_time() {
     }
 }
 
+#[test]
+fn a_spare_that_is_being_made_is_not_ordered_again() {
+    let disk = fresh_disk();
+    let mut log = open_log(&disk, 0).unwrap().0;
+    for _ in 0..3 {
+        disk.fail(Operation::Create, 0, Fault::Lacks(nix::libc::EMFILE));
+    }
+    while log.reader().room().unwrap().space == Space::Ample {
+        append(&mut log, 1).unwrap();
+    }
+    disk.heal();
+    disk.put_off_background(true);
+    // A thread is slow: a second one, at the same file, could write zeros over it once it is a segment of the log.
+    for _ in 0..200 {
+        log.tend();
+        assert!(disk.waiting_in_background() <= 2, "one for each spare");
+    }
+    assert!(disk.waiting_in_background() > 0, "none was ordered again");
+}
+
 /// Nothing is prepared, and the next segment cannot be made just now: does the log live on?
 fn lives_on_without(code: i32) -> bool {
     let disk = fresh_disk();

@@ -1,17 +1,19 @@
 //! After the storm: without faults all must become whole again, and everything must be readable.
 
-use super::Event;
-use super::RECOVERY;
-use super::Storm;
-use crate::check::Freshness;
-use crate::check::Key;
-use crate::check::Request;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::oneshot;
+
+use super::{Event, RECOVERY, Storm};
+use crate::check::{Freshness, Key, Request};
+use crate::node::admission::Admitted;
 use crate::node::engine::FEATURE_LEVEL;
+use crate::node::event;
 use crate::node::testing::machine::Load;
 use crate::node::testing::world::Broken;
+use crate::proto::replcluster::{Mutation, mutation};
 use crate::protocol::testing::spread::letter;
 use crate::protocol::{Millis, Role};
-use std::sync::atomic::Ordering;
 
 impl Storm {
     pub(super) fn calm_down(&mut self) {
@@ -103,6 +105,21 @@ impl Storm {
         for machine in &mut self.world.machines {
             machine.level = FEATURE_LEVEL;
         }
+    }
+
+    /// The machine that leads by the newest view.
+    pub fn leader(&self) -> usize {
+        self.world.machine_of(&self.world.register().expect("a view").leader)
+    }
+
+    /// Somebody beside the clients asks a machine for a change, and has a minute.
+    pub fn order(&mut self, machine: usize, request: mutation::Request) -> oneshot::Receiver<event::Outcome> {
+        let mutation = Admitted::made_here(&Mutation { request: Some(request) });
+        let deadline = self.world.machines[machine].clock(self.world.base, self.world.now + 60_000);
+        let (answer, outcome) = oneshot::channel();
+        let process = self.world.machines[machine].process.as_mut().expect("it runs");
+        process.requests.push(event::Request::Mutate { mutation, deadline, answer });
+        outcome
     }
 
     /// A client asks the leader.
