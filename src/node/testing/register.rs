@@ -66,10 +66,10 @@ impl Stand {
         self.put_back.is_some()
     }
 
-    /// The right register is back, and has room.
-    pub fn heal(&mut self) {
-        self.put_back = None;
+    /// The right register is back, and has room. True where another one stood there before.
+    pub fn heal(&mut self) -> bool {
         self.full = false;
+        self.put_back.take().is_some()
     }
 }
 

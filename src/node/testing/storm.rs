@@ -325,7 +325,7 @@ impl Storm {
             }
             Event::RegisterHeals => {
                 if self.register_ill_until <= self.world.now {
-                    self.world.cell.lock().unwrap().heal();
+                    self.world.heal_register();
                 }
                 Ok(())
             }

@@ -525,6 +525,13 @@ impl World {
         self.check_health(machine)
     }
 
+    /// The register is as it should be. Where an older copy stood in its place nobody could know of the newest view.
+    pub fn heal_register(&mut self) {
+        if self.cell.lock().unwrap().heal() {
+            self.newest_since = self.now;
+        }
+    }
+
     /// R31, R18: whoever is not counted on any more must notice, however it was cut off.
     fn check_health(&self, machine: usize) -> Result<(), Broken> {
         let place = &self.machines[machine];

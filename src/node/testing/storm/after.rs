@@ -21,7 +21,7 @@ impl Storm {
         self.raging = false;
         self.climate = self.climate.calm();
         self.cut.clear();
-        self.world.cell.lock().unwrap().heal();
+        self.world.heal_register();
         let now = self.world.now;
         for machine in 0..self.places.len() {
             self.world.machines[machine].register_cut.store(false, Ordering::Relaxed);
@@ -46,16 +46,28 @@ impl Storm {
     }
 
     pub(super) fn recover(&mut self) -> Result<(), Broken> {
-        let deadline = self.world.now + RECOVERY;
+        let latest = self.world.now + 20 * RECOVERY;
+        let (mut deadline, mut applied) = (self.world.now + RECOVERY, 0);
         loop {
             let next = self.world.now + 20;
             self.run_until(next)?;
+            // Entries that take long each, in pieces, are no lack of recovery while one after the other gets done.
+            if self.applied() > applied {
+                applied = self.applied();
+                deadline = (self.world.now + RECOVERY).min(latest);
+            }
             match self.is_whole() {
                 Ok(()) => return Ok(()),
                 Err(broken) if self.world.now >= deadline => return Err(broken),
                 Err(_) => {}
             }
         }
+    }
+
+    /// Entries applied by all processes together.
+    fn applied(&self) -> u64 {
+        let processes = self.world.machines.iter().filter_map(|machine| machine.process.as_ref());
+        processes.map(|process| process.engine.applied().index.0).sum()
     }
 
     fn is_whole(&self) -> Result<(), Broken> {
