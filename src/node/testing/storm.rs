@@ -42,21 +42,60 @@ enum Call {
 
 #[expect(clippy::large_enum_variant, reason = "few at a time, in a simulation")]
 enum Event {
-    Tick { machine: usize, session: u64 },
-    Turn { machine: usize, session: u64 },
+    Tick {
+        machine: usize,
+        session: u64,
+    },
+    Turn {
+        machine: usize,
+        session: u64,
+    },
     Deliver(Flight),
-    Dial { from: usize, session: u64, to: usize },
+    Dial {
+        from: usize,
+        session: u64,
+        to: usize,
+    },
     Arrive(Shipment, bool),
-    Disk { machine: usize, session: u64 },
-    Flush { machine: usize, session: u64, job: FlushJob },
-    Work { machine: usize, session: u64, job: ApplyJob },
-    AtRegister { machine: usize, session: u64, ask: Call, answers: bool },
-    Answer { machine: usize, session: u64, answer: Internal },
-    Died { to: usize, machine: usize, session: Option<u64> },
+    Disk {
+        machine: usize,
+        session: u64,
+    },
+    Flush {
+        machine: usize,
+        session: u64,
+        job: FlushJob,
+    },
+    Work {
+        machine: usize,
+        session: u64,
+        job: ApplyJob,
+    },
+    AtRegister {
+        machine: usize,
+        session: u64,
+        ask: Call,
+        answers: bool,
+    },
+    Answer {
+        machine: usize,
+        session: u64,
+        answer: Internal,
+    },
+    Died {
+        to: usize,
+        machine: usize,
+        session: Option<u64>,
+    },
     RegisterBack(usize),
     RegisterHeals,
     Ask(usize),
     Fault,
+    /// A process stops, and so many times more.
+    Flap {
+        machine: usize,
+        rounds: u64,
+    },
     Start(usize),
 }
 
@@ -93,7 +132,9 @@ pub struct Storm {
 impl Storm {
     pub fn new(seed: u64, traced: bool, base: Instant) -> Storm {
         let mut random = Random::new(seed);
-        let climate = Climate::draw(&mut random);
+        // Drawn on the side: seeds without it are what they were.
+        let flaps = Random::new(!seed).chance(200);
+        let climate = Climate { flaps, ..Climate::draw(&mut random) };
         let timing = Timing {
             heartbeat: 20,
             failure_timeout: 60,
@@ -207,6 +248,7 @@ impl Storm {
             | Event::RegisterHeals
             | Event::Ask(_)
             | Event::Fault
+            | Event::Flap { .. }
             | Event::Start(_) => None,
         }
     }
@@ -337,6 +379,10 @@ impl Storm {
             }
             Event::Ask(client) => self.ask(client),
             Event::Fault => self.fault(),
+            Event::Flap { machine, rounds } => {
+                self.flap(machine, rounds);
+                Ok(())
+            }
             Event::Start(machine) => self.start(machine),
             Event::Tick { .. }
             | Event::Turn { .. }

@@ -99,6 +99,9 @@ pub struct World {
     newest_since: Millis,
     /// Until when each machine cannot have known: it was stopped.
     pub excused_until: Vec<Millis>,
+    /// The highest commit index of each machine, and when it last rose where the register could not be read: a set that
+    /// is whole goes on without the register (R10), and that is as good a proof.
+    proved_whole: Vec<(Index, Millis)>,
     /// Which process served in which epoch.
     served: BTreeMap<u64, u64>,
     pub trace: Option<Vec<String>>,
@@ -128,6 +131,7 @@ impl World {
             applied: BTreeMap::new(),
             newest_since: 0,
             excused_until: vec![0; count],
+            proved_whole: vec![(Index(0), 0); count],
             served: BTreeMap::new(),
             trace: None,
             next: 1,
@@ -522,6 +526,12 @@ impl World {
                 return Err(Broken("one process serves in an epoch", detail));
             }
         }
+        let commit = process.engine.node().log().commit();
+        let proved = &mut self.proved_whole[machine];
+        if commit > proved.0 {
+            let cut = !self.machines[machine].can_reach_register();
+            *proved = (commit, if cut { self.now } else { proved.1 });
+        }
         self.check_health(machine)
     }
 
@@ -538,7 +548,8 @@ impl World {
         let Some(process) = &place.process else { return Ok(()) };
         let counted = self.register().is_some_and(|view| view.is_in_sync(&place.id, place.incarnation));
         let patience = 4 * self.timing.failure_timeout;
-        let known = self.newest_since.max(self.excused_until[machine]) + patience;
+        let excused = self.excused_until[machine].max(self.proved_whole[machine].1);
+        let known = self.newest_since.max(excused) + patience;
         if process.shared.ready.load(Ordering::Relaxed) && !counted && self.now > known {
             let detail =
                 format!("{}, {} ms after it was left out", letter(machine), self.now - self.newest_since);

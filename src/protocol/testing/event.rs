@@ -44,5 +44,10 @@ pub enum Event {
     /// An operator notices that the register was put back.
     PutRight,
     Fault,
+    /// A process stops, and so many times more.
+    Flap {
+        machine: usize,
+        rounds: u64,
+    },
     Start(usize),
 }

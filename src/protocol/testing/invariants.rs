@@ -25,6 +25,7 @@ pub enum Claim {
     PromiseIsOnDiskBeforeTheSwap,
     OnlyTheSetElects,
     OnlyTheLeaderGrows,
+    DampedStaysOut,
     NothingIsPutOnAnOldRegister,
     NothingIsLostSilently,
     NoStaleReadIsProved,
@@ -61,6 +62,7 @@ impl Claim {
             Claim::PromiseIsOnDiskBeforeTheSwap => "whoever elects itself has its promise on disk (R5)",
             Claim::OnlyTheSetElects => "only an in-sync node elects itself (R4)",
             Claim::OnlyTheLeaderGrows => "only the leader grows the set (R4)",
+            Claim::DampedStaysOut => "nobody joins before its time as a learner is over (R36)",
             Claim::NothingIsPutOnAnOldRegister => {
                 "nobody swaps on a register that is older than what it has heard of (R11)"
             }

@@ -26,6 +26,7 @@
 //! | stray | a message leaves its connection and arrives late, or a second time |
 //! | beat | a heartbeat interval passes in which all that live are heard |
 //! | move | an operator asks for a hand-over (R9) |
+//! | put back, put right | an older copy of the register takes its place, and the right one again (R11) |
 //! | stall, resume | in lockstep only: a link, a disk, a register call or a proof becomes slow |
 //!
 //! A *pause* needs no action: actions come in any order, and a node to which none happens for a while is paused, with
@@ -137,6 +138,8 @@ pub struct Bounds {
     pub moves: u8,
     /// Things that take longer than all others, where the schedule is otherwise fixed ([`Setup::lockstep`]).
     pub stalls: u8,
+    /// Times that an older copy of the register takes its place.
+    pub rollbacks: u8,
 }
 
 impl Bounds {
@@ -152,6 +155,7 @@ impl Bounds {
         sleeps: 0,
         moves: 0,
         stalls: 0,
+        rollbacks: 0,
     };
 }
 

@@ -58,7 +58,9 @@ pub struct Simulation {
 impl Simulation {
     pub fn new(seed: u64, broken: Option<Rule>, traced: bool) -> Simulation {
         let mut random = Random::new(seed);
-        let weather = Weather::draw(&mut random);
+        // Drawn on the side: seeds without it are what they were.
+        let flaps = Random::new(!seed).chance(200);
+        let weather = Weather { flaps, ..Weather::draw(&mut random) };
         let handback_after = random.pick(&[None, Some(60), Some(250)]);
         let few_sessions = weather.few_sessions;
         let settings = Settings { handback_after, few_sessions, broken, ..Settings::default() };
@@ -148,6 +150,7 @@ impl Simulation {
             | Event::PutRight
             | Event::Meddle
             | Event::Fault
+            | Event::Flap { .. }
             | Event::Start(_) => None,
         };
         // A stopped process finds everything in its sockets when it goes on.
@@ -219,6 +222,10 @@ impl Simulation {
             }
             Event::Propose => self.propose(),
             Event::Fault => self.fault(),
+            Event::Flap { machine, rounds } => {
+                self.flap(machine, rounds);
+                Ok(())
+            }
             Event::Start(machine) => {
                 self.start(machine);
                 Ok(())
@@ -366,6 +373,10 @@ impl Simulation {
         match self.random.below(100) {
             0..25 => self.crash(victim, false)?,
             25..35 => self.crash(victim, true)?,
+            35..50 if self.weather.flaps => {
+                let rounds = self.random.between(2, 6);
+                self.flap(victim, rounds);
+            }
             35..50 => {
                 self.cluster.note(|| format!("{} stops until {until}", letter(victim)));
                 self.places[victim].paused_until = until;
@@ -442,6 +453,21 @@ impl Simulation {
             }
         }
         Ok(())
+    }
+
+    /// Stops for about as long as it takes to be dropped, and goes on for about as long as it takes to join again.
+    fn flap(&mut self, machine: usize, rounds: u64) {
+        if !self.storm {
+            return;
+        }
+        let timeout = self.cluster.settings.failure_timeout;
+        let until = self.cluster.now + self.random.between(timeout / 2, 2 * timeout);
+        self.cluster.note(|| format!("{} stops until {until}, and {rounds} times more", letter(machine)));
+        self.places[machine].paused_until = until;
+        if rounds > 0 {
+            let awake = self.random.between(timeout / 2, 3 * timeout);
+            self.at(until + awake - self.cluster.now, Event::Flap { machine, rounds: rounds - 1 });
+        }
     }
 
     /// The leader twice as often as chance would have it.
@@ -685,7 +711,10 @@ impl Simulation {
         };
         let leader = self.cluster.machine_of(&view.leader);
         let serves = self.cluster.process(leader).is_some_and(|process| {
-            process.node.can_propose() && process.node.epoch() == view.epoch && process.call.is_none()
+            let node = &process.node;
+            // Nor does it still owe an operator a removal, or wonder about the register.
+            let idle = process.call.is_none() && node.removing.is_empty() && !node.is_in_doubt();
+            node.can_propose() && node.epoch() == view.epoch && idle
         });
         if !serves {
             return wish(Claim::OneServesAgain, format!("{} does not", letter(leader)));

@@ -30,6 +30,8 @@ pub struct Weather {
     pub rooms: bool,
     /// The register is put back to an older copy.
     pub puts_back: bool,
+    /// Who stops goes on stopping, again and again (R36).
+    pub flaps: bool,
 }
 
 impl Weather {
@@ -52,6 +54,7 @@ impl Weather {
             few_sessions: random.chance(500),
             rooms: random.chance(500),
             puts_back: random.chance(300),
+            flaps: false,
         }
     }
 

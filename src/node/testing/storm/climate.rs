@@ -31,6 +31,8 @@ pub(super) struct Climate {
     pub(super) old_builds: bool,
     /// Sessions come again (R32).
     pub(super) sessions_repeat: bool,
+    /// Who stops goes on stopping, again and again (R36).
+    pub(super) flaps: bool,
 }
 
 impl Climate {
@@ -54,6 +56,7 @@ impl Climate {
             load: Load { piece_units: random.pick(&[1, 4, 1000]), apart_every: random.pick(&[0, 1, 3, 10]) },
             old_builds: random.chance(300),
             sessions_repeat: random.chance(300),
+            flaps: false,
         }
     }
 

@@ -30,6 +30,10 @@ impl Storm {
             0..20 => self.crash(victim, false, false),
             20..30 => self.crash(victim, true, false),
             30..38 => self.crash(victim, true, true),
+            38..53 if self.climate.flaps => {
+                let rounds = self.random.between(2, 6);
+                self.flap(victim, rounds);
+            }
             38..53 => {
                 self.world.note(|| format!("{} stops until {until}", letter(victim)));
                 self.places[victim].paused_until = until;
@@ -73,6 +77,23 @@ impl Storm {
             }
         }
         Ok(())
+    }
+
+    /// Stops for about as long as it takes to be dropped, and goes on for about as long as it takes to join again.
+    pub(super) fn flap(&mut self, machine: usize, rounds: u64) {
+        if !self.raging {
+            return;
+        }
+        let timeout = self.world.timing.failure_timeout;
+        let until = self.world.now + self.random.between(timeout / 2, 2 * timeout);
+        self.world.note(|| format!("{} stops until {until}, and {rounds} times more", letter(machine)));
+        self.places[machine].paused_until = until;
+        self.world.excused_until[machine] = until;
+        if rounds > 0 {
+            let awake = self.random.between(timeout / 2, 3 * timeout);
+            let delay = until + awake - self.world.now;
+            self.at(delay, Event::Flap { machine, rounds: rounds - 1 });
+        }
     }
 
     fn victim(&mut self) -> usize {

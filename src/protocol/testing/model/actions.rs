@@ -84,6 +84,8 @@ pub enum Action {
         at: usize,
         to: usize,
     },
+    PutBack,
+    PutRight,
     Stall(Thing),
     Resume {
         number: usize,
@@ -137,6 +139,8 @@ impl fmt::Display for Action {
             Action::Move { at, to } => {
                 write!(f, "an operator asks {} to hand over to {}", letter(at), letter(to))
             }
+            Action::PutBack => write!(f, "an older copy of the register takes its place"),
+            Action::PutRight => write!(f, "the right register is in its place again"),
             Action::Stall(thing) => write!(f, "{thing:?} stalls"),
             Action::Resume { .. } => write!(f, "what stalled goes on"),
         }
@@ -165,6 +169,8 @@ impl Action {
             | Action::Stray { .. }
             | Action::StrayArrives { .. }
             | Action::Move { .. }
+            | Action::PutBack
+            | Action::PutRight
             | Action::Stall(_)
             | Action::Resume { .. } => None,
         }
@@ -200,6 +206,11 @@ impl Setup {
                 }
             }
         }
+        if world.put_back.is_some() {
+            actions.push(Action::PutRight);
+        } else if world.left.rollbacks > 0 && world.copy_to_put_back().is_some() {
+            actions.push(Action::PutBack);
+        }
         if let Some((from, to)) = world.news() {
             actions.push(Action::News { from, to });
         }
@@ -209,7 +220,7 @@ impl Setup {
             }
         }
         for (number, attempt) in world.late.iter().enumerate() {
-            if world.register.would_take(attempt.replaces) {
+            if world.shown().would_take(attempt.replaces) {
                 actions.push(Action::LateSwap { number });
             }
         }
@@ -403,6 +414,15 @@ impl Setup {
             Action::StrayArrives { number } => {
                 let flight = world.strays.remove(number);
                 world.deliver(&[flight])
+            }
+            Action::PutBack => {
+                world.left.rollbacks -= 1;
+                world.put_back();
+                Ok(())
+            }
+            Action::PutRight => {
+                world.put_back = None;
+                Ok(())
             }
             Action::Stall(thing) => {
                 world.left.stalls -= 1;

@@ -6,9 +6,9 @@ use super::super::invariants::{Claim, Violation};
 use super::super::text;
 use super::Setup;
 use super::world::{Attempt, World};
-use crate::protocol::Role;
 use crate::protocol::testing::spread::letter;
-use crate::view::{Epoch, Index};
+use crate::protocol::{Node, Role};
+use crate::view::{Epoch, Index, NodeId, View};
 
 fn check(holds: bool, claim: Claim, detail: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation::new(claim, detail())) }
@@ -37,11 +37,24 @@ pub fn always() -> Vec<Property<Setup>> {
         PromiseIsOnDiskBeforeTheSwap,
         OnlyTheSetElects,
         OnlyTheLeaderGrows,
+        DampedStaysOut,
+        NothingIsPutOnAnOldRegister,
         EffectsFitTheLog,
         DurableMeansOnDisk,
         NobodyStopsUnasked,
         NoPanic,
     ]
+}
+
+/// A leader asks for this view (R36).
+pub(super) fn check_damped(node: &Node, next: &View) -> Result<(), Violation> {
+    let (Role::Leader(leader), Some(view)) = (node.role(), node.view()) else { return Ok(()) };
+    let joins = next.in_sync.keys().filter(|id| !view.in_sync.contains_key(*id));
+    let damped = |id: &&NodeId| leader.strikes.get(*id).is_some_and(|strikes| !strikes.are_over(node.now));
+    match joins.clone().find(damped) {
+        Some(id) => Err(Violation::new(Claim::DampedStaysOut, format!("{id} joins by {}", text::view(next)))),
+        None => Ok(()),
+    }
 }
 
 impl World {

@@ -3,7 +3,10 @@
 use super::super::cluster::Write;
 use super::Setup;
 use super::world::{Attempt, Call, World};
+use crate::protocol::Role;
+use crate::protocol::damping::Strikes;
 use crate::protocol::node::RegisterTask;
+use crate::protocol::views::Trouble;
 
 /// What a walk must come across, or it has not been anywhere.
 type Event = (&'static str, fn(&Setup, &World) -> bool);
@@ -18,7 +21,26 @@ pub const TAIL_LIVES: &str = "an entry is acknowledged after its leader was repl
 pub const TWO_FAIL_OVERS: &str = "two fail-overs happen after an acknowledgement";
 pub const ALL_WRITTEN: &str = "every write that clients propose is acknowledged after a fail-over";
 
-pub const EVENTS: [Event; 9] = [
+pub const OLD_REGISTER: &str = "a leader finds an older register than it knows";
+pub const PUT_RIGHT: &str = "the set changes after the register was put back and put right";
+pub const DAMPED: &str = "a node that was dropped twice waits outside the set";
+
+pub const EVENTS: [Event; 12] = [
+    (OLD_REGISTER, |_, world| {
+        world.places.iter().filter_map(|place| place.process.as_ref()).any(|process| {
+            matches!(process.node.role(), Role::Leader(_)) && process.node.trouble == Some(Trouble::Behind)
+        })
+    }),
+    (PUT_RIGHT, |setup, world| {
+        let over = setup.bounds.rollbacks > 0 && world.left.rollbacks == 0 && world.put_back.is_none();
+        over && world.epoch_when_put_back.is_some_and(|epoch| world.register.epoch() > epoch)
+    }),
+    (DAMPED, |_, world| {
+        world.places.iter().filter_map(|place| place.process.as_ref()).any(|process| {
+            let damped = |strikes: &Strikes| strikes.count() > 1 && !strikes.are_over(process.node.now);
+            matches!(process.node.role(), Role::Leader(leader) if leader.strikes.values().any(damped))
+        })
+    }),
     (FAIL_OVER, |_, world| world.fail_overs() > 0),
     (TWO_FAIL_OVERS, |_, world| world.fail_overs() > 1),
     (JOINS_AGAIN, |setup, world| {

@@ -8,8 +8,8 @@ use stateright::{Checker, Expectation, HasDiscoveries, Model};
 
 use super::actions::Action;
 use super::events::{
-    ALL_WRITTEN, CANDIDATES_RACE, DONE_UNHEARD, FAIL_OVER, JOINS_AGAIN, LEADER_RACES, TAIL_IS_CUT,
-    TAIL_LIVES, TWO_FAIL_OVERS,
+    ALL_WRITTEN, CANDIDATES_RACE, DAMPED, DONE_UNHEARD, FAIL_OVER, JOINS_AGAIN, LEADER_RACES, OLD_REGISTER,
+    PUT_RIGHT, TAIL_IS_CUT, TAIL_LIVES, TWO_FAIL_OVERS,
 };
 use super::{Bounds, Disks, Reads, Setup};
 use crate::protocol::rules::Rule;
@@ -149,6 +149,24 @@ fn named() -> Vec<Walk> {
             setup: Setup {
                 bounds: Bounds { writes: 1, crashes: 1, sleeps: 1, ..Bounds::NONE },
                 reaches: &[FAIL_OVER, JOINS_AGAIN, CANDIDATES_RACE, TAIL_LIVES],
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "rollback",
+            setup: Setup {
+                bounds: Bounds { writes: 1, silences: 1, beats: 1, rollbacks: 1, ..Bounds::NONE },
+                lockstep: true,
+                reaches: &[FAIL_OVER, OLD_REGISTER, PUT_RIGHT],
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "flapping",
+            setup: Setup {
+                bounds: Bounds { writes: 1, silences: 3, beats: 1, ..Bounds::NONE },
+                lockstep: true,
+                reaches: &[FAIL_OVER, JOINS_AGAIN, DAMPED],
                 ..COARSE
             },
         },
@@ -297,6 +315,7 @@ fn asked_for(text: &str) -> Walk {
             "sleeps" => bounds.sleeps = value,
             "moves" => bounds.moves = value,
             "stalls" => bounds.stalls = value,
+            "rollbacks" => bounds.rollbacks = value,
             other => panic!("there is no bound called {other}"),
         }
         setup.bounds = bounds;

@@ -9,6 +9,7 @@ use super::super::cluster::{Disk, Entry, Write, outline_runs};
 use super::super::invariants::{Claim, Violation};
 use super::super::register::Cell;
 use super::super::text;
+use super::claims::check_damped;
 use super::clock;
 use super::{Bounds, Setup, Thing};
 use crate::protocol::node::RegisterTask;
@@ -31,6 +32,12 @@ pub struct World {
     /// Swaps whose callers were told nothing: they happen at any time, or never.
     pub late: Vec<Arc<Attempt>>,
     pub register: Arc<Cell>,
+    /// An older copy that stands in its place.
+    pub put_back: Option<Arc<Cell>>,
+    /// At which epoch the register was when that happened.
+    pub epoch_when_put_back: Option<Epoch>,
+    /// What an operator may put back, oldest first; none where that is not to happen.
+    pub copies: Option<Vec<Arc<Cell>>>,
     /// Every entry that was ever acknowledged, in order.
     pub truth: Vec<Entry>,
     /// How much was acknowledged when an epoch came into the register.
@@ -184,6 +191,9 @@ impl World {
             strays: Vec::new(),
             late: Vec::new(),
             register: Arc::default(),
+            put_back: None,
+            epoch_when_put_back: None,
+            copies: (setup.bounds.rollbacks > 0).then(Vec::new),
             truth: Vec::new(),
             acknowledged: Vec::new(),
             leaders: Vec::new(),
@@ -439,7 +449,7 @@ impl World {
     pub fn carry_out_call(&mut self, at: usize) -> Result<(), Violation> {
         let call = self.place(at).process.as_mut().and_then(|process| process.call.take());
         let answer = match call {
-            Some(Call::Read(known)) => Call::Found(Arc::new(self.register.found(known))),
+            Some(Call::Read(known)) => Call::Found(Arc::new(self.shown().found(known))),
             Some(Call::Swap(attempt)) => Call::Swapped(self.swap(&attempt)?),
             Some(Call::Found(_) | Call::Swapped(_) | Call::Prepare) | None => panic!("nothing was asked"),
         };
@@ -457,16 +467,56 @@ impl World {
         self.input(at, Input::Prepared(Ok(())))
     }
 
+    /// What stands where the register should.
+    pub fn shown(&self) -> &Cell {
+        self.put_back.as_ref().unwrap_or(&self.register)
+    }
+
     /// Compare and swap.
     pub fn swap(&mut self, attempt: &Attempt) -> Result<Swapped, Violation> {
-        if self.register.would_take(attempt.replaces) {
-            self.note(|| format!("  register: {}", text::view(&attempt.view)));
-            self.check_swap(attempt)?;
-            Arc::make_mut(&mut self.register).put(attempt.view.clone());
-            self.acknowledged.push((attempt.view.epoch, self.truth.len()));
-            return Ok(Swapped::Won);
+        if !self.shown().would_take(attempt.replaces) {
+            return Ok(Swapped::Lost(self.shown().found(attempt.replaces)));
         }
-        Ok(Swapped::Lost(self.register.found(attempt.replaces)))
+        self.note(|| format!("  register: {}", text::view(&attempt.view)));
+        if let Some(copy) = &self.put_back {
+            let (was, is) = (self.register.epoch(), copy.epoch());
+            let detail = format!("{} at epoch {is} of {was}", letter(attempt.caller));
+            return Err(Violation::new(Claim::NothingIsPutOnAnOldRegister, detail));
+        }
+        self.check_swap(attempt)?;
+        Arc::make_mut(&mut self.register).put(attempt.view.clone());
+        if let Some(copies) = &mut self.copies {
+            copies.push(self.register.clone());
+        }
+        self.acknowledged.push((attempt.view.epoch, self.truth.len()));
+        Ok(Swapped::Won)
+    }
+
+    /// The newest copy of the register of which everybody can tell that it is old: all run, each knows a later view or has
+    /// heard of a later epoch, and does not forget it where processes can be killed. One that knows less and hears of
+    /// none could not tell; nor can a swap that is on its way be called back.
+    pub fn copy_to_put_back(&self) -> Option<&Arc<Cell>> {
+        let knows = |at: usize| {
+            let process = self.process(at)?;
+            let on_disk = self.places[at].disk.view.as_ref().map_or(Epoch(0), |view| view.epoch);
+            let heard = process.node.heard();
+            Some(if self.left.crashes > 0 { heard.min(on_disk) } else { heard })
+        };
+        let known: Option<Vec<Epoch>> = (0..self.places.len()).map(knows).collect();
+        let least = known?.into_iter().min()?;
+        let under_way = (0..self.places.len()).filter_map(|at| match &self.process(at)?.call {
+            Some(Call::Swap(attempt)) => Some(attempt),
+            Some(Call::Read(_) | Call::Prepare | Call::Found(_) | Call::Swapped(_)) | None => None,
+        });
+        let attempts: Vec<&Arc<Attempt>> = under_way.chain(&self.late).collect();
+        let takes_none = |copy: &Cell| !attempts.iter().any(|attempt| copy.would_take(attempt.replaces));
+        self.copies.iter().flatten().rfind(|copy| copy.epoch() < least && takes_none(copy))
+    }
+
+    /// An older copy takes the register's place.
+    pub fn put_back(&mut self) {
+        self.put_back = self.copy_to_put_back().cloned();
+        self.epoch_when_put_back = Some(self.register.epoch());
     }
 
     /// The answer arrives.
@@ -578,6 +628,7 @@ impl World {
                 process.call = Some(Call::Prepare);
             }
             Effect::Swap { replaces, next: view } => {
+                check_damped(&process.node, &view)?;
                 assert!(process.call.is_none(), "one operation on the register at a time");
                 let attempt = Attempt { replaces, view, by_leader, caller: at, incarnation };
                 process.call = Some(Call::Swap(Arc::new(attempt)));
