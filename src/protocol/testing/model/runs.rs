@@ -61,6 +61,25 @@ fn quick() -> Vec<Walk> {
                 ..COARSE
             },
         },
+        Walk {
+            name: "rollback",
+            setup: Setup {
+                bounds: Bounds { writes: 1, silences: 1, beats: 1, rollbacks: 1, ..Bounds::NONE },
+                lockstep: true,
+                reaches: &[FAIL_OVER, OLD_REGISTER, PUT_RIGHT],
+                reads: Reads::Later,
+                ..COARSE
+            },
+        },
+        Walk {
+            name: "flapping",
+            setup: Setup {
+                bounds: Bounds { writes: 1, silences: 2, ..Bounds::NONE },
+                lockstep: true,
+                reaches: &[FAIL_OVER, JOINS_AGAIN, DAMPED],
+                ..COARSE
+            },
+        },
     ]
 }
 
@@ -153,20 +172,11 @@ fn named() -> Vec<Walk> {
             },
         },
         Walk {
-            name: "rollback",
+            name: "rollback-crash",
             setup: Setup {
-                bounds: Bounds { writes: 1, silences: 1, beats: 1, rollbacks: 1, ..Bounds::NONE },
+                bounds: Bounds { writes: 1, crashes: 1, beats: 1, rollbacks: 1, ..Bounds::NONE },
                 lockstep: true,
                 reaches: &[FAIL_OVER, OLD_REGISTER, PUT_RIGHT],
-                ..COARSE
-            },
-        },
-        Walk {
-            name: "flapping",
-            setup: Setup {
-                bounds: Bounds { writes: 1, silences: 3, beats: 1, ..Bounds::NONE },
-                lockstep: true,
-                reaches: &[FAIL_OVER, JOINS_AGAIN, DAMPED],
                 ..COARSE
             },
         },
@@ -352,6 +362,19 @@ fn switched_off() -> Vec<(Rule, Setup)> {
         (Rule::ServeBeforeOpening, Setup { bounds: crash, ..COARSE }),
         (Rule::NoTruncate, Setup { bounds: crash, ..COARSE }),
         (Rule::ApplyUncommitted, Setup { bounds: crash, ..COARSE }),
+        (
+            Rule::TrustOldRegister,
+            Setup {
+                bounds: Bounds { silences: 2, rollbacks: 1, ..Bounds::NONE },
+                reads: Reads::Later,
+                lockstep: true,
+                ..COARSE
+            },
+        ),
+        (
+            Rule::JoinUndamped,
+            Setup { bounds: Bounds { silences: 2, ..Bounds::NONE }, lockstep: true, ..COARSE },
+        ),
     ]
 }
 
