@@ -26,6 +26,8 @@ mod logs;
 mod memory;
 mod operator;
 mod outputs;
+#[cfg(feature = "full-tests")]
+mod outside;
 mod packaging;
 mod place;
 mod port;
