@@ -39,6 +39,7 @@ fn core(rule: Core) -> (&'static str, Noticed) {
         Core::AssumeSwap => ("R10", STORMS),
         Core::TrustOldRegister => ("R11", STORMS),
         Core::TrustOtherChain | Core::ForgetView => ("R11", STORMS),
+        Core::SwapUnheard => ("R11", TIMES),
         Core::ProveUnheard => ("R17", STORMS),
         Core::DeadForEver => ("R32", STORMS),
         Core::PromiseUnprepared => ("R34", TIMES),
@@ -103,7 +104,7 @@ fn hands(rule: Hands) -> (&'static str, Noticed) {
             ("R33", By("an_entry_that_cannot_be_read_is_refused_by_every_node_and_ends_none"))
         }
         Hands::ApplyApart => ("R35", By("entries_that_take_longer_than_the_failure_timeout_depose_nobody")),
-        Hands::PublishInstalled => ("R15", NODES),
+        Hands::PublishInstalled => ("R15", By("what_a_snapshot_holds_is_seen_as_soon_as_it_is_installed")),
         Hands::RefuseAlike => ("R33", By("too_large_an_answer_is_refused_by_all_nodes_or_by_none")),
         Hands::HideHalf => ("R35", By("however_it_is_divided_nothing_else_comes_out_and_no_half_is_seen")),
         Hands::KeepForReaders => ("R35", By("a_read_that_began_before_a_compaction_keeps_its_records")),

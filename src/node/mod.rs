@@ -187,6 +187,7 @@ pub fn start(start: Start) -> Result<Running, StartError> {
         stall_timeout: STALLED * millis(start.failure_timeout),
         handback_after: start.handback_after.map(millis),
         disk: directory.disk(),
+        hears_first: true,
         create: start.create.then(|| ClusterId(random_number())),
     };
     let restored = Restored { promised: promise.promised, view: promise.view.clone(), log: outline };

@@ -138,6 +138,9 @@ pub struct Config {
     pub handback_after: Option<Millis>,
     /// The disk that the data lies on: nodes that name the same one share its room. Zero where it is not known.
     pub disk: u64,
+    /// A process that has just started hears who counts in its view before it replaces it (R11). Always, but in a model in
+    /// which nobody is heard of himself.
+    pub hears_first: bool,
     /// The number of a cluster to create where the register is empty; `None` waits for somebody else's.
     pub create: Option<ClusterId>,
 }
@@ -156,6 +159,8 @@ pub enum Input {
     },
     /// A peer spoke.
     Received(Envelope),
+    /// What is sent to this peer reaches it from now on.
+    Linked(NodeId),
     /// Every write up to this one is durable.
     Persisted(WriteId),
     /// This promise is durable, although writes before it still wait for room on the disk.

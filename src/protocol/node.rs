@@ -197,7 +197,13 @@ impl Node {
             Input::Tick => self.tick(),
             Input::Flush => self.flush(),
             Input::Proposed { count } => self.propose(count),
-            Input::Received(envelope) => self.receive(envelope),
+            Input::Received(envelope) => {
+                self.receive(envelope);
+                if !self.halted {
+                    self.go_on_when_heard();
+                }
+            }
+            Input::Linked(node) => self.greet(&node),
             Input::Persisted(write) => self.persisted(write),
             Input::PromiseKept(write) => self.promise_kept(write),
             Input::RegisterAnswered(answer) => self.register_answered(answer),
@@ -363,6 +369,13 @@ impl Node {
         }
     }
 
+    /// Says at once that we live, and under which epoch.
+    fn greet(&mut self, node: &NodeId) {
+        if self.view.as_ref().is_some_and(|view| view.members.contains_key(node)) && !self.is_stuck() {
+            self.send(node, Message::Ping);
+        }
+    }
+
     fn ping(&mut self) {
         if self.is_stuck() {
             return;
@@ -520,6 +533,11 @@ impl Node {
         self.peers.get(node).and_then(|peer| peer.last_sent).is_none_or(|sent| self.now - sent >= time)
     }
 
+    /// This process runs for less time than a silence takes.
+    pub(super) fn is_starting(&self) -> bool {
+        self.now - self.started_at < self.config.failure_timeout
+    }
+
     /// Proved dead, or silent for `failure_timeout`, or another data directory speaks from its address, so that the
     /// one we count on is no more (R24). While we ourselves have just started, a node that has not spoken to us yet
     /// gets the same time: nodes of a cluster are started together.
@@ -527,7 +545,7 @@ impl Node {
         if *node == self.config.id {
             return false;
         }
-        let starting = self.now - self.started_at < self.config.failure_timeout;
+        let starting = self.is_starting();
         match self.peers.get(node) {
             None => !starting,
             Some(peer) if peer.session.is_none() && starting => false,

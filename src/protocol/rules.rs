@@ -50,6 +50,8 @@ pub(crate) enum Rule {
     TrustOldRegister,
     /// R11 off: whatever chain of views the register holds is obeyed.
     TrustOtherChain,
+    /// R11 off: a process that has just started replaces the view on its disk before it has heard the others.
+    SwapUnheard,
     /// R11 off: what counts in a view is acknowledged before the view is on the disk.
     ForgetView,
     /// R17 off: a leader proves reads although its followers may obey another by now.
@@ -96,6 +98,7 @@ impl Rule {
         Rule::AnyDeathCounts,
         Rule::TrustOldRegister,
         Rule::TrustOtherChain,
+        Rule::SwapUnheard,
         Rule::ForgetView,
         Rule::ProveUnheard,
         Rule::DeadForEver,

@@ -67,9 +67,31 @@ impl Node {
                 return;
             }
         }
+        if self.has_others_to_hear() {
+            return;
+        }
         if matches!(self.register, RegisterTask::Idle) && self.pause.is_over(self.now) {
             self.role = Role::Candidate(Candidate { stage: Stage::Confirming });
             self.read_register();
+        }
+    }
+
+    /// A process that has just started knows what its disk says, and an older copy of the register may say the same while
+    /// others have long gone on (R11). They would say so: whoever counts in the view is heard first, or proved dead, but is
+    /// waited for no longer than a silence takes.
+    fn has_others_to_hear(&self) -> bool {
+        let Some(view) = &self.view else { return false };
+        let known = |node: &NodeId| {
+            self.peers.get(node).is_some_and(|peer| peer.session.is_some() || peer.dead.is_some())
+        };
+        let unknown = view.in_sync.keys().any(|node| *node != self.config.id && !known(node));
+        unknown && self.is_starting() && self.config.hears_first && !self.breaks(Rule::SwapUnheard)
+    }
+
+    /// The last that was to be heard may have spoken.
+    pub(super) fn go_on_when_heard(&mut self) {
+        if self.is_starting() {
+            self.consider_takeover();
         }
     }
 

@@ -313,6 +313,7 @@ impl<H: Hands> Engine<H> {
             }
             Internal::LinkUp(node) => {
                 tracing::debug!("link to {node} stands");
+                self.step(Input::Linked(node.clone()));
                 self.resend_to(&node);
             }
             Internal::SnapshotArrived(snapshot) => {

@@ -194,6 +194,7 @@ impl Machine {
             stall_timeout: 4 * birth.timing.failure_timeout,
             handback_after: birth.timing.handback_after,
             disk: 0,
+            hears_first: true,
             create: self.creates.then_some(ClusterId(7)),
         };
         let view = promise.view.clone();

@@ -14,6 +14,8 @@ use super::storm::Storm;
 use super::world::Broken;
 use crate::node::admission::Admitted;
 use crate::node::handle::{StateStore, Wanted};
+use crate::proto::etcdserverpb as pb;
+use crate::proto::replcluster::mutation;
 use crate::protocol::testing::spread;
 use crate::rules::{Rule, without};
 
@@ -162,7 +164,6 @@ fn whole_nodes_miss_each_rule_that_is_left_out() {
         (Rule::SyncBeforeReport, 0),
         (Rule::RaiseTogether, 311),
         (Rule::DecodeForwarded, 0),
-        (Rule::PublishInstalled, 3_263),
     ];
     let mut unnoticed = Vec::new();
     for (rule, first) in rules {
@@ -194,6 +195,40 @@ fn a_late_value_is_kept() -> bool {
 fn a_leader_replaced_while_it_reads_does_not_answer() {
     assert!(a_late_value_is_kept());
     assert!(!without(Some(Rule::ProveAfterReading), a_late_value_is_kept));
+}
+
+/// A follower is away until the log no longer reaches it: is what it gets instead seen at once?
+fn an_installed_snapshot_is_seen() -> Result<(), Broken> {
+    let mut storm = Storm::new(7, false, Instant::from_std(crate::clock::now()));
+    storm.keep_no_log();
+    storm.begin_calm()?;
+    let leader = storm.leader();
+    let follower = (0..storm.world.machines.len()).find(|machine| *machine != leader).expect("a follower");
+    for machine in 0..storm.world.machines.len() {
+        storm.leave_out(machine, 1)?; // with a log that keeps nothing
+        storm.go_on(500)?;
+    }
+    let leader = storm.leader();
+    let put = |storm: &mut Storm| {
+        let (key, value) = (b"k".as_slice().into(), vec![7; 900].into());
+        let put = pb::PutRequest { key, value, ..Default::default() };
+        storm.order(leader, mutation::Request::Put(put))
+    };
+    let _outcomes: Vec<_> = (0..50).map(|_| put(&mut storm)).collect();
+    storm.leave_out(follower, 5_000)?;
+    let installed = |storm: &Storm| {
+        let process = storm.world.machines[follower].process.as_ref();
+        process.map_or(0, |process| process.shared.replaced.load(Ordering::Relaxed))
+    };
+    storm.go_on(500)?;
+    assert!(installed(&storm) > 0, "the log still reached it");
+    Ok(())
+}
+
+#[test]
+fn what_a_snapshot_holds_is_seen_as_soon_as_it_is_installed() {
+    an_installed_snapshot_is_seen().unwrap_or_else(|broken| panic!("{broken:?}"));
+    assert!(without(Some(Rule::PublishInstalled), an_installed_snapshot_is_seen).is_err());
 }
 
 /// Does every node go on after an entry that none can read, as an older build may have logged it?

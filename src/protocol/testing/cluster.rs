@@ -310,6 +310,7 @@ impl Cluster {
             stall_timeout: self.settings.stall_timeout,
             handback_after: self.settings.handback_after,
             disk: u64::from(self.settings.one_disk),
+            hears_first: true,
             create: place.creates.then_some(ClusterId(7)),
         };
         let log = Outline::recovered(disk.base, outline_runs(&disk.log, disk.base.index), last, commit);

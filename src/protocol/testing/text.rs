@@ -117,6 +117,7 @@ pub fn input(input: &Input) -> String {
             envelope.epoch,
             message(&envelope.message)
         ),
+        Input::Linked(node) => format!("linked to {}", name(node)),
         Input::Persisted(write) => format!("persisted {write}"),
         Input::PromiseKept(write) => format!("keeps promise of write {write}"),
         Input::RegisterAnswered(Ok(found)) => format!("register: {}", self::found(found)),

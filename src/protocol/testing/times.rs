@@ -295,6 +295,36 @@ fn a_late_proof_of_an_older_death_changes_nothing(broken: Option<Rule>) -> Outco
     claim(epoch == before, format!("epoch {before} becomes {epoch}"))
 }
 
+/// R11: the leader is killed, the next takes over and goes on, and then the register is put back to what it was before.
+/// The old leader starts anew, and finds in the register what it has on its disk.
+fn an_old_leader_that_starts_on_an_older_register_hears_the_others_first(broken: Option<Rule>) -> Outcome {
+    let mut story = Story::new(broken, None);
+    let (copy, (_, _, before)) = (story.cluster.cell.clone(), story.view());
+    let session = story.kill(0);
+    story.died(0, session);
+    story.run(100, |_, _| WELL);
+    story.cluster.put_back(copy);
+    story.start(0);
+    // The first connections take a moment.
+    story.run(300, |machine, time| State { cut: machine == 0 && time < 15, ..WELL });
+    let (.., epoch) = story.view();
+    claim(epoch == before, format!("the older register stands at epoch {epoch}, and at {before} before"))
+}
+
+/// R11: nobody else runs, and that is proved: there is nobody to be heard.
+fn a_leader_that_starts_alone_waits_for_nobody_who_is_proved_dead(broken: Option<Rule>) -> Outcome {
+    let mut story = Story::new(broken, None);
+    let (.., before) = story.view();
+    let sessions: Vec<u64> = (0..MACHINES).map(|machine| story.kill(machine)).collect();
+    story.start(0);
+    for (machine, session) in sessions.into_iter().enumerate().skip(1) {
+        story.died(machine, session);
+    }
+    story.run(20, |_, _| WELL);
+    let (.., epoch) = story.view();
+    claim(epoch == before.next(), format!("epoch {before} becomes {epoch} in a third of a silence"))
+}
+
 /// R34: the register has no room, and the leader is silent for a moment.
 fn without_room_for_a_view_a_leader_that_is_back_serves_on(broken: Option<Rule>) -> Outcome {
     let mut story = Story::new(broken, None);
@@ -340,6 +370,12 @@ const TALES: &[(&str, Tale, &[Rule])] = &[
     ("leader's disk hangs", a_leader_whose_disk_hangs_is_replaced, &[Rule::LeadWithHungDisk]),
     ("follower's disk hangs", a_follower_whose_disk_hangs_is_dropped, &[Rule::WaitForHungDisk]),
     ("late proof", a_late_proof_of_an_older_death_changes_nothing, &[Rule::AnyDeathCounts]),
+    (
+        "older register",
+        an_old_leader_that_starts_on_an_older_register_hears_the_others_first,
+        &[Rule::SwapUnheard],
+    ),
+    ("alone", a_leader_that_starts_alone_waits_for_nobody_who_is_proved_dead, &[]),
     ("no room", without_room_for_a_view_a_leader_that_is_back_serves_on, &[Rule::PromiseUnprepared]),
     ("no room, asked seldom", without_room_for_a_view_the_register_is_asked_seldom, &[]),
 ];

@@ -119,6 +119,20 @@ impl Storm {
         }
     }
 
+    /// From now on a log keeps nothing that its state holds durably.
+    pub fn keep_no_log(&mut self) {
+        self.climate.log_keep_bytes = 0;
+    }
+
+    /// Kills a process, and starts another one there after that time.
+    pub fn leave_out(&mut self, machine: usize, time: Millis) -> Result<(), Broken> {
+        self.world.kill(machine, None);
+        let place = &mut self.places[machine];
+        (place.disk_busy, place.turn_due, place.restarting) = (false, false, true);
+        self.go_on(time)?;
+        self.start(machine)
+    }
+
     /// The machine that leads by the newest view.
     pub fn leader(&self) -> usize {
         self.world.machine_of(&self.world.register().expect("a view").leader)

@@ -294,6 +294,7 @@ impl World {
             stall_timeout: Millis::MAX,
             handback_after: None,
             disk: 0,
+            hears_first: false,
             create: (at == 0).then_some(ClusterId(7)),
         };
         let log = Outline::recovered(place.disk.base, outline_runs(&place.disk.log, Index(0)), last, commit);
