@@ -27,7 +27,8 @@
 //! | entries applied in one turn | 1,024, or 4 MiB (`node::engine`) | the next turn goes on |
 //! | one entry of the log | 16 MiB (`node::log`) | refused; a larger `--max-request-bytes` is a usage error |
 //! | refused entries that are logged | 1 a second (`node::engine`) | counted |
-//! | what waits for one peer | 4,096 items, 32 MiB (`node::link`) | dropped, sent again later |
+//! | what waits for one peer | 4,096 items, 2,048 of them with requests; 32 MiB, and frames under 4 KiB (`node::link`) | dropped, sent again later |
+//! | forwarded requests that wait to be ordered | 32 MiB (`node::engine`) | not taken, given again by their node |
 //! | reports that wait for the driver | 4,096 (`node`) | peers' connections are not read |
 //! | entries and forwarded requests that are not taken or not written | 96 MiB (`node`) | peers' connections are not read |
 //! | peers that are greeting | 64, 5 s each, 4 KiB a message (`node::greeting`) | the oldest is closed |

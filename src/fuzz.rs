@@ -33,8 +33,8 @@ const CPU: Duration = Duration::from_millis(50);
 const GROWTH: u64 = 4;
 /// And by this, whatever the input: error texts, tables of fixed size.
 const FLOOR: u64 = 64 << 10;
-/// As large as a request is that the port takes with the usual bounds. A few mistakes can make an input far larger, which
-/// then says nothing: nobody gets so much in.
+/// The largest request that the port takes with the usual bounds. A few mistakes can make an input far larger; it is
+/// skipped, because no client can send it.
 const INPUT_MAX: usize = 2 << 20;
 /// Cases of each target, unless `REPLCLUSTER_FUZZ_CASES` says otherwise.
 const CASES: u64 = 3_000;

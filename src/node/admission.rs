@@ -21,7 +21,11 @@ const LEADERS_TAGS: [u8; 2] = [5 << 3 | 2, 6 << 3 | 2];
 
 /// A request that may be logged: its bytes decode within bounds and fit into a record. Nothing else is ordered.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Admitted(Bytes);
+pub struct Admitted {
+    bytes: Bytes,
+    /// It makes the state larger.
+    grows: bool,
+}
 
 impl Admitted {
     /// Encodes a request for the log, and shows that what was encoded can be read at this level.
@@ -30,10 +34,10 @@ impl Admitted {
     /// The [`Refusal`] for its client.
     pub fn request(mutation: &Mutation, level: u32) -> Result<Admitted, Refusal> {
         // Shows as much of what it encodes.
-        Admitted::bounded(kv::encode(mutation)?, level)
+        Admitted::bounded(kv::encode(mutation)?, kv::grows(mutation), level)
     }
 
-    fn bounded(bytes: Bytes, level: u32) -> Result<Admitted, Refusal> {
+    fn bounded(bytes: Bytes, grows: bool, level: u32) -> Result<Admitted, Refusal> {
         if bytes.len() > PAYLOAD_MAX {
             return Err(Refusal::Undecodable); // no record holds so much
         }
@@ -41,7 +45,7 @@ impl Admitted {
             // A member may be of a build that ends by what it cannot decode: its decoder decides.
             Mutation::decode(bytes.clone()).map_err(|_| Refusal::TooDeep)?;
         }
-        Ok(Admitted(bytes))
+        Ok(Admitted { bytes, grows })
     }
 
     /// A request that a peer has forwarded, at a level of the log.
@@ -50,50 +54,55 @@ impl Admitted {
     /// The [`Refusal`]; nothing of it may be ordered.
     pub fn forwarded(bytes: Bytes, level: u32) -> Result<Admitted, Refusal> {
         if breaks(Rule::DecodeForwarded) {
-            return Ok(Admitted(bytes));
+            return Ok(Admitted { bytes, grows: true });
         }
         let mutation = kv::decode(&bytes, level)?;
         kv::check(&mutation, Limits::NONE)?;
-        Admitted::bounded(bytes, level)
+        Admitted::bounded(bytes, kv::grows(&mutation), level)
     }
 
     /// True for what makes the state larger (R25).
     #[must_use]
     pub fn grows(&self) -> bool {
-        // As the most lenient build reads it; what cannot be read at all is refused elsewhere.
-        kv::decode(&self.0, 0).is_ok_and(|mutation| kv::grows(&mutation))
+        self.grows
     }
 
-    /// True for what only a leader asks for, by its own disk or by what it knows of the members: a later one judges for
-    /// itself.
+    /// True for what only a leader asks for, by its own disk or by what it knows of the members. It belongs to one
+    /// leadership: the next leader does not order it.
     #[must_use]
     pub fn is_for_the_leader(&self) -> bool {
         // The field's tag: no client's request begins so.
-        self.0.first().is_some_and(|tag| LEADERS_TAGS.contains(tag))
+        self.bytes.first().is_some_and(|tag| LEADERS_TAGS.contains(tag))
     }
 
     /// An entry that the leader makes itself.
     #[must_use]
     pub fn made_here(mutation: &Mutation) -> Admitted {
-        Admitted(Bytes::from(mutation.encode_to_vec()))
+        Admitted { bytes: Bytes::from(mutation.encode_to_vec()), grows: kv::grows(mutation) }
+    }
+
+    /// The same, in memory of its own.
+    #[must_use]
+    pub fn detached(&self) -> Admitted {
+        Admitted { bytes: Bytes::copy_from_slice(&self.bytes), grows: self.grows }
     }
 
     /// As they are logged.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
-        self.0
+        self.bytes
     }
 
     /// How many bytes are logged.
     #[must_use]
     pub fn length(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
     }
 
     /// Any bytes, for tests of what does not look into them.
     #[cfg(test)]
     pub fn unchecked(text: &'static str) -> Admitted {
-        Admitted(Bytes::from_static(text.as_bytes()))
+        Admitted { bytes: Bytes::from_static(text.as_bytes()), grows: false }
     }
 }
 

@@ -177,8 +177,9 @@ pub(super) struct Reading<R> {
     pub(super) value: Option<R>,
 }
 
-/// What a read on the leader must find applied. Fixed at its first try, since it may never be reached while it grows; but
-/// only for that epoch: before a later one of ours another node may have led.
+/// What a read on the leader must find applied: the commit index at the read's first try. The commit index of each later
+/// try might never be reached under steady load. It holds for one epoch: between two epochs of ours another node may have
+/// led.
 #[derive(Default)]
 pub(super) struct Wanted {
     epoch: Epoch,
@@ -408,7 +409,7 @@ impl Handle {
         let pending = &self.shared.pending;
         let _held = pending.try_charge(admitted.length()).ok_or(Unavailable::TooManyRequests)?;
         {
-            // Until it is known whether it may be ordered it is held twice: as it came, and as it will be logged.
+            // While it is being admitted there are two copies: the decoded request, and its bytes for the log.
             let _twice = pending.try_charge(admitted.length()).ok_or(Unavailable::TooManyRequests)?;
             if let Err(refusal) = self.admit(mutation, deadline).await? {
                 return Ok(Err(refusal));

@@ -22,9 +22,10 @@ use crate::view::{Checksum, Epoch, Index, NodeId};
 /// Items that wait for one link, and their bytes; more are dropped, as if the network had lost them.
 const QUEUE_MAX: usize = 4096;
 const QUEUE_BYTES_MAX: usize = 32 << 20;
-/// Frames that are smaller are bounded by their number alone: acknowledgements and signs of life go out however many
-/// requests wait.
+/// Frames that are smaller are bounded by their number alone.
 const SMALL_BYTES: usize = 4 << 10;
+/// Forwarded requests take no more of the queue: acknowledgements and signs of life go out however many requests wait.
+const REQUESTS_MAX: usize = QUEUE_MAX / 2;
 /// Bytes gathered into one write.
 const WRITE_BYTES: usize = 256 << 10;
 /// Entries in one frame, in bytes.
@@ -37,6 +38,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 pub enum Item {
     /// A frame as it goes out, length and all.
     Frame(Bytes),
+    /// A frame with requests of clients: refused first where much waits.
+    Requests(Bytes),
     /// Entries `(previous, last]`, read when their turn comes.
     Entries {
         /// Under which epoch.
@@ -88,6 +91,8 @@ impl Link {
     #[must_use]
     pub fn send(&self, item: Item) -> bool {
         let bytes = match &item {
+            Item::Requests(_) if self.queue.capacity() <= QUEUE_MAX - REQUESTS_MAX => return false,
+            Item::Requests(frame) => frame.len(),
             Item::Frame(frame) if frame.len() >= SMALL_BYTES => frame.len(),
             Item::Frame(_) | Item::Entries { .. } => 0,
         };
@@ -184,7 +189,7 @@ impl Dialer {
         queued: Queued,
     ) -> std::io::Result<()> {
         match queued.item {
-            Item::Frame(frame) => buffer.extend_from_slice(&frame),
+            Item::Frame(frame) | Item::Requests(frame) => buffer.extend_from_slice(&frame),
             Item::Entries { epoch, view, mut previous, last, commit, sent } => {
                 while previous.index < last {
                     let first = previous.index.next();
@@ -240,6 +245,8 @@ mod tests {
         let sent = (0..100).filter(|_| link.send(frame())).count();
         assert_eq!(sent, QUEUE_BYTES_MAX >> 20);
         assert!(link.send(Item::Frame(Bytes::from(vec![0; 100]))), "a sign of life finds room");
+        let requests = || Item::Requests(Bytes::from(vec![0; 10]));
+        assert!(!link.send(requests()), "requests are bounded in bytes, however small");
         let entries = Item::Entries {
             epoch: Epoch(1),
             view: Checksum(0),
@@ -249,5 +256,16 @@ mod tests {
             sent: None,
         };
         assert!(link.send(entries), "entries are read when their turn comes and hold nothing before");
+    }
+
+    #[tokio::test]
+    async fn requests_leave_half_of_the_queue_to_acknowledgements_and_signs_of_life() {
+        let (queue, _items) = mpsc::channel(QUEUE_MAX);
+        let task = tokio::spawn(std::future::pending());
+        let link = Link { queue, waiting: Budget::new(QUEUE_BYTES_MAX), kick: Arc::new(Notify::new()), task };
+        let sent = (0..QUEUE_MAX).filter(|_| link.send(Item::Requests(Bytes::from_static(b"r")))).count();
+        assert_eq!(sent, REQUESTS_MAX);
+        let sent = (0..QUEUE_MAX).filter(|_| link.send(Item::Frame(Bytes::from_static(b"f")))).count();
+        assert_eq!(sent, QUEUE_MAX - REQUESTS_MAX);
     }
 }

@@ -46,8 +46,8 @@ pub enum PromiseError {
         /// The system's answer.
         source: io::Error,
     },
-    /// Something is missing for it, and every promise that was given is kept as before: it can be tried again. Only
-    /// file systems that write elsewhere what is written over (btrfs, zfs and others) answer so.
+    /// The disk lacks something that the promise takes. No earlier promise is lost, and this one can be given again.
+    /// Copy-on-write file systems (btrfs, zfs and others) answer so.
     #[error("no {lack} for {}", path.display())]
     Lack {
         /// The file.
@@ -154,8 +154,8 @@ impl Promises {
     /// hinder it.
     ///
     /// # Errors
-    /// [`PromiseError::TooBig`], nothing was changed; [`PromiseError::Lack`], the promise before is kept as it was and this
-    /// one can be given again; [`PromiseError::Io`], the caller must end the process (R21).
+    /// [`PromiseError::TooBig`], nothing was changed; [`PromiseError::Lack`], the promise before is not lost and this one can
+    /// be given again; [`PromiseError::Io`], the caller must end the process (R21).
     pub fn save(&self, promised: Epoch, view: Option<&View>, commit: Index) -> Result<(), PromiseError> {
         let mut latest = self.latest();
         if latest.failed {
@@ -177,7 +177,7 @@ impl Promises {
             .map_err(|bytes| PromiseError::TooBig { path: self.path.clone(), bytes })?;
         let slot = if breaks(Rule::TwoSlots) { 0 } else { sequence % 2 * SLOT_BYTES as u64 };
         let io = |source| PromiseError::Io { path: self.path.clone(), source };
-        // The slot holds nothing newer: torn by a lack, it leaves what is in the other one.
+        // A partial write leaves the newest promise whole: that is in the other slot.
         let lacking = |source: io::Error| match Lack::of(&source) {
             Some(lack) if !breaks(Rule::LackIsNoFailure) => {
                 PromiseError::Lack { path: self.path.clone(), lack }

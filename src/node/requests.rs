@@ -4,8 +4,8 @@
 //! Whoever leads orders the request; this node answers it when it applies the entry with that origin and sequence.
 //! So it does not matter who led when the entry was ordered, and a request is answered once:
 //!
-//! * Within one leadership the leader takes sequence numbers of an origin only upwards, so that sending again what may
-//!   have been lost is harmless.
+//! * Within one leadership the leader takes each sequence number of an origin once, so that sending again what may have
+//!   been lost is harmless.
 //! * A new leadership opens with an entry of its own. Whatever this node has not applied before that entry can never
 //!   be committed by an older leader; only then is it sent again.
 
@@ -34,6 +34,8 @@ pub struct Requests {
     next: u64,
     /// Everything from here on has not been given to the present leader.
     cursor: u64,
+    /// Everything from here on was never given to any leader.
+    given: u64,
     pending: BTreeMap<u64, Pending>,
 }
 
@@ -41,13 +43,15 @@ pub struct Requests {
 pub struct Submission {
     /// Sequence number and request, by sequence number.
     pub mutations: Vec<(u64, Admitted)>,
+    /// From this sequence on nothing was given to any leader before.
+    pub given_before: u64,
 }
 
 impl Requests {
     /// Nothing waits.
     #[must_use]
     pub fn new(origin: u64) -> Requests {
-        Requests { origin, next: 1, cursor: 1, pending: BTreeMap::new() }
+        Requests { origin, next: 1, cursor: 1, given: 1, pending: BTreeMap::new() }
     }
 
     /// The random number of this process.
@@ -94,10 +98,12 @@ impl Requests {
             pending.submitted = true;
             mutations.push((*sequence, pending.mutation.clone()));
         }
+        let given_before = self.given;
         if let Some((sequence, _)) = mutations.last() {
             self.cursor = sequence + 1;
+            self.given = self.given.max(self.cursor);
         }
-        Submission { mutations }
+        Submission { mutations, given_before }
     }
 
     /// What was given to the leader may be lost, or the leader is another one: give everything again.
@@ -120,9 +126,19 @@ impl Requests {
         self.fail(|pending| !pending.submitted, why);
     }
 
-    /// Everything from this sequence on was not given after all.
-    pub fn submit_again_from(&mut self, sequence: u64) {
+    /// What [`Requests::submit`] has answered with did not reach the leader's queue, from this sequence on. `given_before`
+    /// is what the submission says.
+    pub fn take_back(&mut self, sequence: u64, given_before: u64) {
         self.cursor = self.cursor.min(sequence);
+        self.given = self.given.min(sequence.max(given_before));
+        for (_, pending) in self.pending.range_mut(sequence.max(given_before)..) {
+            pending.submitted = false;
+        }
+    }
+
+    /// Drops what fits without an answer.
+    pub fn forget(&mut self, which: impl Fn(&Admitted) -> bool) {
+        self.pending.retain(|_, pending| !which(&pending.mutation));
     }
 
     /// Refuses what fits and was not given to the present leader. Nothing of it was done: what an earlier leader was given,
@@ -213,6 +229,20 @@ mod tests {
         requests.fail_submitted();
         assert!(matches!(given.try_recv(), Ok(Err(Unavailable::TimedOut))));
         assert!(waiting.try_recv().is_err());
+    }
+
+    #[test]
+    fn what_found_no_room_on_the_way_counts_as_not_given() {
+        let mut requests = Requests::new(7);
+        let mut waiting: Vec<_> = (0..4).map(|_| arrive(&mut requests, "0123456789")).collect();
+        let first = requests.submit(1, 100);
+        requests.take_back(1, first.given_before);
+        let second = requests.submit(3, 100);
+        assert_eq!(sequences(&second), [1, 2, 3]);
+        requests.take_back(3, second.given_before);
+        requests.fail_unsubmitted(&Unavailable::NoRoomHere);
+        let failed: Vec<bool> = waiting.iter_mut().map(|answer| answer.try_recv().is_ok()).collect();
+        assert_eq!(failed, [false, false, true, true]);
     }
 
     #[test]

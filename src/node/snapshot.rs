@@ -208,7 +208,7 @@ fn build(
     Ok(ArrivedSnapshot { position, store, place })
 }
 
-/// A new state that is removed where it never takes its place: it takes the room that others need.
+/// A new state's file, removed where the state is not installed: it would use room for nothing.
 struct Unplaced(Placement<RealDisk>);
 
 impl Drop for Unplaced {

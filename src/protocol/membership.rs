@@ -307,12 +307,13 @@ impl Node {
         leader.progress.iter().find(|(node, known)| fit(node, known)).map(|(node, _)| node)
     }
 
-    /// True where we lead with a full disk and are about to hand over to an in-sync follower whose disk has room: what
-    /// grows may wait for it. Not where none will be asked now: then what grows is refused, and the rest goes on (R25).
+    /// True where another node is about to lead in our place: because our disk is full and an in-sync follower has room, or
+    /// because one leads already under a later epoch that we have not adopted. Requests for more room may wait for it. False
+    /// where no hand-over comes now, and while the register is in doubt (R25).
     #[must_use]
     pub fn hands_over_for_room(&self) -> bool {
-        let able = self.may_hand_over_unasked() && !self.is_behind_others() && !self.is_in_doubt();
-        self.full && able && self.roomy_follower().is_some()
+        let hands_over = self.full && self.may_hand_over_unasked() && self.roomy_follower().is_some();
+        !self.is_in_doubt() && (hands_over || self.is_behind_others())
     }
 
     /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).

@@ -213,7 +213,7 @@ impl Node {
             (Ok(found), Some(next)) => self.still_unsettled(next, found, heard),
             (Ok(found), None) => self.observe(found, heard),
             (Err(RegisterUnreachable), unsettled) => {
-                // That it cannot be read now takes no doubt away (R11): only what it holds does.
+                // A doubt lasts until the register is read and holds what it should (R11).
                 if !self.is_in_doubt() {
                     self.warn_of(Trouble::Unreachable, Warning::RegisterUnreachable);
                 }

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::Engine;
 use super::forwarded::Forwarded;
+use crate::node::admission::Admitted;
 use crate::node::hands::Hands;
 use crate::node::link::{Item, item_of};
 use crate::node::log::{Position, Record, encode};
@@ -95,6 +96,9 @@ impl<H: Hands> Engine<H> {
         let new_leadership = before.as_ref().is_none_or(|old| old.led_since != view.led_since);
         if new_leadership {
             self.forwarded = Forwarded::default();
+            self.requests.forget(Admitted::is_for_the_leader);
+            self.alarm = None;
+            self.levels.forget_raising();
         }
         // Only what a leader gave itself in this leadership cannot have been lost on the way.
         if new_leadership || view.leader != self.shared.address {

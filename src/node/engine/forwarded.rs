@@ -21,7 +21,14 @@ pub(super) enum Known {
     New,
     /// It was ordered, or waits to be.
     Taken,
-    /// It will not be ordered in this leadership, and its node was told so.
+    /// Refused in this leadership; `NoRoom` was sent.
+    Refused,
+}
+
+/// What was done with a request that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Taken,
     Refused,
 }
 
@@ -30,8 +37,8 @@ struct Origin {
     node: NodeId,
     /// Everything up to here counts as taken.
     floor: u64,
-    /// Above that, in whatever order a lossy link brings them; true for those that were refused.
-    seen: BTreeMap<u64, bool>,
+    /// Above that, in whatever order a lossy link brings them.
+    seen: BTreeMap<u64, Fate>,
 }
 
 /// Requests that will not be ordered, for the node that has forwarded them.
@@ -60,8 +67,8 @@ impl Forwarded {
     pub(super) fn known(&self, origin: u64, sequence: u64) -> Known {
         let Some(origin) = self.origins.get(&origin) else { return Known::New };
         match origin.seen.get(&sequence) {
-            Some(true) => Known::Refused,
-            Some(false) => Known::Taken,
+            Some(Fate::Refused) => Known::Refused,
+            Some(Fate::Taken) => Known::Taken,
             None if sequence <= origin.floor => Known::Taken,
             None => Known::New,
         }
@@ -79,14 +86,15 @@ impl Forwarded {
             floor: 0,
             seen: BTreeMap::new(),
         });
-        known.seen.insert(sequence, false);
+        known.seen.insert(sequence, Fate::Taken);
         while known.seen.len() > TAKEN_MAX
             && let Some((lowest, _)) = known.seen.pop_first()
         {
-            known.floor = lowest;
+            known.floor = known.floor.max(lowest);
         }
         self.bytes += mutation.length();
-        self.waiting.push_back((origin, sequence, mutation));
+        // A slice would keep the whole frame that it came in.
+        self.waiting.push_back((origin, sequence, mutation.detached()));
     }
 
     /// The next ones in their order, up to the bounds, but at least one.
@@ -104,7 +112,7 @@ impl Forwarded {
         batch
     }
 
-    /// Drops what waits and fits, without an answer: its node gives it again, to the next leader.
+    /// Removes the waiting requests for which `which` is true, and forgets them: given again, they are taken again.
     pub(super) fn leave(&mut self, which: impl Fn(&Admitted) -> bool) {
         for (origin, sequence, _) in self.part(which) {
             if let Some(origin) = self.origins.get_mut(&origin) {
@@ -113,8 +121,8 @@ impl Forwarded {
         }
     }
 
-    /// Drops what waits and fits, for good: never ordered in this leadership, however often it is given again. Answers
-    /// with what its nodes must hear.
+    /// Removes the waiting requests for which `which` is true, for good: given again, they are refused again in this
+    /// leadership. Answers with what to say to the nodes that forwarded them.
     pub(super) fn refuse(&mut self, which: impl Fn(&Admitted) -> bool) -> Vec<Refused> {
         let mut refused = BTreeMap::<u64, Vec<u64>>::new();
         for (origin, sequence, _) in self.part(which) {
@@ -123,7 +131,9 @@ impl Forwarded {
         let mut answers = Vec::new();
         for (number, sequences) in refused {
             let origin = self.origins.get_mut(&number).expect("what waits was taken");
-            origin.seen.extend(sequences.iter().map(|sequence| (*sequence, true)));
+            let floor = origin.floor;
+            // Up to the floor everything counts as taken anyway.
+            origin.seen.extend(sequences.iter().filter(|one| **one > floor).map(|one| (*one, Fate::Refused)));
             answers.push(Refused { node: origin.node.clone(), origin: number, sequences });
         }
         answers

@@ -48,6 +48,11 @@ pub(super) struct Levels {
 }
 
 impl Levels {
+    /// Another leadership has begun: its leader judges by what it knows itself.
+    pub(super) fn forget_raising(&mut self) {
+        self.raising = None;
+    }
+
     /// A process has greeted us.
     pub(super) fn greeted(&mut self, node: NodeId, session: u64, level: u32, now: Instant) {
         self.known.insert(node, (session, level, now));

@@ -321,7 +321,7 @@ impl<H: Hands> Engine<H> {
                     crate::protocol::Mark { index: snapshot.position.index, epoch: snapshot.position.epoch };
                 self.arrived = Some(*snapshot);
                 self.step(Input::SnapshotReceived(mark));
-                // Not wanted any more: an index of millions of keys takes its time to go.
+                // Not installed. To free an index of millions of keys takes long.
                 if let Some(unwanted) = self.arrived.take() {
                     self.hands.discard(Box::new(unwanted));
                 }

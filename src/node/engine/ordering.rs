@@ -13,13 +13,14 @@ use crate::node::admission::Admitted;
 use crate::node::event::Outcome;
 use crate::node::handle::Unavailable;
 use crate::node::hands::Hands;
-use crate::node::link::{ENTRIES_BYTES, item};
+use crate::node::link::{ENTRIES_BYTES, Item, item};
 use crate::proto::replcluster::{Forward, NoRoom, ReadIndex, ReadIndexAnswer, frame::Body};
 use crate::protocol::{Input, Role};
 use crate::rules::{Rule, breaks};
 use crate::view::NodeId;
 
-/// Entries and bytes ordered in one batch: so many of own clients and as many of followers, and one of any size of each.
+/// Entries and bytes ordered in one batch. Own requests and forwarded ones are bounded separately; of each there is at
+/// least one, however large.
 const BATCH_COUNT: usize = 4096;
 const BATCH_BYTES: usize = 4 << 20;
 /// How long the test switch keeps entries from followers.
@@ -92,7 +93,7 @@ impl<H: Hands> Engine<H> {
     }
 
     fn order(&mut self) {
-        if self.orders_no_growth() && !self.leave_out_growth() {
+        if !self.node.can_propose() || (self.orders_no_growth() && !self.leave_out_growth()) {
             return;
         }
         // While nothing commits, requests wait in their bounded queues and not in the log.
@@ -113,12 +114,21 @@ impl<H: Hands> Engine<H> {
         }
     }
 
-    /// What makes the state grow is not ordered: it is refused as the alarm will refuse it, or waits for the leader that
-    /// takes over because it has room. True where the rest may be ordered.
+    /// Requests that make the state grow are not ordered. They wait where another node is about to lead, because it has
+    /// room; otherwise they are refused, with the same error as under the space alarm. True where the rest may be ordered.
     fn leave_out_growth(&mut self) -> bool {
+        // The log may have found it out a moment ago.
+        self.note_short_log();
+        if !self.node.is_full() {
+            self.look_for_room();
+        }
         if self.node.hands_over_for_room() {
             self.forwarded.leave(Admitted::grows);
             return false;
+        }
+        // A build of level 0 does not know `NoRoom`: it gives its requests again until their time is up.
+        if self.shared.feature_level.load(Ordering::Acquire) == 0 {
+            self.forwarded.leave(Admitted::grows);
         }
         let epoch = self.node.epoch();
         for Refused { node, origin, sequences } in self.forwarded.refuse(Admitted::grows) {
@@ -147,9 +157,10 @@ impl<H: Hands> Engine<H> {
                     mutations.push(mutation.into_bytes());
                 }
                 let forward = Forward { origin: self.requests.origin(), first_sequence, mutations };
-                // What is on its way already is not given again with what found no room behind it.
-                if !self.hands.send(&leader, item(epoch, Body::Forward(forward))) {
-                    self.requests.submit_again_from(first_sequence);
+                // The queue is full: only what is not in it is given again.
+                let Item::Frame(frame) = item(epoch, Body::Forward(forward)) else { return };
+                if !self.hands.send(&leader, Item::Requests(frame)) {
+                    self.requests.take_back(first_sequence, submission.given_before);
                     self.forward_at = Some(self.now + FORWARD_AGAIN);
                     return;
                 }
@@ -196,8 +207,8 @@ impl<H: Hands> Engine<H> {
         }
     }
 
-    /// The leader will not order these in this leadership, and no other leader has: nothing of them was done, and nothing
-    /// will be.
+    /// The leader will not order these in this leadership, and no earlier leader's log holds them (see `Requests`). They
+    /// are removed here, so that no later leader gets them: nothing of them was done, and nothing will be.
     pub(super) fn refused_by_leader(&mut self, from: &NodeId, no_room: NoRoom) {
         let leads = self.node.view().is_some_and(|view| view.leader == *from);
         if !leads || no_room.origin != self.requests.origin() {

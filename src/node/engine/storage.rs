@@ -65,7 +65,8 @@ impl<H: Hands> Engine<H> {
         self.run_flush(job);
     }
 
-    /// Freezes what has gathered, where it is time to; the state must be whole, up to what it says to have applied.
+    /// Begins a flush if one is due. The state must hold each entry up to its applied index whole, and nothing of a later
+    /// one.
     pub(super) fn begin_due_flush(&mut self, store: &mut StateStore) -> Option<FlushJob> {
         let bytes = store.backend().overlay_bytes();
         let long_ago = bytes > 0 && self.now.duration_since(self.flushed_at) >= FLUSH_EVERY;

@@ -560,7 +560,7 @@ fn settle_tail(segment: &Segment, mark: Mark) -> Result<(), LogError> {
     let mut bytes = vec![0; usize::try_from(segment.end - from).expect("a segment fits in memory")];
     let count = segment.file.read_at(&mut bytes, from).map_err(io)?;
     if !breaks(Rule::RewriteTail) {
-        // The same bytes: broken off by a lack, nothing is another than before.
+        // The same bytes are written again: a partial write changes nothing.
         segment.file.write_at(&bytes[..count], from).map_err(room_error(&segment.path))?;
     }
     segment.file.sync().map_err(io)

@@ -89,8 +89,8 @@ impl<D: Disk> Spares<D> {
             self.settle(which, false);
             let kept = self.kept(which);
             let waits = kept.tried > 0 && breaks(Rule::RetryAfterLack);
-            // One that is being made is not ordered again: two threads would write to one file, and the slower one when
-            // the file is a segment already.
+            // One that is being made is not ordered again: two threads would write to one file, and the slower of them could
+            // write zeros over it after it has become a segment.
             if kept.lack.is_none() || waits || !matches!(kept.slot, Slot::Empty) {
                 continue;
             }

@@ -153,8 +153,7 @@ fn a_full_disk_hinders_no_promise_once_the_file_is_there() {
     }
 }
 
-/// File systems that write elsewhere what is written over can want room for a promise: is the one before still kept, and
-/// can this one be given again?
+/// Copy-on-write file systems can lack room for a promise. Is the one before not lost, and can this one be given again?
 fn promise_waits_for(fault: Fault, after: u64) -> bool {
     let disk = fresh();
     let promises = open(&disk).unwrap();
@@ -163,7 +162,9 @@ fn promise_waits_for(fault: Fault, after: u64) -> bool {
     let waits = matches!(save(&promises, 2), Err(PromiseError::Lack { .. }));
     let survivor = disk.fork();
     survivor.power_cut(&mut Random::new(after));
-    let kept = open(&survivor).unwrap().promise() == promise(1) && promises.promise() == promise(1);
+    // Its first copy may be whole on the disk; it was not told to anybody.
+    let found = open(&survivor).unwrap().promise();
+    let kept = [promise(1), promise(2)].contains(&found) && promises.promise() == promise(1);
     waits && kept && save(&promises, 2).is_ok() && open(&disk).unwrap().promise() == promise(2)
 }
 

@@ -128,3 +128,27 @@ fn where_nobody_takes_over_from_a_full_leader_puts_are_refused_and_deletes_go_on
     }
     assert_eq!(leader, storm.leader());
 }
+
+#[test]
+fn what_waits_at_a_full_leader_is_not_refused_while_another_takes_over() {
+    let mut storm = calm();
+    let full = storm.leader();
+    leave_room(&storm, full, 0);
+    let mut outcomes = Vec::new();
+    for _ in 0..40 {
+        outcomes.push(storm.order(full, put()));
+        go_on(&mut storm, 5);
+    }
+    go_on(&mut storm, 1_000);
+    let next = storm.leader();
+    assert_ne!(next, full, "one with room leads");
+    for outcome in &mut outcomes {
+        // Some are done, some are sent away before any leader got them, and of some the full node cannot say more: it has
+        // left the set and takes no entries.
+        let outcome = outcome.try_recv();
+        assert!(!matches!(outcome, Ok(Ok(Err(Refusal::SpaceExceeded)))), "{outcome:?}");
+    }
+    let mut done = storm.order(next, put());
+    go_on(&mut storm, 100);
+    assert!(matches!(done.try_recv(), Ok(Ok(Ok(_)))));
+}

@@ -584,7 +584,7 @@ impl World {
 /// What a link writes for an item: entries are read when their turn comes.
 fn frames(recent: &Recent, item: &Item) -> Vec<Bytes> {
     match item {
-        Item::Frame(bytes) => vec![bytes.clone()],
+        Item::Frame(bytes) | Item::Requests(bytes) => vec![bytes.clone()],
         Item::Entries { epoch, view, previous, last, commit, sent } => {
             let mut previous = *previous;
             let mut frames = Vec::new();

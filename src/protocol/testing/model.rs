@@ -96,7 +96,8 @@
 //! # A rule that is not needed for safety
 //!
 //! With any rule of the table in `runs` switched off some schedule loses what was acknowledged, or shows what was not,
-//! within fifteen steps; the two about the register put back (R11) and damping (R36) break the rule's own claim. `SkipPromise` (R5) is the exception: no schedule of *register* misses it, in 1.8 million states.
+//! within fifteen steps; without the two about a register put back (R11) and damping (R36) it breaks the rule's own claim.
+//! `SkipPromise` (R5) is the exception: no schedule of *register* misses it, in 1.8 million states.
 //! The reason: every view is elected out of the view before it, so whoever leads epoch e + 1 was one of those whose
 //! acknowledgement each commit of epoch e has waited for, and holds it. It must only not acknowledge anything of epoch e once it leads
 //! e + 1. While its swap is open it is a candidate, and candidates take no entries; and if it dies meanwhile, it has

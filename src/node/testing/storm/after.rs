@@ -47,15 +47,17 @@ impl Storm {
 
     pub(super) fn recover(&mut self) -> Result<(), Broken> {
         let latest = self.world.now + 20 * RECOVERY;
-        let (mut deadline, mut applied) = (self.world.now + RECOVERY, 0);
+        let epoch = |storm: &Storm| storm.world.register().map(|view| view.epoch);
+        let (mut deadline, mut seen) = (self.world.now + RECOVERY, (epoch(self), 0));
         loop {
             let next = self.world.now + 20;
             self.run_until(next)?;
-            // Entries that take long each, in pieces, are no lack of recovery while one after the other gets done.
-            if self.applied() > applied {
-                applied = self.applied();
+            // Entries can take long each: while one after the other gets done, and no view changes, more time is given.
+            let now = (epoch(self), self.applied());
+            if now.0 == seen.0 && now.1 > seen.1 {
                 deadline = (self.world.now + RECOVERY).min(latest);
             }
+            seen = now;
             match self.is_whole() {
                 Ok(()) => return Ok(()),
                 Err(broken) if self.world.now >= deadline => return Err(broken),

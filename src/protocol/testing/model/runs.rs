@@ -362,6 +362,12 @@ fn switched_off() -> Vec<(Rule, Setup)> {
         (Rule::ServeBeforeOpening, Setup { bounds: crash, ..COARSE }),
         (Rule::NoTruncate, Setup { bounds: crash, ..COARSE }),
         (Rule::ApplyUncommitted, Setup { bounds: crash, ..COARSE }),
+    ]
+}
+
+/// Rules whose own claim is checked: what comes of breaking them needs more than this model has.
+fn switched_off_and_claimed() -> Vec<(Rule, Setup)> {
+    vec![
         (
             Rule::TrustOldRegister,
             Setup {
@@ -378,12 +384,12 @@ fn switched_off() -> Vec<(Rule, Setup)> {
     ]
 }
 
-/// A checker that cannot fail proves nothing: without any one of these rules some schedule breaks a claim, and not
-/// only a claim about how the rule is followed.
+/// A checker that cannot fail proves nothing: without any one of these rules some schedule breaks a claim. For those of
+/// [`switched_off`] that is not only a claim about how the rule is followed.
 #[test]
 fn a_rule_that_is_switched_off_is_missed_by_some_schedule() {
     let (mut table, mut stories, mut unnoticed) = (String::new(), String::new(), Vec::new());
-    for (rule, setup) in switched_off() {
+    for (rule, setup) in switched_off().into_iter().chain(switched_off_and_claimed()) {
         let setup = Setup { broken: Some(rule), only_consequences: true, ..setup };
         let outcome = walk(&setup, true);
         let Some((claim, actions)) = outcome.broken else {
