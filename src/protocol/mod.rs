@@ -40,7 +40,9 @@
 //! *A register that goes back* (R11). Views form a chain: each holds the checksum of the one before it. A node follows a
 //! newer view only where the chain below it contains the view that the node knows; an older one, or one of another
 //! chain, it refuses. Each message names the view that its sender holds, so two leaders of one epoch notice each other. A
-//! node counts for a view only once the view is on its own disk: it would find its way back to it after a restart.
+//! node counts for a view only once the view is on its own disk: it would find its way back to it after a restart. A
+//! process that has just started knows no more than its disk, and an older register may say the same; so it replaces its
+//! view only once it has heard every other node of the set, or has their deaths proved, or `failure_timeout` has passed.
 //!
 //! *Reading* (R17). A leader proves a read by a look at the register after the value was read, and only while each
 //! in-sync follower has obeyed it less than `failure_timeout` ago: before that time no follower obeys another leader,
