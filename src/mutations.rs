@@ -43,7 +43,7 @@ fn core(rule: Core) -> (&'static str, Noticed) {
         Core::ProveUnheard => ("R17", STORMS),
         Core::DeadForEver => ("R32", STORMS),
         Core::PromiseUnprepared => ("R34", TIMES),
-        Core::JoinUndamped | Core::WaitForSlow => ("R36", TIMES),
+        Core::JoinUndamped | Core::WaitForSlow | Core::FollowSlow | Core::HandBackToSlow => ("R36", TIMES),
         Core::TakeOverAtOnce => ("R8", TIMES),
         Core::HandBackAtOnce | Core::HandOverUndrained => ("R9", TIMES),
         Core::AnyDeathCounts => ("R28", TIMES),

@@ -87,7 +87,7 @@ pub(super) fn unserved(path: &str) -> Option<Response<Body>> {
 /// What a client gets whose connection is one too many.
 pub(super) fn too_many_connections<B>(request: &Request<B>, most: usize) -> Response<Body> {
     let text = format!(
-        "replcluster: too many connections: this node takes {most} of clients; close some, or raise its --max-connections"
+        "replcluster: too many connections: this node takes {most} of clients; close some, or raise connections under [limits] in cluster.toml (--max-connections)"
     );
     let kind = request.headers().get(CONTENT_TYPE);
     if kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {

@@ -474,6 +474,7 @@ impl Handle {
         }
         let mut wanted = Wanted::default();
         let mut pause = Duration::from_millis(1);
+        let mut changed = None;
         loop {
             let epoch = self.shared.serving.load(Ordering::Acquire);
             if epoch == 0 {
@@ -482,7 +483,6 @@ impl Handle {
                     Confirmed::LeadsHere => continue,
                 }
             }
-            let mut changed = self.shared.changed.subscribe();
             if let Some(Reading { epoch, value }) = self.shared.begin_read(Epoch(epoch), &mut wanted, &begin)
             {
                 let value = match value {
@@ -493,6 +493,11 @@ impl Handle {
                     return Ok(value);
                 }
             }
+            // Most reads come no further, and subscribe to nothing. One that does tries again: it may have changed before.
+            let Some(changed) = &mut changed else {
+                changed = Some(self.shared.changed.subscribe());
+                continue;
+            };
             // What is committed is about to be applied, a change of the set by ourselves is under way, or we have been
             // replaced: the driver will tell of all that takes long. The wait is bounded so that a register which comes
             // back is noticed.

@@ -23,9 +23,17 @@
 //! is the measure: one disk that all share makes nobody lag. A disk that hangs for good is the business of
 //! `stall_timeout`.
 //!
-//! All this is knowledge of one leadership. A new leader knows of no strikes and counts anew, so a change of leader costs
-//! at most the short pauses at the beginning. A damped node is missing from the set as any dropped node is: it is not
-//! counted on, and may not lead. Damping never takes a node out, it only lets it in later.
+//! *A slow leader*: every node keeps the same account of how long each of its peers is silent, beyond `failure_timeout` / 2
+//! for each silence. An in-sync follower whose leader owes more than 3 · `failure_timeout` takes over as if the leader had
+//! died. That is more than a follower may owe: where one link is bad, the leader drops the follower before the follower
+//! replaces the leader. The new leader counts one strike for the one it has replaced. An account begins anew with each
+//! process, so that a restart is no silence.
+//!
+//! Leadership is not handed back to a node that still owes something.
+//!
+//! All other strikes are knowledge of one leadership. A new leader counts anew, so a change of leader costs at most the
+//! short pauses at the beginning. A damped node is missing from the set as any dropped node is: it is not counted on, and
+//! may not lead. Damping never takes a follower out, it only lets it in later.
 
 use super::Millis;
 
@@ -42,6 +50,7 @@ const FIRST_PAUSE: Millis = 4;
 const LONGEST_PAUSE: Millis = 64;
 const MEMORY: Millis = 200;
 const OWED_MAX: Millis = 2;
+const OWED_MAX_OF_LEADER: Millis = 3;
 
 impl Strikes {
     /// It was dropped, after it had been in sync for that long.
@@ -74,15 +83,56 @@ impl Strikes {
     }
 }
 
+/// What a node owes for being late; time pays it back.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Debt {
+    /// Looked at last.
+    at: Option<Millis>,
+    /// In quarters of milliseconds.
+    owed: Millis,
+}
+
+impl Debt {
+    /// What is left of it at `now`.
+    fn left(&self, now: Millis) -> Millis {
+        self.owed.saturating_sub(now - self.at.unwrap_or(now))
+    }
+
+    /// Something came after `waited`.
+    pub(super) fn note(&mut self, now: Millis, waited: Millis, failure_timeout: Millis) {
+        let late = waited.saturating_sub(failure_timeout / 2).min(failure_timeout);
+        let most = 4 * (OWED_MAX + OWED_MAX_OF_LEADER) * failure_timeout;
+        self.owed = (self.left(now) + 4 * late).min(most);
+        self.at = Some(now);
+    }
+
+    /// A leader that owes so much is replaced.
+    pub(super) fn is_too_much_for_leader(&self, now: Millis, failure_timeout: Millis) -> bool {
+        self.left(now) > 4 * OWED_MAX_OF_LEADER * failure_timeout
+    }
+
+    /// Nothing is owed.
+    pub(super) fn is_paid(&self, now: Millis) -> bool {
+        self.left(now) == 0
+    }
+
+    /// We did not run for that long: that pays nothing back.
+    pub(super) fn forgive(&mut self, slept: Millis, now: Millis) {
+        self.at = self.at.map(|at| (at + slept).min(now));
+    }
+
+    /// Nothing is owed from now on.
+    pub(super) fn forget(&mut self) {
+        *self = Debt::default();
+    }
+}
+
 /// How much a node holds up the writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Lag {
     /// What our disk held when it was last compared, and since when the node has owed it.
     owes: Option<(crate::view::Index, Millis)>,
-    /// Looked at last.
-    at: Option<Millis>,
-    /// In quarters of milliseconds.
-    owed: Millis,
+    debt: Debt,
 }
 
 impl Lag {
@@ -94,28 +144,28 @@ impl Lag {
         theirs: crate::view::Index,
         failure_timeout: Millis,
     ) {
-        let passed = now - self.at.replace(now).unwrap_or(now);
-        self.owed = self.owed.saturating_sub(passed);
         match self.owes {
             Some((mark, _)) if theirs < mark => return,
-            Some((_, since)) => {
-                let late = (now - since).saturating_sub(failure_timeout / 2).min(failure_timeout);
-                self.owed = (self.owed + 4 * late).min(8 * OWED_MAX * failure_timeout);
-            }
+            Some((_, since)) => self.debt.note(now, now - since, failure_timeout),
             None => {}
         }
         self.owes = (theirs < ours).then_some((ours, now));
     }
 
     /// It holds up too much, for one with so many strikes.
-    pub(super) fn is_too_much(&self, strikes: u32, failure_timeout: Millis) -> bool {
-        self.owed > (4 * OWED_MAX * failure_timeout) >> strikes.min(2)
+    pub(super) fn is_too_much(&self, now: Millis, strikes: u32, failure_timeout: Millis) -> bool {
+        self.debt.left(now) > (4 * OWED_MAX * failure_timeout) >> strikes.min(2)
+    }
+
+    /// It has held up nothing of late.
+    pub(super) fn is_paid(&self, now: Millis) -> bool {
+        self.debt.is_paid(now)
     }
 
     /// We did not run for that long.
     pub(super) fn forgive(&mut self, slept: Millis, now: Millis) {
-        self.at = Some(now);
         self.owes = self.owes.map(|(mark, since)| (mark, (since + slept).min(now)));
+        self.debt.forgive(slept, now);
     }
 
     /// Nothing is owed.
@@ -150,7 +200,7 @@ mod tests {
                 theirs = Index(now);
             }
             lag.note(now, Index(now), theirs, 300);
-            if lag.is_too_much(0, 300) {
+            if lag.is_too_much(now, 0, 300) {
                 return Some(now);
             }
         }

@@ -10,7 +10,7 @@ use super::progress::{Phase, Progress};
 use super::rules::Rule;
 use super::views::Pause;
 use super::{Effect, Message, Millis};
-use crate::view::{Incarnation, Index, NodeId};
+use crate::view::{Incarnation, Index, NodeId, View};
 
 /// Entries in one `Append`; the driver cuts further by bytes.
 const APPEND_MAX: u64 = 4096;
@@ -81,6 +81,7 @@ impl Node {
             progress.insert(node.clone(), Progress { in_sync_since: Some(now), ..known });
         }
         let start = self.append_own(1, true);
+        let strikes = self.strikes_of_slow_leader(&view);
         let serving = self.breaks(Rule::ServeBeforeOpening);
         self.leader_gone_since = None;
         self.role = Role::Leader(Leader {
@@ -91,13 +92,29 @@ impl Node {
             expelled: BTreeSet::new(),
             transfer: None,
             transfer_pause: Pause::default(),
-            strikes: BTreeMap::new(),
+            strikes,
             struck: BTreeSet::new(),
             stuck_since: None,
             doubted: None,
         });
         self.flush();
         self.change_set();
+    }
+
+    /// The leader that we have replaced because it was slow comes back with one strike (R36).
+    fn strikes_of_slow_leader(&self, view: &View) -> BTreeMap<NodeId, Strikes> {
+        let (now, timeout) = (self.now, self.config.failure_timeout);
+        let slow = |node: &NodeId| {
+            let known = self.peers.get(node);
+            known.is_some_and(|peer| peer.silences.is_too_much_for_leader(now, timeout))
+        };
+        let left = view.members.keys().filter(|node| !view.in_sync.contains_key(*node) && slow(node));
+        left.map(|node| {
+            let mut strikes = Strikes::default();
+            strikes.strike(now, 0, timeout);
+            (node.clone(), strikes)
+        })
+        .collect()
     }
 
     pub(super) fn propose(&mut self, count: u64) {

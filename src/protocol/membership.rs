@@ -45,7 +45,8 @@ impl Node {
         };
         let lags = |node: &NodeId| {
             let strikes = leader.strikes.get(node).map_or(0, Strikes::count);
-            let late = |known: &Progress| known.lag.is_too_much(strikes, self.config.failure_timeout);
+            let late =
+                |known: &Progress| known.lag.is_too_much(self.now, strikes, self.config.failure_timeout);
             leader.progress.get(node).is_some_and(late) && !self.breaks(Rule::WaitForSlow)
         };
         let strikes = |node: &NodeId| (self.is_silent(node) || mute(node) || lags(node)) && !unfit(node);
@@ -316,6 +317,12 @@ impl Node {
         !self.is_in_doubt() && (hands_over || self.is_behind_others())
     }
 
+    /// It has kept nothing waiting of late (R36).
+    fn is_steady(&self, node: &NodeId, known: &Progress) -> bool {
+        let speaks = self.peers.get(node).is_none_or(|peer| peer.silences.is_paid(self.now));
+        speaks && known.lag.is_paid(self.now) || self.breaks(Rule::HandBackToSlow)
+    }
+
     /// Leadership goes back to the lowest address once it has stayed in sync long enough (R9).
     pub(super) fn hand_back(&mut self) {
         let (Some(after), Some(view)) = (self.config.handback_after, &self.view) else { return };
@@ -325,6 +332,7 @@ impl Node {
             return;
         };
         let fit = leader.progress.get(&lowest).filter(|known| !known.full || self.full);
+        let fit = fit.filter(|known| self.is_steady(&lowest, known));
         let since = fit.and_then(|known| known.in_sync_since);
         if self.can_propose()
             && self.may_hand_over_unasked()

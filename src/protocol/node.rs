@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::damping::Debt;
 use super::follower::Follower;
 use super::leader::Leader;
 use super::outline::{Mark, Outline};
@@ -50,6 +51,8 @@ pub(super) struct Peer {
     pub dead: Option<Death>,
     /// When we last said something to it.
     pub last_sent: Option<Millis>,
+    /// What its process owes for silences (R36).
+    pub silences: Debt,
 }
 
 /// A proof of death.
@@ -337,6 +340,7 @@ impl Node {
         if slept > self.config.failure_timeout / 2 {
             for peer in self.peers.values_mut() {
                 peer.last_heard = (peer.last_heard + slept).min(self.now);
+                peer.silences.forgive(slept, self.now);
             }
             self.forgive_followers(slept);
         }
@@ -488,11 +492,12 @@ impl Node {
             incarnation: None,
             dead: None,
             last_sent: None,
+            silences: Debt::default(),
         })
     }
 
     fn hear(&mut self, envelope: &Envelope) {
-        let (now, session) = (self.now, envelope.session);
+        let (now, session, timeout) = (self.now, envelope.session, self.config.failure_timeout);
         // Only under our view or a newer one: a straggler from before a wipe must not speak for the node of today.
         let current = envelope.epoch >= self.epoch();
         let peer = self.peer(&envelope.from);
@@ -504,6 +509,12 @@ impl Node {
             peer.incarnation = Some(envelope.incarnation);
         }
         peer.dead = None;
+        if peer.session == Some(session) {
+            let silent = now - peer.last_heard;
+            peer.silences.note(now, silent, timeout);
+        } else {
+            peer.silences.forget();
+        }
         peer.session = Some(session);
         peer.last_heard = now;
     }
@@ -555,6 +566,14 @@ impl Node {
                     || self.now - peer.last_heard > self.config.failure_timeout
             }
         }
+    }
+
+    /// A leader that lives, and yet is silent for most of the time: it is replaced as one that is gone (R36).
+    pub(super) fn is_slow_leader(&self, node: &NodeId) -> bool {
+        let timeout = self.config.failure_timeout;
+        let leads = self.view.as_ref().is_some_and(|view| view.leader == *node);
+        let slow = |peer: &Peer| peer.silences.is_too_much_for_leader(self.now, timeout);
+        leads && self.peers.get(node).is_some_and(slow) && !self.breaks(Rule::FollowSlow)
     }
 
     /// Gone for its silence alone: it may live.

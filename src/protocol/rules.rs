@@ -64,6 +64,10 @@ pub(crate) enum Rule {
     JoinUndamped,
     /// R36 off: who acknowledges slowly is waited for as long as it speaks.
     WaitForSlow,
+    /// R36 off: a leader that is silent for most of the time is followed as long as it speaks.
+    FollowSlow,
+    /// R36 off: leadership is handed back to a node that keeps others waiting.
+    HandBackToSlow,
     /// A leader whose disk hangs goes on sending heartbeats.
     LeadWithHungDisk,
     /// A follower whose disk hangs is waited for as long as it talks.
@@ -105,6 +109,8 @@ impl Rule {
         Rule::PromiseUnprepared,
         Rule::JoinUndamped,
         Rule::WaitForSlow,
+        Rule::FollowSlow,
+        Rule::HandBackToSlow,
         Rule::LeadWithHungDisk,
         Rule::WaitForHungDisk,
         Rule::TrustWipedNode,

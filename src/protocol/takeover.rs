@@ -58,7 +58,7 @@ impl Node {
             return self.halt(Halt::LogTooShort { last, floor }); // R24
         }
         if view.leader != self.config.id && !self.has_renounced() {
-            if !self.is_gone(&view.leader) {
+            if !self.is_gone(&view.leader) && !self.is_slow_leader(&view.leader) {
                 self.leader_gone_since = None;
                 return;
             }
@@ -138,7 +138,10 @@ impl Node {
     /// There is a leader to obey, and nothing promised against it.
     fn leader_lives(&self) -> bool {
         self.view.as_ref().is_some_and(|view| {
-            view.leader != self.config.id && !self.has_renounced() && !self.is_gone(&view.leader)
+            view.leader != self.config.id
+                && !self.has_renounced()
+                && !self.is_gone(&view.leader)
+                && !self.is_slow_leader(&view.leader)
         })
     }
 
@@ -151,7 +154,8 @@ impl Node {
         if self.leader_lives() {
             return self.become_follower(); // it spoke while we looked
         }
-        let in_sync = view.in_sync.iter().filter(|(node, _)| !self.is_gone(node));
+        let in_sync =
+            view.in_sync.iter().filter(|(node, _)| !self.is_gone(node) && !self.is_slow_leader(node));
         let intruder =
             self.breaks(Rule::ElectOutsideSet).then_some((&self.config.id, &self.config.incarnation));
         let next = View {

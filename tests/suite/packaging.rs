@@ -260,6 +260,14 @@ fn the_first_process_of_a_container_collects_orphans_and_ends_its_cluster() {
     wait_for("an orphan comes to the first process", || !children(first, "sleep").is_empty());
     wait_for("the orphan is collected", || children(first, "sleep").is_empty());
     assert_eq!(children(first, "replserver").len(), 2);
+    // Their process ids in there are small, and out here belong to others: nothing of those may be shown.
+    let seen = scene.status();
+    for node in seen["nodes"].as_array().unwrap() {
+        assert_eq!(node["state"], "ready", "{seen}");
+        for figure in ["pid", "uptime_ms", "cpu_percent", "memory_bytes"] {
+            assert!(node[figure].is_null(), "{figure}: {seen}");
+        }
+    }
     kill(Pid::from_raw(i32::try_from(first).unwrap()), Signal::SIGTERM).unwrap();
     assert_eq!(outside.wait().unwrap().code(), Some(0));
     assert_eq!(scene.status()["state"], "stopped");

@@ -183,6 +183,46 @@ fn a_follower_that_is_slow_but_speaks_stalls_writers_little(broken: Option<Rule>
     claim(share <= 25, format!("writers stand still for {share} % of 100 f"))
 }
 
+/// R36: a leader that is frozen so is never silent for long enough either, and nothing is ordered meanwhile.
+fn a_leader_that_is_slow_but_speaks_stalls_writers_little(broken: Option<Rule>) -> Outcome {
+    let mut story = Story::new(broken, None);
+    story.run(6_000, |machine, time| State { frozen: machine == 0 && time % 60 < 56, ..WELL });
+    let (leader, ..) = story.view();
+    let share = 100 * story.stalled / 6_000;
+    claim(
+        leader == 1 && share <= 35,
+        format!("machine {leader} leads, writers stand still for {share} % of 100 f"),
+    )
+}
+
+/// R36: a follower that is the lowest begins to be slow before it has been in sync for long enough to lead again.
+fn leadership_is_not_handed_back_to_a_slow_node(broken: Option<Rule>) -> Outcome {
+    let mut story = Story::new(broken, Some(200));
+    let session = story.kill(0);
+    story.died(0, session);
+    story.run(50, |_, _| WELL);
+    story.start(0);
+    story.run(100, |_, _| WELL);
+    let (before, in_sync, _) = story.view();
+    assert_eq!((before, in_sync), (1, MACHINES), "b leads, a is back");
+    let mut led = 0;
+    for _ in 0..50 {
+        story.run(60, |machine, time| State { frozen: machine == 0 && time < 56, ..WELL });
+        led += u64::from(story.view().0 == 0);
+    }
+    claim(led == 0, format!("it leads at the end of {led} of 50 rounds"))
+}
+
+/// R9, R36: as soon as it is well it leads again.
+fn leadership_is_handed_back_to_a_node_that_was_slow_for_a_moment(broken: Option<Rule>) -> Outcome {
+    let mut story = Story::new(broken, Some(200));
+    story.run(120, |machine, _| State { frozen: machine == 0, ..WELL });
+    let (before, ..) = story.view();
+    story.run(700, |_, _| WELL);
+    let (after, ..) = story.view();
+    claim((before, after) == (1, 0), format!("machine {before} leads meanwhile, {after} 12 f later"))
+}
+
 /// R36: one silence costs a node nothing but the time until it is back.
 fn a_node_that_was_silent_once_is_back_at_once(broken: Option<Rule>) -> Outcome {
     let mut story = Story::new(broken, None);
@@ -356,6 +396,9 @@ type Tale = fn(Option<Rule>) -> Outcome;
 const TALES: &[(&str, Tale, &[Rule])] = &[
     ("comes and goes", a_follower_that_comes_and_goes_stalls_writers_little, &[Rule::JoinUndamped]),
     ("slow but speaks", a_follower_that_is_slow_but_speaks_stalls_writers_little, &[Rule::WaitForSlow]),
+    ("slow leader", a_leader_that_is_slow_but_speaks_stalls_writers_little, &[Rule::FollowSlow]),
+    ("handed to nobody slow", leadership_is_not_handed_back_to_a_slow_node, &[Rule::HandBackToSlow]),
+    ("handed back", leadership_is_handed_back_to_a_node_that_was_slow_for_a_moment, &[]),
     ("silent once", a_node_that_was_silent_once_is_back_at_once, &[]),
     ("lowest takes over", the_lowest_live_node_takes_over, &[Rule::TakeOverAtOnce]),
     (

@@ -43,6 +43,8 @@ pub fn settle(process: &mut Process) {
         peer.last_sent = None;
         // Only for telling a wiped directory, and no directory is wiped here.
         peer.incarnation = None;
+        // Silences of less than `failure_timeout` are not told apart here.
+        peer.silences.forget();
         if let Some(dead) = &mut peer.dead {
             future(&mut dead.stragglers_until);
         }
