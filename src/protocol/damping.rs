@@ -26,7 +26,7 @@
 //! *A slow leader*: every node keeps the same account of how long each of its peers is silent, beyond `failure_timeout` / 2
 //! for each silence. An in-sync follower whose leader owes more than 3 · `failure_timeout` takes over as if the leader had
 //! died. That is more than a follower may owe: where one link is bad, the leader drops the follower before the follower
-//! replaces the leader. The new leader counts one strike for the one it has replaced. An account begins anew with each
+//! replaces the leader. The new leader counts two strikes for the one it has replaced. An account begins anew with each
 //! process, so that a restart is no silence.
 //!
 //! Leadership is not handed back to a node that still owes something.

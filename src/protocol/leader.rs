@@ -101,7 +101,7 @@ impl Node {
         self.change_set();
     }
 
-    /// The leader that we have replaced because it was slow comes back with one strike (R36).
+    /// The leader that we have replaced because it was slow comes back with two strikes (R36).
     fn strikes_of_slow_leader(&self, view: &View) -> BTreeMap<NodeId, Strikes> {
         let (now, timeout) = (self.now, self.config.failure_timeout);
         let slow = |node: &NodeId| {
@@ -111,6 +111,7 @@ impl Node {
         let left = view.members.keys().filter(|node| !view.in_sync.contains_key(*node) && slow(node));
         left.map(|node| {
             let mut strikes = Strikes::default();
+            strikes.strike(now, 0, timeout);
             strikes.strike(now, 0, timeout);
             (node.clone(), strikes)
         })

@@ -47,7 +47,7 @@ fn nothing_acknowledged_is_lost_when_the_register_is_put_back_or_descriptors_run
 }
 
 #[test]
-fn a_follower_that_flaps_keeps_writers_for_less_than_half_of_the_time() {
+fn a_node_that_flaps_keeps_writers_for_less_than_half_of_the_time() {
     let directory = tempfile::tempdir().unwrap();
     let output = torture(directory.path(), &["--cycles", "1", "--faults", "flapping"]);
     assert_not_violated(&output, &["flapping"]);

@@ -49,7 +49,7 @@ pub(super) enum Kind {
     NoDescriptors,
     /// Put the register back to an older copy while the leader sleeps or is dead, and later the newer one
     RegisterRollback,
-    /// Stop a follower for most of the time, again and again
+    /// Stop a node for most of the time, again and again
     Flapping,
     /// Kill the leader while nobody talks to it; what --survivors-only does
     #[value(skip)]
@@ -66,7 +66,7 @@ enum Fault {
     FullDisk { lasting: Duration, kills_leader: bool },
     NoDescriptors { node: usize, lowers_limit: bool, lasting: Duration },
     Rollback(Rollback),
-    Flapping { follower: usize, rhythm: Rhythm },
+    Flapping { node: usize, rhythm: Rhythm },
     Leader,
 }
 
@@ -98,7 +98,7 @@ pub(super) struct Done {
     pub(super) killed: usize,
     /// What was asked beside the load.
     pub(super) operations: Vec<Operation>,
-    /// The largest share of a time with a flapping follower in which writers stood still, in percent.
+    /// The largest share of a time with a flapping node in which writers stood still, in percent.
     pub(super) stalled_percent: Option<f64>,
     /// What was seen that must never be.
     pub(super) violations: Vec<String>,
@@ -156,7 +156,7 @@ impl Plan {
                 lasting: Duration::from_millis(random.random_range(300..1500)),
             }),
             Kind::Flapping => Fault::Flapping {
-                follower: all[0],
+                node: all[0],
                 rhythm: if random.random_bool(0.5) { Rhythm::SEEN } else { Rhythm::UNSEEN },
             },
             Kind::Leader => Fault::Leader,
@@ -251,7 +251,7 @@ impl Torturer<'_> {
                 self.take_descriptors(*node, *lowers_limit, *lasting).await?
             }
             Fault::Rollback(rollback) => self.roll_back(*rollback).await?,
-            Fault::Flapping { follower, rhythm } => self.flap(*follower, *rhythm).await?,
+            Fault::Flapping { node, rhythm } => self.flap(*node, *rhythm).await?,
             Fault::Leader => self.kill_leader().await?,
         };
         let whole = self.whole().await?;

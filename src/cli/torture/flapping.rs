@@ -1,4 +1,4 @@
-//! A follower that is stopped for most of the time, again and again (R36). Writers may stand still while it is found out;
+//! A node that is stopped for most of the time, again and again (R36). Writers may stand still while it is found out;
 //! not for as long as it goes on.
 
 use std::time::Duration;
@@ -11,7 +11,7 @@ use crate::clock;
 /// How long it goes on: long enough that finding it out is a small part of it.
 const LASTING: Duration = Duration::from_secs(20);
 
-/// How long a follower is stopped, out of how long.
+/// How long a node is stopped, out of how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Rhythm {
     stopped: Duration,
@@ -28,9 +28,8 @@ impl Rhythm {
 }
 
 impl Torturer<'_> {
-    pub(super) async fn flap(&mut self, follower: usize, rhythm: Rhythm) -> Result<String, Stop> {
-        let leader = self.whole().await?;
-        let node = if follower == leader { (follower + 1) % self.cluster.len() } else { follower };
+    pub(super) async fn flap(&mut self, node: usize, rhythm: Rhythm) -> Result<String, Stop> {
+        let leads = if self.whole().await? == node { ", which led" } else { "" };
         self.disturb(&[node]);
         self.strike(Kind::Flapping);
         self.board.take_stalled();
@@ -48,7 +47,7 @@ impl Torturer<'_> {
         let worst = self.done.stalled_percent.unwrap_or(0.0).max(percent);
         self.done.stalled_percent = Some(worst);
         Ok(format!(
-            "stopped {} for {} of every {} ms; writers stood still for {percent:.0} % of it",
+            "stopped {}{leads} for {} of every {} ms; writers stood still for {percent:.0} % of it",
             self.names(&[node]),
             rhythm.stopped.as_millis(),
             (rhythm.stopped + rhythm.runs).as_millis()

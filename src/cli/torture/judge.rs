@@ -20,8 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Revisions that nobody was told of and that are read one by one; beyond it the check searches for who made them.
 const MOST_READ: usize = 50_000;
 
-/// A follower that flaps may keep writers from being acknowledged for this share of the time.
-const MOST_STALLED_PERCENT: f64 = 40.0;
+/// A node that flaps, be it the leader, may keep writers from being acknowledged for this share of the time.
+const MOST_STALLED_PERCENT: f64 = 50.0;
 
 /// Where the machine stood still for this long, nobody can say whether the cluster was slow.
 const STALL: Duration = Duration::from_secs(5);
@@ -170,7 +170,7 @@ pub(super) fn judge(
     }
     violations.extend(done.violations.iter().cloned());
     if let Some(percent) = done.stalled_percent.filter(|percent| *percent > MOST_STALLED_PERCENT) {
-        let what = format!("writers stood still for {percent:.0} % of the time while a follower flapped");
+        let what = format!("writers stood still for {percent:.0} % of the time while a node flapped");
         if demands.stalls.longest() < STALL { violations.push(what) } else { doubts.push(what) }
     }
     if hashes_equal == Some(false) {
